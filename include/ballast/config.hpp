@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CONFIG_HPP
+#define BALLAST_CONFIG_HPP
+
+#if defined(_MSVC_LANG) ? _MSVC_LANG < 202002L : __cplusplus < 202002L
+#  error "ballast needs C++20: compile with -std=c++20 or later"
+#endif
+
+// 0: no checks. 1: documented preconditions (default without NDEBUG). 2: also internal invariants.
+#ifndef BALLAST_CONTRACT_LEVEL
+#  ifdef NDEBUG
+#    define BALLAST_CONTRACT_LEVEL 0
+#  else
+#    define BALLAST_CONTRACT_LEVEL 1
+#  endif
+#endif
+
+// The contract level is part of the ABI namespace: translation units built at different levels never share an inline
+// function body; handing our types from one to the other fails to link.
+#define BALLAST_DETAIL_CAT3(a, b, c) a##b##c
+#define BALLAST_DETAIL_ABI(major, level) BALLAST_DETAIL_CAT3(v##major, _c, level)
+#define BALLAST_BEGIN_NAMESPACE \
+  namespace ballast {           \
+  inline namespace BALLAST_DETAIL_ABI(0, BALLAST_CONTRACT_LEVEL) {
+#define BALLAST_END_NAMESPACE \
+  }                           \
+  }
+
+#endif

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_LOAD_HISTORY_HPP
+#define BALLAST_LOAD_HISTORY_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/matrix_view.hpp>
+#include <ballast/status.hpp>
+#include <ballast/types.hpp>
+
+#include <cstddef>
+#include <limits>
+#include <span>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Loads that somebody else owns, `[H, L, E]` tokens: H buckets of passes, oldest first.
+class load_history_view {
+public:
+  constexpr load_history_view() = default;
+  /// @pre `tokens.size() == num_buckets * num_layers * num_logical`
+  constexpr load_history_view(std::span<load_t const> tokens, index_t num_buckets, index_t num_layers, index_t num_logical)
+      : tokens_{tokens}, num_buckets_{num_buckets}, num_layers_{num_layers}, num_logical_{num_logical} {
+    BALLAST_EXPECTS(num_buckets >= 0 && num_layers >= 0 && num_logical >= 0, "load_history_view: negative extent");
+    BALLAST_EXPECTS(tokens.size() == static_cast<std::size_t>(num_buckets) * static_cast<std::size_t>(num_layers) *
+                                         static_cast<std::size_t>(num_logical),
+                    "load_history_view: element count is not H * L * E");
+  }
+  /// A single bucket, `[L, E]`.
+  constexpr load_history_view(matrix_view<load_t const> loads)  // NOLINT(google-explicit-constructor): one-bucket history
+      : load_history_view{loads.elements(), 1, loads.rows(), loads.columns()} {}
+
+  [[nodiscard]] constexpr index_t num_buckets() const noexcept { return num_buckets_; }
+  [[nodiscard]] constexpr index_t num_layers() const noexcept { return num_layers_; }
+  [[nodiscard]] constexpr index_t num_logical() const noexcept { return num_logical_; }
+  [[nodiscard]] constexpr std::span<load_t const> tokens() const noexcept { return tokens_; }
+  /// One bucket, `[L, E]`. @pre in range
+  [[nodiscard]] constexpr matrix_view<load_t const> bucket(index_t bucket) const {
+    BALLAST_EXPECTS(bucket >= 0 && bucket < num_buckets_, "load_history_view: bucket out of range");
+    auto const size = static_cast<std::size_t>(num_layers_) * static_cast<std::size_t>(num_logical_);
+    return {tokens_.subspan(static_cast<std::size_t>(bucket) * size, size), num_layers_, num_logical_};
+  }
+  /// One layer of one bucket, `[E]`. @pre in range
+  [[nodiscard]] constexpr std::span<load_t const> layer(index_t bucket, index_t layer) const {
+    return this->bucket(bucket).row(layer);
+  }
+
+private:
+  std::span<load_t const> tokens_;
+  index_t num_buckets_ = 0;
+  index_t num_layers_ = 0;
+  index_t num_logical_ = 0;
+};
+
+/// Add the buckets of one layer up.
+///
+/// @param history  [H, L, E] tokens.
+/// @param layer    in [0, L).
+/// @param out      out: [E] tokens over all buckets.
+/// @pre `out.size() == E`
+/// @complexity O(H E), no allocation.
+/// @throws nothing
+inline void sum_buckets(load_history_view history, index_t layer, std::span<load_t> out) {
+  BALLAST_EXPECTS(out.size() == static_cast<std::size_t>(history.num_logical()), "sum_buckets: output is not [E]");
+  for (auto& tokens : out) { tokens = 0; }
+  for (index_t bucket = 0; bucket < history.num_buckets(); ++bucket) {
+    auto const row = history.layer(bucket, layer);
+    for (std::size_t e = 0; e < out.size(); ++e) { out[e] += row[e]; }
+  }
+}
+
+/// Largest number of tokens that a layer's whole history may hold; planners scale loads up without overflow below it.
+inline constexpr load_t max_layer_tokens = load_t{1} << 44;
+
+/// Refuse loads that no planner can use: negative cells, or a layer above `max_layer_tokens`.
+///
+/// @param history  [H, L, E] tokens.
+/// @complexity O(H L E), no allocation on success.
+/// @throws nothing; the status names bucket, layer, expert and value.
+[[nodiscard]] inline status validate_loads(load_history_view history) {
+  for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+    load_t total = 0;
+    for (index_t bucket = 0; bucket < history.num_buckets(); ++bucket) {
+      auto const row = history.layer(bucket, layer);
+      for (std::size_t e = 0; e < row.size(); ++e) {
+        if (row[e] < 0) {
+          return {errc::invalid_load, detail::concat("load of layer ", layer, ", expert ", e, ", bucket ", bucket, " is ",
+                                                     row[e], ", must not be negative")};
+        }
+        if (row[e] > max_layer_tokens - total) {
+          return {errc::invalid_load, detail::concat("load of layer ", layer, " exceeds ", max_layer_tokens,
+                                                     " tokens at expert ", e, ", bucket ", bucket)};
+        }
+        total += row[e];
+      }
+    }
+  }
+  return {};
+}
+
+BALLAST_END_NAMESPACE
+
+#endif
