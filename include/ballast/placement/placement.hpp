@@ -226,8 +226,14 @@ public:
   }
 
 private:
-  template <class Vector>
-  [[nodiscard]] auto row(Vector& elements, index_t layer, index_t width) const {
+  template <class T>
+  [[nodiscard]] std::span<T const> row(std::vector<T> const& elements, index_t layer, index_t width) const {
+    BALLAST_EXPECTS(layer >= 0 && layer < shape_.num_layers, "placement: layer out of range");
+    return std::span{elements}.subspan(static_cast<std::size_t>(layer) * static_cast<std::size_t>(width),
+                                       static_cast<std::size_t>(width));
+  }
+  template <class T>
+  [[nodiscard]] std::span<T> row(std::vector<T>& elements, index_t layer, index_t width) {
     BALLAST_EXPECTS(layer >= 0 && layer < shape_.num_layers, "placement: layer out of range");
     return std::span{elements}.subspan(static_cast<std::size_t>(layer) * static_cast<std::size_t>(width),
                                        static_cast<std::size_t>(width));
