@@ -3,16 +3,16 @@
 #define BALLAST_CONFIG_HPP
 
 #if defined(_MSVC_LANG) ? _MSVC_LANG < 202002L : __cplusplus < 202002L
-#  error "ballast needs C++20: compile with -std=c++20 or later"
+  #error "ballast needs C++20: compile with -std=c++20 or later"
 #endif
 
 // 0: no checks. 1: documented preconditions (default without NDEBUG). 2: also internal invariants.
 #ifndef BALLAST_CONTRACT_LEVEL
-#  ifdef NDEBUG
-#    define BALLAST_CONTRACT_LEVEL 0
-#  else
-#    define BALLAST_CONTRACT_LEVEL 1
-#  endif
+  #ifdef NDEBUG
+    #define BALLAST_CONTRACT_LEVEL 0
+  #else
+    #define BALLAST_CONTRACT_LEVEL 1
+  #endif
 #endif
 
 // The contract level is part of the ABI namespace: translation units built at different levels never share an inline

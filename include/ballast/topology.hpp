@@ -49,13 +49,17 @@ public:
     if (shape.num_ranks < 1) { return refuse("number of ranks is ", shape.num_ranks, ", must be at least 1"); }
     if (shape.num_nodes < 1) { return refuse("number of nodes is ", shape.num_nodes, ", must be at least 1"); }
     if (shape.slots_per_rank < 1) { return refuse("slots per rank is ", shape.slots_per_rank, ", must be at least 1"); }
-    if (shape.reserved_slots < 0) { return refuse("reserved slots is ", shape.reserved_slots, ", must not be negative"); }
+    if (shape.reserved_slots < 0) {
+      return refuse("reserved slots is ", shape.reserved_slots, ", must not be negative");
+    }
     if (shape.num_ranks % shape.num_nodes != 0) {
       return refuse(shape.num_ranks, " ranks cannot be divided over ", shape.num_nodes, " nodes");
     }
     auto const physical = static_cast<std::int64_t>(shape.num_ranks) *
                           (static_cast<std::int64_t>(shape.slots_per_rank) + shape.reserved_slots);
-    if (physical > std::numeric_limits<index_t>::max()) { return refuse(physical, " physical experts do not fit an id"); }
+    if (physical > std::numeric_limits<index_t>::max()) {
+      return refuse(physical, " physical experts do not fit an id");
+    }
     return {};
   }
 
@@ -92,7 +96,8 @@ public:
     live_[static_cast<std::size_t>(rank)] = live ? 1 : 0;
   }
   [[nodiscard]] index_t num_live_ranks() const noexcept {
-    return static_cast<index_t>(std::count_if(live_.begin(), live_.end(), [](unsigned char alive) { return alive != 0; }));
+    return static_cast<index_t>(
+        std::count_if(live_.begin(), live_.end(), [](unsigned char alive) { return alive != 0; }));
   }
 
   /// Mix shape and live mask into what the ranks compare.

@@ -20,7 +20,8 @@ class load_history_view {
 public:
   constexpr load_history_view() = default;
   /// @pre `tokens.size() == num_buckets * num_layers * num_logical`
-  constexpr load_history_view(std::span<load_t const> tokens, index_t num_buckets, index_t num_layers, index_t num_logical)
+  constexpr load_history_view(std::span<load_t const> tokens, index_t num_buckets, index_t num_layers,
+                              index_t num_logical)
       : tokens_{tokens}, num_buckets_{num_buckets}, num_layers_{num_layers}, num_logical_{num_logical} {
     BALLAST_EXPECTS(num_buckets >= 0 && num_layers >= 0 && num_logical >= 0, "load_history_view: negative extent");
     BALLAST_EXPECTS(tokens.size() == static_cast<std::size_t>(num_buckets) * static_cast<std::size_t>(num_layers) *
@@ -28,7 +29,8 @@ public:
                     "load_history_view: element count is not H * L * E");
   }
   /// A single bucket, `[L, E]`.
-  constexpr load_history_view(matrix_view<load_t const> loads)  // NOLINT(google-explicit-constructor): one-bucket history
+  constexpr load_history_view(
+      matrix_view<load_t const> loads)  // NOLINT(google-explicit-constructor): one-bucket history
       : load_history_view{loads.elements(), 1, loads.rows(), loads.columns()} {}
 
   [[nodiscard]] constexpr index_t num_buckets() const noexcept { return num_buckets_; }
@@ -85,8 +87,8 @@ inline constexpr load_t max_layer_tokens = load_t{1} << 44;
       auto const row = history.layer(bucket, layer);
       for (std::size_t e = 0; e < row.size(); ++e) {
         if (row[e] < 0) {
-          return {errc::invalid_load, detail::concat("load of layer ", layer, ", expert ", e, ", bucket ", bucket, " is ",
-                                                     row[e], ", must not be negative")};
+          return {errc::invalid_load, detail::concat("load of layer ", layer, ", expert ", e, ", bucket ", bucket,
+                                                     " is ", row[e], ", must not be negative")};
         }
         if (row[e] > max_layer_tokens - total) {
           return {errc::invalid_load, detail::concat("load of layer ", layer, " exceeds ", max_layer_tokens,

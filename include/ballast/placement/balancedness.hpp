@@ -41,7 +41,8 @@ struct layer_balance {
   [[nodiscard]] double balancedness() const noexcept { return max > 0 ? mean / max : 1.0; }
 };
 
-/// Tokens that each rank computes in one layer, in units of 1 / 2^18 token, under the placement's shares (even if none).
+/// Tokens that each rank computes in one layer, in units of 1 / 2^18 token, under the placement's shares (even if
+/// none).
 ///
 /// @param where   R ranks.
 /// @param in      [L, P]
@@ -88,7 +89,8 @@ inline void rank_loads(topology const& where, placement const& in, index_t layer
     max = std::max(max, load);
   }
   auto const unit = static_cast<double>(detail::load_unit);
-  return {static_cast<double>(total) / unit / static_cast<double>(where.num_live_ranks()), static_cast<double>(max) / unit};
+  return {static_cast<double>(total) / unit / static_cast<double>(where.num_live_ranks()),
+          static_cast<double>(max) / unit};
 }
 
 /// Balancedness over all layers: sum of the layers' mean rank loads / sum of their maxima, in (0, 1].

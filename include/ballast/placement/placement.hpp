@@ -46,8 +46,9 @@ public:
     if (auto const result = validate_shape(shape); !result.ok()) { return result; }
     auto const expected = static_cast<std::size_t>(shape.num_layers) * static_cast<std::size_t>(shape.num_slots);
     if (logical_of_slot.size() != expected) {
-      return {errc::invalid_placement, detail::concat("placement: map has ", logical_of_slot.size(), " entries, must have ",
-                                                      shape.num_layers, " layers x ", shape.num_slots, " slots")};
+      return {errc::invalid_placement,
+              detail::concat("placement: map has ", logical_of_slot.size(), " entries, must have ", shape.num_layers,
+                             " layers x ", shape.num_slots, " slots")};
     }
     std::vector<unsigned char> seen(static_cast<std::size_t>(shape.num_logical));
     for (index_t layer = 0; layer < shape.num_layers; ++layer) {
@@ -57,8 +58,8 @@ public:
             logical_of_slot[static_cast<std::size_t>(layer) * static_cast<std::size_t>(shape.num_slots) +
                             static_cast<std::size_t>(slot)];
         if (expert < 0 || expert >= shape.num_logical) {
-          return {errc::invalid_placement, detail::concat("placement: layer ", layer, ", slot ", slot, " holds expert ", expert,
-                                                          ", must be in [0, ", shape.num_logical, ")")};
+          return {errc::invalid_placement, detail::concat("placement: layer ", layer, ", slot ", slot, " holds expert ",
+                                                          expert, ", must be in [0, ", shape.num_logical, ")")};
         }
         seen[static_cast<std::size_t>(expert)] = 1;
       }
@@ -132,7 +133,8 @@ public:
   }
 
   [[nodiscard]] bool has_shares() const noexcept { return !shares_.empty(); }
-  /// `[P]` share of each slot's replica in units of 1 / `share_one`, summing to `share_one` per expert. @pre `has_shares()`
+  /// `[P]` share of each slot's replica in units of 1 / `share_one`, summing to `share_one` per expert. @pre
+  /// `has_shares()`
   [[nodiscard]] std::span<share_t const> shares(index_t layer) const {
     BALLAST_EXPECTS(has_shares(), "placement: no shares, the split is even");
     return row(shares_, layer, shape_.num_slots);
@@ -174,7 +176,8 @@ public:
     return {row(logical_of_slot_, layer, shape_.num_slots), row(replica_offsets_, layer, shape_.num_logical + 1),
             row(replica_slots_, layer, shape_.num_slots)};
   }
-  /// Derive the inverse of one layer from its map, replicas ranked by ascending slot. @complexity O(P + E), no allocation.
+  /// Derive the inverse of one layer from its map, replicas ranked by ascending slot. @complexity O(P + E), no
+  /// allocation.
   void index_replicas(index_t layer) {
     auto const [experts, offsets, slots] = edit(layer);
     std::fill(offsets.begin(), offsets.end(), 0);
@@ -212,7 +215,9 @@ public:
   /// Take one layer over from another placement of the same shape: map, inverse and shares.
   void copy_layer(placement const& from, index_t layer) {
     BALLAST_EXPECTS(from.shape_ == shape_, "placement: copy_layer needs equal shapes");
-    auto const copy = [](auto const& source, auto const& target) { std::copy(source.begin(), source.end(), target.begin()); };
+    auto const copy = [](auto const& source, auto const& target) {
+      std::copy(source.begin(), source.end(), target.begin());
+    };
     auto const to = edit(layer);
     copy(from.logical_of_slot(layer), to.logical_of_slot);
     copy(from.replica_offsets(layer), to.replica_offsets);

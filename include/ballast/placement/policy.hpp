@@ -16,17 +16,16 @@ BALLAST_BEGIN_NAMESPACE
 /// Decides which slot holds which expert.
 ///
 /// @par Semantics
-/// `p.plan(history, current, where, next)` fills `next` in, with the shape of `current`, or returns a failure that names
-/// the offending value and leaves `next` valid but unspecified. The result depends on the arguments and on the policy's
-/// own data members alone, bit for bit, on every machine: every rank plans for itself. `next` never aliases `current`.
-/// `p.describe(digest)` mixes in the policy's name and every option that can change a plan.
+/// `p.plan(history, current, where, next)` fills `next` in, with the shape of `current`, or returns a failure that
+/// names the offending value and leaves `next` valid but unspecified. The result depends on the arguments and on the
+/// policy's own data members alone, bit for bit, on every machine: every rank plans for itself. `next` never aliases
+/// `current`. `p.describe(digest)` mixes in the policy's name and every option that can change a plan.
 template <class P>
-concept placement_policy =
-    std::copyable<P> && requires(P const& p, load_history_view history, placement const& current, topology const& where,
-                                 placement& next, digest& out) {
-      { p.plan(history, current, where, next) } -> std::same_as<status>;
-      { p.describe(out) } -> std::same_as<void>;
-    };
+concept placement_policy = std::copyable<P> && requires(P const& p, load_history_view history, placement const& current,
+                                                        topology const& where, placement& next, digest& out) {
+  { p.plan(history, current, where, next) } -> std::same_as<status>;
+  { p.describe(out) } -> std::same_as<void>;
+};
 
 /// Refuse inputs that no policy can plan on, naming the first value that is wrong.
 ///
@@ -35,7 +34,8 @@ concept placement_policy =
 /// @param where    ranks and slots, R * S = P.
 /// @complexity O(H L E + L P)
 /// @throws nothing
-[[nodiscard]] inline status validate_plan_inputs(load_history_view history, placement const& current, topology const& where) {
+[[nodiscard]] inline status validate_plan_inputs(load_history_view history, placement const& current,
+                                                 topology const& where) {
   if (current.num_layers() != history.num_layers() || current.num_logical() != history.num_logical()) {
     return {errc::invalid_load,
             detail::concat("plan: loads are for ", history.num_layers(), " layers x ", history.num_logical(),
@@ -48,8 +48,8 @@ concept placement_policy =
   }
   if (where.num_live_ranks() * where.slots_per_rank() < history.num_logical()) {
     return {errc::not_enough_slots,
-            detail::concat("plan: ", where.num_live_ranks(), " live ranks x ", where.slots_per_rank(), " slots cannot hold ",
-                           history.num_logical(), " experts")};
+            detail::concat("plan: ", where.num_live_ranks(), " live ranks x ", where.slots_per_rank(),
+                           " slots cannot hold ", history.num_logical(), " experts")};
   }
   return validate_loads(history);
 }
@@ -65,8 +65,8 @@ concept placement_policy =
 /// @throws as the policy; ballast's own throw nothing but `std::bad_alloc`.
 /// @determinism the result depends on the arguments alone.
 template <placement_policy Policy>
-[[nodiscard]] status plan(Policy const& policy, load_history_view history, placement const& current, topology const& where,
-                          placement& next) {
+[[nodiscard]] status plan(Policy const& policy, load_history_view history, placement const& current,
+                          topology const& where, placement& next) {
   BALLAST_EXPECTS(&current != &next, "plan: next must not be the current placement");
   if (auto result = validate_plan_inputs(history, current, where); !result.ok()) { return result; }
   return policy.plan(history, current, where, next);
