@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_TRANSPORT_TRANSPORT_HPP
+#define BALLAST_TRANSPORT_TRANSPORT_HPP
+
+#include <ballast/status.hpp>
+#include <ballast/types.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// A run of bytes on this rank, in whatever memory the transport moves (host or device).
+struct segment {
+  std::byte* data = nullptr;
+  std::size_t size = 0;
+
+  bool operator==(segment const&) const = default;
+};
+
+/// A run of bytes in a region that a peer registered: what a one-sided transport reads.
+struct remote_segment {
+  std::uint32_t region = 0;  ///< index of the region in the order of registration, the same on every rank
+  std::uint64_t offset = 0;  ///< bytes from the region's start
+  std::size_t size = 0;
+
+  bool operator==(remote_segment const&) const = default;
+};
+
+/// One message of a batch, seen from the rank that gives the bytes.
+struct outgoing_message {
+  index_t peer = 0;       ///< rank that receives
+  index_t round = 0;      ///< a rank sends and receives at most one message a round; rounds ascend within a batch
+  std::uint64_t tag = 0;  ///< the same at both ends, never used again by this group
+  std::span<segment const> segments;  ///< read in order, as if they were one run
+};
+
+/// One message of a batch, seen from the rank that takes the bytes.
+struct incoming_message {
+  index_t peer = 0;                        ///< rank that sends
+  index_t round = 0;                       ///< as the sender's
+  std::uint64_t tag = 0;                   ///< as the sender's
+  std::span<segment const> segments;       ///< written in order; total size as the sender's
+  std::span<remote_segment const> source;  ///< where the peer's segments lie, for one-sided transports
+};
+
+/// Where a batch stands.
+enum class transfer_state {
+  idle,     ///< no batch is open
+  pending,  ///< bytes are on their way
+  done,     ///< every message of this rank has been sent and received
+  failed,   ///< `wait` tells why
+};
+
+/// Moves the bytes of one batch at a time between the ranks of a group.
+///
+/// @par Semantics
+/// `start(sends, receives)` opens a batch and returns without waiting for peers; messages and segments must stay alive
+/// until the batch ends. `poll()` makes progress and tells where the batch stands. `wait(timeout)` makes progress until
+/// the batch is done, failed, or `timeout` nanoseconds have passed; it ends the batch, and after a failure nothing of
+/// it touches the given memory any more. A tag that arrives twice, or with another size, is a failure or is dropped,
+/// never delivered to another message. Ranks may start a batch at different times.
+template <class T>
+concept data_transport = requires(T& t, T const& c, std::span<outgoing_message const> sends,
+                                  std::span<incoming_message const> receives, nanoseconds_t timeout) {
+  { c.rank() } noexcept -> std::same_as<index_t>;
+  { c.num_ranks() } noexcept -> std::same_as<index_t>;
+  { t.start(sends, receives) } -> std::same_as<status>;
+  { t.poll() } -> std::same_as<transfer_state>;
+  { t.wait(timeout) } -> std::same_as<status>;
+};
+
+/// A two-sided data transport: sender and receiver both take part (NCCL, MPI, in-process).
+template <class T>
+concept message_transport =
+    data_transport<T> && !requires(T& t, std::span<segment const> regions) { t.expose(regions); };
+
+/// A one-sided data transport: each rank reads its peers' registered memory (cudaMemcpyPeer over IPC,
+/// process_vm_readv).
+///
+/// @par Semantics
+/// `expose(regions)` makes this rank's memory readable, in the same order on every rank, before the first batch.
+/// It may exchange handles with the peers and so is called by all ranks together.
+template <class T>
+concept peer_copier = data_transport<T> && requires(T& t, std::span<segment const> regions) {
+  { t.expose(regions) } -> std::same_as<status>;
+};
+
+BALLAST_END_NAMESPACE
+
+#endif
