@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_MIGRATION_TRANSFER_PLAN_HPP
+#define BALLAST_MIGRATION_TRANSFER_PLAN_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/migration/rounds.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// One expert that has to come from another rank. Slots are slot indices in [0, P); their ranks differ.
+struct expert_move {
+  index_t expert = 0;
+  index_t source_slot = 0;  ///< holds the expert in the old placement
+  index_t target_slot = 0;  ///< first slot of its rank that holds the expert in the new placement but not in the old
+  index_t round = 0;        ///< no rank sends two moves of a layer in one round, nor receives two
+
+  bool operator==(expert_move const&) const = default;
+};
+
+/// One slot filled from another slot of its rank.
+struct slot_copy {
+  index_t source_slot = 0;
+  index_t target_slot = 0;
+
+  bool operator==(slot_copy const&) const = default;
+};
+
+/// What turns one layer of a placement into another. Slots that appear in none of the lists keep what they hold.
+struct layer_transfer {
+  index_t layer = 0;
+  index_t num_rounds = 0;
+  std::vector<expert_move> moves;  ///< by ascending target slot; one per (rank, logical expert) not on that rank before
+  std::vector<slot_copy> copies;   ///< from what a slot of the rank held before
+  std::vector<slot_copy> repeats;  ///< further slots of an expert that arrives: `source_slot` is a move's target
+  bool tables_change = false;      ///< the map or the shares differ
+
+  [[nodiscard]] bool moves_no_bytes() const noexcept { return moves.empty() && copies.empty() && repeats.empty(); }
+};
+
+namespace detail {
+
+/// Working memory of `plan_layer_transfer`, kept between layers.
+struct transfer_scratch {
+  std::vector<index_t> sends_of_rank;
+  std::vector<message_ends> ends;
+  round_coloring coloring;
+};
+
+/// Lowest slot of `slots` (a rank's slots, old contents) that holds `expert`, preferring one whose contents stay.
+[[nodiscard]] inline index_t local_source(std::span<index_t const> from, std::span<index_t const> to, index_t first,
+                                          index_t count, index_t expert) {
+  index_t found = -1;
+  for (index_t slot = first; slot < first + count; ++slot) {
+    if (from[static_cast<std::size_t>(slot)] != expert) { continue; }
+    if (to[static_cast<std::size_t>(slot)] == expert) { return slot; }
+    if (found < 0) { found = slot; }
+  }
+  return found;
+}
+
+/// The holder that sends `expert` to `rank`: same node before other nodes, then the one with the fewest sends so far,
+/// then the lowest. -1 when no live rank holds it.
+[[nodiscard]] inline index_t choose_source(topology const& where, std::span<index_t const> holders, index_t rank,
+                                           std::span<index_t const> sends_of_rank) {
+  index_t best = -1;
+  bool best_near = false;
+  for (auto const slot : holders) {
+    auto const source = where.rank_of_slot(slot);
+    if (!where.is_live(source)) { continue; }
+    bool const near = where.node_of_rank(source) == where.node_of_rank(rank);
+    auto const load = [&](index_t s) { return sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(s))]; };
+    if (best < 0 || (near && !best_near) || (near == best_near && load(slot) < load(best))) {
+      best = slot;
+      best_near = near;
+    }
+  }
+  return best;
+}
+
+}  // namespace detail
+
+/// Work out how one layer gets from one placement to another.
+///
+/// Every slot of a live rank either keeps its expert, copies it from a slot of its rank, or belongs to the one receive
+/// that its rank makes for that expert. Slots of dead ranks are left alone.
+///
+/// @param where    ranks, nodes, live mask; R * S = P.
+/// @param from     [L, P] the placement in force.
+/// @param to       [L, P] the placement to reach, same shape.
+/// @param layer    in [0, L).
+/// @param scratch  in/out: working memory, reused.
+/// @param out      out: the layer's transfer; storage reused.
+/// @return `errc::missing_expert` when no live rank holds an expert that has to move.
+/// @complexity O(R S^2 + moves * (holders + R)); no allocation once the scratch has grown.
+/// @throws std::bad_alloc
+/// @determinism ties go to the lowest slot.
+/// @source SGLang `update_expert_weights_single_layer`: same cases, but senders are spread by load, a local copy
+/// prefers
+///         a slot that stays, and moves come in rounds.
+[[nodiscard]] inline status plan_layer_transfer(topology const& where, placement const& from, placement const& to,
+                                                index_t layer, detail::transfer_scratch& scratch, layer_transfer& out) {
+  BALLAST_EXPECTS(from.shape() == to.shape(), "plan_layer_transfer: placements differ in shape");
+  BALLAST_EXPECTS(from.num_slots() == where.num_slots(), "plan_layer_transfer: placement and topology differ in slots");
+  auto const old_map = from.logical_of_slot(layer);
+  auto const new_map = to.logical_of_slot(layer);
+  out.layer = layer;
+  out.num_rounds = 0;
+  out.moves.clear();
+  out.copies.clear();
+  out.repeats.clear();
+  out.tables_change = !std::equal(old_map.begin(), old_map.end(), new_map.begin()) ||
+                      from.has_shares() != to.has_shares() ||
+                      (from.has_shares() && !std::ranges::equal(from.shares(layer), to.shares(layer)));
+  scratch.sends_of_rank.assign(static_cast<std::size_t>(where.num_ranks()), 0);
+
+  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+    if (!where.is_live(rank)) { continue; }
+    auto const first = where.first_slot(rank);
+    auto const first_move = out.moves.size();
+    for (index_t slot = first; slot < first + where.slots_per_rank(); ++slot) {
+      auto const expert = new_map[static_cast<std::size_t>(slot)];
+      if (old_map[static_cast<std::size_t>(slot)] == expert) { continue; }
+      if (auto const local = detail::local_source(old_map, new_map, first, where.slots_per_rank(), expert);
+          local >= 0) {
+        out.copies.push_back({local, slot});
+        continue;
+      }
+      auto const arriving = std::find_if(out.moves.begin() + static_cast<std::ptrdiff_t>(first_move), out.moves.end(),
+                                         [&](expert_move const& move) { return move.expert == expert; });
+      if (arriving != out.moves.end()) {
+        out.repeats.push_back({arriving->target_slot, slot});
+        continue;
+      }
+      auto const source = detail::choose_source(where, from.replicas_of(layer, expert), rank, scratch.sends_of_rank);
+      if (source < 0) {
+        return {errc::missing_expert, detail::concat("transfer plan: layer ", layer, ": no live rank holds expert ",
+                                                     expert, " that slot ", slot, " should get")};
+      }
+      ++scratch.sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(source))];
+      out.moves.push_back({expert, source, slot, 0});
+    }
+  }
+
+  scratch.ends.clear();
+  for (auto const& move : out.moves) {
+    scratch.ends.push_back({where.rank_of_slot(move.source_slot), where.rank_of_slot(move.target_slot)});
+  }
+  out.num_rounds = scratch.coloring.assign(where.num_ranks(), scratch.ends);
+  for (std::size_t i = 0; i < out.moves.size(); ++i) { out.moves[i].round = scratch.coloring.round_of(i); }
+  return {};
+}
+
+/// The moves and local copies that turn one placement into another.
+///
+/// Layers are in ascending order and only those that differ are listed. The same on every rank: each finds its own
+/// sends and receives in it, so the lists match pairwise by construction.
+class transfer_plan {
+public:
+  /// Work the plan out for the given layers.
+  ///
+  /// @param layers  ascending layer ids.
+  /// @return as `plan_layer_transfer`; after a failure the plan is empty.
+  /// @complexity sum over the layers of `plan_layer_transfer`.
+  /// @throws std::bad_alloc
+  [[nodiscard]] status assign(topology const& where, placement const& from, placement const& to,
+                              std::span<index_t const> layers) {
+    num_layers_ = 0;
+    for (auto const layer : layers) {
+      if (num_layers_ == layers_.size()) { layers_.emplace_back(); }
+      auto& transfer = layers_[num_layers_];
+      if (auto result = plan_layer_transfer(where, from, to, layer, scratch_, transfer); !result.ok()) {
+        num_layers_ = 0;
+        return result;
+      }
+      if (transfer.tables_change) { ++num_layers_; }
+    }
+    return {};
+  }
+  void clear() noexcept { num_layers_ = 0; }
+
+  /// The layers that change, ascending.
+  [[nodiscard]] std::span<layer_transfer const> layers() const noexcept { return {layers_.data(), num_layers_}; }
+  /// The transfer of one layer, or null when that layer does not change. @complexity O(log L)
+  [[nodiscard]] layer_transfer const* find(index_t layer) const noexcept {
+    auto const all = layers();
+    auto const at = std::lower_bound(all.begin(), all.end(), layer,
+                                     [](layer_transfer const& transfer, index_t id) { return transfer.layer < id; });
+    return at != all.end() && at->layer == layer ? &*at : nullptr;
+  }
+  [[nodiscard]] std::int64_t num_moves() const noexcept {
+    std::int64_t total = 0;
+    for (auto const& transfer : layers()) { total += static_cast<std::int64_t>(transfer.moves.size()); }
+    return total;
+  }
+
+  /// Mix every move and copy into what the ranks compare.
+  void describe(digest& out) const {
+    out.add(num_layers_);
+    for (auto const& transfer : layers()) {
+      out.add(transfer.layer).add(transfer.num_rounds).add(transfer.moves.size());
+      for (auto const& move : transfer.moves) {
+        out.add(move.expert).add(move.source_slot).add(move.target_slot).add(move.round);
+      }
+      for (auto const* const copies : {&transfer.copies, &transfer.repeats}) {
+        out.add(copies->size());
+        for (auto const& copy : *copies) { out.add(copy.source_slot).add(copy.target_slot); }
+      }
+    }
+  }
+
+private:
+  std::vector<layer_transfer> layers_;  // beyond num_layers_: spare storage
+  std::size_t num_layers_ = 0;
+  detail::transfer_scratch scratch_;
+};
+
+BALLAST_END_NAMESPACE
+
+#endif
