@@ -108,6 +108,7 @@ private:
       if (state_[slot] != waits) { continue; }
       expert_location const spare{expert_location::staged, out.num_arrivals};
       out.num_staged = out.num_arrivals + 1;
+      phase = std::max(phase, cycle_ready(slot));
       out.copies.push_back({{expert_location::slot, static_cast<index_t>(slot)}, spare, phase++});
       auto at = slot;
       for (;;) {
@@ -117,6 +118,17 @@ private:
         at = next;
       }
     }
+  }
+
+  // First phase in which no copy outside the cycle still reads one of its slots.
+  [[nodiscard]] index_t cycle_ready(std::size_t slot) const {
+    index_t ready = 0;
+    auto at = slot;
+    do {
+      ready = std::max(ready, ready_phase_[at]);
+      at = static_cast<std::size_t>(source_[at].index);
+    } while (at != slot);
+    return ready;
   }
 
   void emit(commit_order& out, expert_location from, std::size_t slot, index_t phase) {
