@@ -70,12 +70,12 @@ namespace detail {
 /// What all schedules share: filter, order, and handing chunks out as spans of layer ids.
 template <class Filter, class Order>
 struct schedule_base {
-  [[no_unique_address]] Filter filter;
-  [[no_unique_address]] Order order;
+  [[no_unique_address]] Filter layer_filter;
+  [[no_unique_address]] Order layer_order;
 
   /// The layers that take part, in order: a lazy range over `work` (or over `storage`, when the order sorts).
   [[nodiscard]] auto selected(std::span<layer_work const> work, std::vector<layer_work>& storage) const {
-    return order(work, storage) | ranges::views::filter(filter);
+    return layer_order(work, storage) | ranges::views::filter(layer_filter);
   }
   void describe_parts(digest& out) const { out.add(Filter::name).add(Order::name); }
 };
