@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+# Install BUILD, then move the result to PREFIX: nothing in a package may remember where it was installed.
+file(REMOVE_RECURSE ${PREFIX} ${PREFIX}.before_move)
+execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${PREFIX}.before_move COMMAND_ERROR_IS_FATAL ANY)
+file(RENAME ${PREFIX}.before_move ${PREFIX})

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_NCCL_MIXED_HPP
+#define BALLAST_NCCL_MIXED_HPP
+
+#include <mpi.h>
+
+#endif

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_SCHEDULE_FINE_HPP
+#define BALLAST_SCHEDULE_FINE_HPP
+
+#include <range/v3/view/chunk.hpp>
+
+#endif
