@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/load/decay_recorder.hpp>
+#include <ballast/load/pass_recorder.hpp>
+#include <ballast/load/recorder.hpp>
+#include <ballast/load/window_recorder.hpp>
+#include <ballast/placement/placement.hpp>
+
+#include "support/allocation_counter.hpp"
+#include "support/archetypes.hpp"
+#include "support/histories.hpp"
+
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <ostream>
+#include <random>
+#include <string>
+#include <system_error>
+#include <tuple>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+using ballast_test::contract_error;
+using ballast_test::total_of;
+using loads = std::vector<load_t>;
+
+static_assert(!load_recorder<int>);
+static_assert(!load_recorder<pass_counter>, "a counter of one pass has no history");
+
+using models = std::tuple<window_recorder, decay_recorder, pass_recorder>;
+
+template <class Recorder>
+void record(Recorder& recorder, index_t layer, loads const& counts) {
+  recorder.record_logical(layer, counts).or_throw();
+}
+
+}  // namespace
+
+TYPE_TO_STRING(window_recorder);
+TYPE_TO_STRING(decay_recorder);
+TYPE_TO_STRING(pass_recorder);
+
+// ---- the laws of `load_recorder`; a new model adds one type to `models` ----
+
+TEST_CASE_TEMPLATE_DEFINE("a recorder counts what it is given", Recorder, recorder_laws) {
+  Recorder recorder{2, 3};
+  CHECK(recorder.num_layers() == 2);
+  CHECK(recorder.num_logical() == 3);
+  CHECK(total_of(recorder) == loads(6, 0));
+
+  SUBCASE("a pass counts when it has ended, and a layer that was never touched is zero") {
+    record(recorder, 1, {5, 0, 7});
+    CHECK(total_of(recorder) == loads(6, 0));
+    recorder.end_pass(true);
+    CHECK(total_of(recorder) == loads{0, 0, 0, 5, 0, 7});
+  }
+  SUBCASE("recording a layer twice in a pass adds, whichever the input") {
+    record(recorder, 0, {1, 2, 3});
+    recorder.record_top_k(0, std::array<index_t, 3>{2, 2, 0});
+    recorder.end_pass(true);
+    CHECK(total_of(recorder) == loads{2, 2, 5, 0, 0, 0});
+  }
+  SUBCASE("a pass that does not count leaves no trace") {
+    record(recorder, 0, {1, 2, 3});
+    recorder.end_pass(true);
+    for (int i = 0; i < 20; ++i) {
+      record(recorder, 0, {10, 10, 10});
+      recorder.end_pass(false);
+    }
+    CHECK(total_of(recorder) == loads{1, 2, 3, 0, 0, 0});
+  }
+  SUBCASE("clear forgets closed passes and keeps the one in progress") {
+    record(recorder, 0, {1, 2, 3});
+    recorder.end_pass(true);
+    record(recorder, 1, {4, 5, 6});
+    recorder.clear();
+    CHECK(total_of(recorder) == loads(6, 0));
+    recorder.end_pass(true);
+    CHECK(total_of(recorder) == loads{0, 0, 0, 4, 5, 6});
+  }
+  SUBCASE("reading changes nothing") {
+    record(recorder, 0, {1, 2, 3});
+    recorder.end_pass(true);
+    auto const first = ballast_test::history_of(recorder);
+    CHECK(ballast_test::history_of(recorder) == first);
+  }
+  SUBCASE("a moved recorder goes on where it was") {
+    record(recorder, 0, {1, 2, 3});
+    Recorder moved{std::move(recorder)};
+    moved.end_pass(true);
+    CHECK(total_of(moved) == loads{1, 2, 3, 0, 0, 0});
+  }
+  SUBCASE("a refused call adds nothing and says what was wrong") {
+    record(recorder, 1, {1, 1, 1});
+    auto const result = recorder.record_logical(1, loads{4, -5, 6});
+    CHECK(result.code() == errc::invalid_load);
+    CHECK(result.message() == "recorder: layer 1, expert 1 has -5 tokens, must not be negative");
+    recorder.end_pass(true);
+    CHECK(total_of(recorder) == loads{0, 0, 0, 1, 1, 1});
+  }
+  SUBCASE("counts stop at the largest load instead of wrapping round") {
+    record(recorder, 0, {max_layer_tokens - 1, std::numeric_limits<load_t>::max(), 3});
+    record(recorder, 0, {max_layer_tokens, std::numeric_limits<load_t>::max(), 4});
+    recorder.record_top_k(0, std::array<index_t, 1>{1});
+    recorder.end_pass(true);
+    CHECK(total_of(recorder) == loads{max_layer_tokens, max_layer_tokens, 7, 0, 0, 0});
+  }
+  SUBCASE("what ranks must share is in the digest") {
+    auto const value_of = [](Recorder const& of) {
+      digest out;
+      of.describe(out);
+      return out.value();
+    };
+    CHECK(value_of(recorder) == value_of(Recorder{2, 3}));
+    CHECK(value_of(recorder) != value_of(Recorder{3, 2}));
+  }
+  SUBCASE("broken preconditions") {
+    CHECK_THROWS_AS(record(recorder, 2, {1, 2, 3}), contract_error);
+    CHECK_THROWS_AS(record(recorder, -1, {1, 2, 3}), contract_error);
+    CHECK_THROWS_AS(record(recorder, 0, {1, 2}), contract_error);
+    CHECK_THROWS_AS(recorder.record_top_k(2, std::array<index_t, 1>{0}), contract_error);
+    loads too_small(5);
+    CHECK_THROWS_AS(recorder.history(too_small), contract_error);
+  }
+}
+TEST_CASE_TEMPLATE_APPLY(recorder_laws, models);
+
+TEST_CASE_TEMPLATE_DEFINE("a recorder refuses sizes that are none", Recorder, recorder_sizes) {
+  CHECK_THROWS_AS((Recorder{-1, 4}), std::system_error);
+  CHECK_THROWS_AS((Recorder{2, 0}), std::system_error);
+  Recorder no_layers{0, 4};
+  no_layers.end_pass(true);
+  CHECK(ballast_test::history_of(no_layers).empty());
+}
+TEST_CASE_TEMPLATE_APPLY(recorder_sizes, models);
+
+TEST_CASE_TEMPLATE_DEFINE("recording does not allocate", Recorder, recorder_allocations) {
+  topology const where{{.num_ranks = 4, .num_nodes = 2, .slots_per_rank = 3, .reserved_slots = 1}};
+  auto const current = trivial_placement({3, 8, where.num_slots()});
+  Recorder recorder{3, 8};
+  if constexpr (requires { recorder.reserve(100); }) { recorder.reserve(100); }
+  std::vector<std::int32_t> const ids{0, 7, -1, 3};
+  std::vector<std::int64_t> const physical(16, 2);
+  std::vector<std::int32_t> const local{1, 2, 3};
+  loads out;
+
+  ballast_test::allocation_count const allocations;
+  for (int pass = 0; pass < 100; ++pass) {
+    for (index_t layer = 0; layer < 3; ++layer) {
+      auto const map = current.logical_of_slot(layer);
+      recorder.record_top_k(layer, ids);
+      CHECK(recorder.record_physical(layer, physical, map, where).ok());
+      CHECK(recorder.record_local(layer, local, 1, map, where).ok());
+      CHECK(recorder.record_local_prefix_sums(layer, local, 1, map, where).ok());
+    }
+    recorder.end_pass(pass % 5 != 0);
+  }
+  CHECK(allocations() == 0);
+
+  out.assign(static_cast<std::size_t>(recorder.num_buckets()) * 24, 0);
+  ballast_test::allocation_count const while_dumping;
+  recorder.history(out);
+  recorder.clear();
+  CHECK(while_dumping() == 0);
+}
+TEST_CASE_TEMPLATE_APPLY(recorder_allocations, models);
+
+// ---- the inputs, the same code in every model ----
+
+TEST_CASE("ids that are no logical expert are ignored") {
+  window_recorder recorder{1, 4};
+  SUBCASE("32 bits") {
+    recorder.record_top_k(0, std::vector<std::int32_t>{0, 3, 3, -1, -7, 4, 5, std::numeric_limits<std::int32_t>::max(),
+                                                       std::numeric_limits<std::int32_t>::min()});
+  }
+  SUBCASE("64 bits, also those that look valid when cut to 32") {
+    recorder.record_top_k(0,
+                          std::vector<std::int64_t>{0, 3, 3, -1, 4, std::int64_t{1} << 32, (std::int64_t{1} << 40) + 3,
+                                                    std::numeric_limits<std::int64_t>::min()});
+  }
+  SUBCASE("unsigned") { recorder.record_top_k(0, std::vector<std::uint32_t>{0, 3, 3, 4, 0xffffffffu}); }
+  recorder.end_pass(true);
+  CHECK(total_of(recorder) == loads{1, 0, 0, 2});
+}
+
+TEST_CASE("an empty batch is a pass like any other") {
+  window_recorder recorder{1, 4, {.passes = 2, .buckets = 2}};
+  recorder.record_top_k(0, std::vector<std::int32_t>{1});
+  recorder.end_pass(true);
+  for (int i = 0; i < 2; ++i) {
+    recorder.record_top_k(0, std::vector<std::int32_t>{});
+    recorder.end_pass(true);
+  }
+  CHECK(total_of(recorder) == loads(4, 0));
+}
+
+TEST_CASE("physical counts become logical ones, reserved slots aside") {
+  // Three ranks of two slots and one reserved slot: ids 2, 5 and 8 are reserved. Expert 0 has three replicas.
+  topology const where{{.num_ranks = 3, .num_nodes = 1, .slots_per_rank = 2, .reserved_slots = 1}};
+  std::vector<index_t> const map{0, 1, 0, 2, 3, 0};
+  window_recorder recorder{1, 4};
+  REQUIRE(recorder.record_physical(0, std::vector<std::int32_t>{1, 2, 900, 4, 8, 900, 16, 32, 900}, map, where).ok());
+  recorder.end_pass(true);
+  CHECK(total_of(recorder) == loads{1 + 4 + 32, 2, 8, 16});
+
+  auto const refused = recorder.record_physical(0, std::vector<std::int32_t>{0, 0, 0, 0, -8, 0, 0, 0, 0}, map, where);
+  CHECK(refused.message() == "recorder: layer 0, physical expert 4 has -8 tokens, must not be negative");
+  CHECK_THROWS_AS(static_cast<void>(recorder.record_physical(0, std::vector<std::int32_t>(6), map, where)),
+                  contract_error);
+  std::vector<index_t> const no_map{0, 1, 0, 2, 4, 0};
+  CHECK_THROWS_AS(static_cast<void>(recorder.record_physical(0, std::vector<std::int32_t>(9), no_map, where)),
+                  contract_error);
+}
+
+TEST_CASE("local counts of all ranks add up to the physical counts of all ranks") {
+  topology const where{{.num_ranks = 3, .num_nodes = 1, .slots_per_rank = 2, .reserved_slots = 1}};
+  std::vector<index_t> const map{0, 1, 0, 2, 3, 0};
+  window_recorder recorder{1, 4};
+  auto const with_reserved = [](std::int32_t a, std::int32_t b) { return std::vector<std::int32_t>{a, b, 900}; };
+
+  SUBCASE("with the reserved slots") {
+    REQUIRE(recorder.record_local(0, with_reserved(1, 2), 0, map, where).ok());
+    REQUIRE(recorder.record_local(0, with_reserved(4, 8), 1, map, where).ok());
+    REQUIRE(recorder.record_local(0, with_reserved(16, 32), 2, map, where).ok());
+  }
+  SUBCASE("without them") {
+    REQUIRE(recorder.record_local(0, std::vector<std::int64_t>{1, 2}, 0, map, where).ok());
+    REQUIRE(recorder.record_local(0, std::vector<std::int64_t>{4, 8}, 1, map, where).ok());
+    REQUIRE(recorder.record_local(0, std::vector<std::int64_t>{16, 32}, 2, map, where).ok());
+  }
+  SUBCASE("as prefix sums") {
+    REQUIRE(recorder.record_local_prefix_sums(0, std::vector<std::int32_t>{1, 3}, 0, map, where).ok());
+    REQUIRE(recorder.record_local_prefix_sums(0, std::vector<std::int32_t>{4, 12, 912}, 1, map, where).ok());
+    REQUIRE(recorder.record_local_prefix_sums(0, std::vector<std::int32_t>{16, 48}, 2, map, where).ok());
+  }
+  recorder.end_pass(true);
+  CHECK(total_of(recorder) == loads{1 + 4 + 32, 2, 8, 16});
+}
+
+TEST_CASE("local counts that are wrong are refused") {
+  topology const where{{.num_ranks = 2, .num_nodes = 1, .slots_per_rank = 2}};
+  std::vector<index_t> const map{0, 1, 2, 3};
+  window_recorder recorder{1, 4};
+  CHECK(recorder.record_local(0, std::vector<std::int32_t>{1, -2}, 1, map, where).message() ==
+        "recorder: layer 0, local slot 1 has -2 tokens, must not be negative");
+  CHECK(recorder.record_local_prefix_sums(0, std::vector<std::int32_t>{7, 5}, 1, map, where).message() ==
+        "recorder: layer 0, local slot 1 has -2 tokens, must not be negative");
+  CHECK_THROWS_AS(static_cast<void>(recorder.record_local(0, std::vector<std::int32_t>(3), 1, map, where)),
+                  contract_error);
+  CHECK_THROWS_AS(static_cast<void>(recorder.record_local(0, std::vector<std::int32_t>(2), 2, map, where)),
+                  contract_error);
+  recorder.end_pass(true);
+  CHECK(total_of(recorder) == loads(4, 0));
+}
+
+TEST_CASE("every pass is folded under the map that was in force, so the sum is conserved when the map changes") {
+  topology const where{{.num_ranks = 4, .num_nodes = 1, .slots_per_rank = 4}};
+  std::mt19937 random{1};
+  auto const draw = [&](index_t below) { return static_cast<index_t>(random() % static_cast<std::uint32_t>(below)); };
+  window_recorder recorder{1, 8, {.passes = 100, .buckets = 8}};
+  loads expected(8, 0);
+  for (int pass = 0; pass < 100; ++pass) {
+    std::vector<index_t> map(16);
+    for (std::size_t p = 0; p < 16; ++p) { map[p] = p < 8 ? static_cast<index_t>(p) : draw(8); }
+    for (std::size_t p = 15; p > 0; --p) { std::swap(map[p], map[static_cast<std::size_t>(draw(16))]); }
+    std::vector<std::int32_t> counts(16);
+    for (std::size_t p = 0; p < 16; ++p) {
+      counts[p] = draw(50);
+      expected[static_cast<std::size_t>(map[p])] += counts[p];
+    }
+    REQUIRE(recorder.record_physical(0, counts, map, where).ok());
+    recorder.end_pass(true);
+  }
+  CHECK(total_of(recorder) == expected);
+}
+
+TEST_CASE("top-k ids and the all-to-all's counts of the same tokens agree") {
+  topology const where{{.num_ranks = 2, .num_nodes = 1, .slots_per_rank = 4}};
+  auto const current = trivial_placement({1, 6, 8});
+  std::mt19937 random{2};
+  window_recorder by_id{1, 6};
+  window_recorder by_slot{1, 6};
+  std::vector<std::int32_t> ids;
+  std::vector<std::int32_t> physical(8, 0);
+  for (int i = 0; i < 1000; ++i) {
+    auto const expert = static_cast<std::int32_t>(random() % 6);
+    auto const replicas = current.replicas_of(0, expert);
+    ids.push_back(expert);
+    ++physical[static_cast<std::size_t>(replicas[random() % replicas.size()])];
+  }
+  by_id.record_top_k(0, ids);
+  REQUIRE(by_slot.record_physical(0, physical, current.logical_of_slot(0), where).ok());
+  by_id.end_pass(true);
+  by_slot.end_pass(true);
+  CHECK(total_of(by_id) == total_of(by_slot));
+}
+
+TEST_CASE("prefill by ids and decode by local counts in one window: nothing is counted twice") {
+  topology const where{{.num_ranks = 2, .num_nodes = 1, .slots_per_rank = 2}};
+  std::vector<index_t> const map{0, 1, 2, 3};
+  window_recorder recorder{1, 4};
+  recorder.record_top_k(0, std::vector<std::int32_t>{0, 1, 1});
+  recorder.end_pass(true);
+  REQUIRE(recorder.record_local(0, std::vector<std::int32_t>{5, 6}, 1, map, where).ok());
+  recorder.end_pass(true);
+  CHECK(total_of(recorder) == loads{1, 2, 5, 6});
+}
