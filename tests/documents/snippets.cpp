@@ -106,18 +106,21 @@ TEST_CASE("C++ in the documents is an excerpt of a file that is compiled") {
   }
 }
 
-#ifdef BALLAST_EXAMPLES_DIR
 TEST_CASE("output in the documents is what the examples print") {
+  fs::path const examples_dir{BALLAST_EXAMPLES_DIR};
+  if (examples_dir.empty()) {
+    MESSAGE("skipped: the examples are not built");
+    return;
+  }
   for (auto const& document : documents()) {
     for (auto const& block : blocks_of(read_file(document))) {
       auto const program = value_of(block.mark, "output");
       if (program.empty()) { continue; }
       CAPTURE(document.filename().string());
-      CHECK(block.text == output_of(fs::path{BALLAST_EXAMPLES_DIR} / program));
+      CHECK(block.text == output_of(examples_dir / program));
     }
   }
 }
-#endif
 
 TEST_CASE("blocks, their languages and their marks are found") {
   auto const blocks = blocks_of("text\n<!-- excerpt: a.cpp -->\n\n```cpp\nint a;\n\n```\n```sh\nls\n```\n");
