@@ -83,7 +83,11 @@ BALLAST_BEGIN_NAMESPACE
 
 /// Outcome of work on outside input or on the environment: a code to branch on and a sentence for a human.
 /// Contract violations are not statuses. Success holds no allocation.
+#if defined(__CUDACC__)
+class status {  // nvcc 13 takes the reference that an assignment returns for a discarded status
+#else
 class [[nodiscard]] status {
+#endif
 public:
   status() = default;
   status(std::error_code code, std::string message) : code_{code}, message_{std::move(message)} {}
