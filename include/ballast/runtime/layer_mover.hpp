@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_RUNTIME_LAYER_MOVER_HPP
+#define BALLAST_RUNTIME_LAYER_MOVER_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/migration/commit_order.hpp>
+#include <ballast/migration/transfer_plan.hpp>
+#include <ballast/runtime/store.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/transport/transport.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace detail {
+
+/// Tensors start at multiples of this in staging, as copy engines and vector loads like it.
+inline constexpr std::size_t staging_alignment = 256;
+
+/// Bytes of one expert of a layer as they travel, and as they lie in staging.
+struct expert_size {
+  std::size_t payload = 0;
+  std::size_t staged = 0;
+};
+[[nodiscard]] inline expert_size size_of_expert(std::span<expert_tensor const> tensors) noexcept {
+  expert_size size;
+  for (auto const& tensor : tensors) {
+    size.payload += tensor.bytes;
+    size.staged += (tensor.bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
+  }
+  return size;
+}
+
+/// Experts that each rank must hold in staging to move a layer as a whole: its arrivals, and one more when it copies
+/// locally and may have to break a cycle. @param out out: [R]
+inline void staged_experts(topology const& where, layer_transfer const& transfer, std::span<index_t> out) {
+  BALLAST_EXPECTS(out.size() == static_cast<std::size_t>(where.num_ranks()), "staged_experts: output is not [R]");
+  std::fill(out.begin(), out.end(), 0);
+  for (auto const& copy : transfer.copies) { out[static_cast<std::size_t>(where.rank_of_slot(copy.target_slot))] = 1; }
+  for (auto const& move : transfer.moves) { ++out[static_cast<std::size_t>(where.rank_of_slot(move.target_slot))]; }
+}
+
+/// Moves a group of layers that fit staging together: one rank's side of receiving, checking and committing them.
+///
+/// Call in this order: `receive`, then (after the ranks have voted) `commit` for each layer or nothing at all.
+template <data_transport Transport, expert_store Store>
+class layer_mover {
+public:
+  layer_mover(topology const& where, index_t rank, Transport& transport, Store& store)
+      : where_{&where}, rank_{rank}, transport_{&transport}, store_{&store} {}
+
+  /// Bring this rank's arrivals of the group into staging and hand its own experts to their takers.
+  ///
+  /// @param group     transfers, one per layer; they outlive the commit.
+  /// @param tag_base  tags from here on are free; every rank gives the same.
+  /// @param timeout   nanoseconds.
+  /// @return the first failure; the live weights are untouched in any case.
+  [[nodiscard]] status receive(std::span<layer_transfer const* const> group, std::uint64_t tag_base,
+                               nanoseconds_t timeout) {
+    lay_out(group);
+    if (auto result = store_->reserve_staging(staged_bytes_); !result.ok()) { return result; }
+    if (auto result = store_->prepare(); !result.ok()) { return result; }
+    address(tag_base);
+    if (auto result = transport_->start(sends_, receives_); !result.ok()) { return result; }
+    return transport_->wait(timeout);
+  }
+
+  /// Number of moves of the group, over all ranks.
+  [[nodiscard]] std::size_t num_moves() const noexcept { return num_moves_; }
+  /// Digests of what this rank sends, at the group's index of each move. @param out in/out: [num_moves()]
+  void checksum_sends(std::span<std::int64_t> out) {
+    for (auto const& message : sends_) {
+      out[static_cast<std::size_t>(message.tag - tag_base_)] =
+          static_cast<std::int64_t>(store_->checksum(message.segments));
+    }
+  }
+  /// Compare what arrived with the senders' digests. @param expected [num_moves()]
+  [[nodiscard]] status check_arrivals(std::span<std::int64_t const> expected) {
+    for (auto const& message : receives_) {
+      auto const index = static_cast<std::size_t>(message.tag - tag_base_);
+      auto const found = store_->checksum(message.segments);
+      if (found != static_cast<std::uint64_t>(expected[index])) {
+        return {errc::corrupted,
+                concat("rank ", rank_, " received other bytes than rank ", message.peer, " sent: checksum ", hex(found),
+                       " against ", hex(static_cast<std::uint64_t>(expected[index])))};
+      }
+    }
+    return {};
+  }
+
+  /// Write one layer of the group into its slots and publish its tables.
+  [[nodiscard]] status commit(std::size_t index, placement const& tables, epoch_t epoch) {
+    auto const& item = layers_[index];
+    auto const tensors = store_->tensors(item.transfer->layer);
+    copies_.clear();
+    for (auto const& copy : item.order.copies) {
+      std::size_t tensor_offset = 0;
+      for (auto const& tensor : tensors) {
+        auto* const to = locate(item, tensor, tensor_offset, copy.to);
+        copies_.push_back({to, locate(item, tensor, tensor_offset, copy.from), tensor.bytes, copy.phase});
+        tensor_offset += aligned(tensor.bytes);
+      }
+    }
+    return store_->commit(item.transfer->layer, copies_, tables, epoch);
+  }
+
+private:
+  struct layer_item {
+    layer_transfer const* transfer = nullptr;
+    commit_order order;
+    std::size_t staged_at = 0;    // offset of the layer's first place in staging
+    std::size_t place_bytes = 0;  // from one place to the next
+    index_t first_round = 0;      // rounds of the group's layers follow one another
+  };
+
+  [[nodiscard]] static std::size_t aligned(std::size_t bytes) noexcept {
+    return (bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
+  }
+
+  void lay_out(std::span<layer_transfer const* const> group) {
+    layers_.resize(group.size());
+    staged_bytes_ = 0;
+    num_moves_ = 0;
+    index_t num_rounds = 0;
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      auto& item = layers_[i];
+      item.transfer = group[i];
+      orderer_.order(*where_, *item.transfer, rank_, item.order);
+      item.staged_at = staged_bytes_;
+      item.place_bytes = size_of_expert(store_->tensors(item.transfer->layer)).staged;
+      staged_bytes_ += item.place_bytes * static_cast<std::size_t>(item.order.num_staged);
+      item.first_round = num_rounds;
+      num_rounds += item.transfer->num_rounds;
+      num_moves_ += item.transfer->moves.size();
+    }
+  }
+
+  [[nodiscard]] std::byte* locate(layer_item const& item, expert_tensor const& tensor, std::size_t tensor_offset,
+                                  expert_location at) {
+    auto const index = static_cast<std::size_t>(at.index);
+    return at.kind == expert_location::slot
+               ? tensor.base + index * tensor.stride
+               : store_->staging() + item.staged_at + index * item.place_bytes + tensor_offset;
+  }
+
+  // Segments are laid down first: messages refer to them by address.
+  void address(std::uint64_t tag_base) {
+    tag_base_ = tag_base;
+    sends_.clear();
+    receives_.clear();
+    segments_.clear();
+    remotes_.clear();
+    auto const room = count_segments();
+    segments_.reserve(room);
+    remotes_.reserve(room);
+    std::uint64_t tag = tag_base;
+    for (auto const& item : layers_) {
+      index_t arrival = 0;
+      for (auto const& move : item.transfer->moves) {
+        auto const source = where_->rank_of_slot(move.source_slot);
+        auto const target = where_->rank_of_slot(move.target_slot);
+        if (source == rank_) { add_send(item, move, target, tag); }
+        if (target == rank_) { add_receive(item, move, source, arrival++, tag); }
+        ++tag;
+      }
+    }
+    auto const by_round = [](auto const& a, auto const& b) { return a.round < b.round; };
+    std::stable_sort(sends_.begin(), sends_.end(), by_round);
+    std::stable_sort(receives_.begin(), receives_.end(), by_round);
+  }
+
+  [[nodiscard]] std::size_t count_segments() const {
+    std::size_t count = 0;
+    for (auto const& item : layers_) {
+      auto const tensors = store_->tensors(item.transfer->layer).size();
+      for (auto const& move : item.transfer->moves) {
+        count += where_->rank_of_slot(move.source_slot) == rank_ ? tensors : 0;
+        count += where_->rank_of_slot(move.target_slot) == rank_ ? tensors : 0;
+      }
+    }
+    return count;
+  }
+
+  void add_send(layer_item const& item, expert_move const& move, index_t target, std::uint64_t tag) {
+    auto const first = segments_.size();
+    auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(rank_));
+    for (auto const& tensor : store_->tensors(item.transfer->layer)) {
+      segments_.push_back({tensor.base + slot * tensor.stride, tensor.bytes});
+    }
+    sends_.push_back({target, item.first_round + move.round, tag, std::span{segments_}.subspan(first)});
+  }
+
+  void add_receive(layer_item const& item, expert_move const& move, index_t source, index_t place, std::uint64_t tag) {
+    auto const first = segments_.size();
+    auto const first_remote = remotes_.size();
+    auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(source));
+    std::size_t offset = 0;
+    for (auto const& tensor : store_->tensors(item.transfer->layer)) {
+      segments_.push_back({locate(item, tensor, offset, {expert_location::staged, place}), tensor.bytes});
+      remotes_.push_back({tensor.region, slot * tensor.stride, tensor.bytes});
+      offset += aligned(tensor.bytes);
+    }
+    receives_.push_back(
+        {source, move.round, tag, std::span{segments_}.subspan(first), std::span{remotes_}.subspan(first_remote)});
+  }
+
+  topology const* where_;
+  index_t rank_;
+  Transport* transport_;
+  Store* store_;
+
+  commit_orderer orderer_;
+  std::vector<layer_item> layers_;
+  std::size_t staged_bytes_ = 0;
+  std::size_t num_moves_ = 0;
+  std::uint64_t tag_base_ = 0;
+  std::vector<segment> segments_;
+  std::vector<remote_segment> remotes_;
+  std::vector<outgoing_message> sends_;
+  std::vector<incoming_message> receives_;
+  std::vector<byte_copy> copies_;
+};
+
+}  // namespace detail
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_RUNTIME_OBSERVER_HPP
+#define BALLAST_RUNTIME_OBSERVER_HPP
+
+#include <ballast/config.hpp>
+#include <ballast/status.hpp>
+#include <ballast/types.hpp>
+
+#include <cstdint>
+#include <span>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// What a rebalancer just did.
+enum class event_kind {
+  dump,    ///< loads were reduced over the ranks
+  skip,    ///< balance is above the threshold; nothing is planned
+  plan,    ///< a plan was made and every rank agreed on it
+  commit,  ///< a chunk of layers is in force
+  shares,  ///< the split over replicas changed, no bytes moved
+  failed,  ///< the cycle ended; every layer is at its last agreed epoch
+};
+
+[[nodiscard]] constexpr char const* to_string(event_kind kind) noexcept {
+  switch (kind) {
+    case event_kind::dump: return "dump";
+    case event_kind::skip: return "skip";
+    case event_kind::plan: return "plan";
+    case event_kind::commit: return "commit";
+    case event_kind::shares: return "shares";
+    case event_kind::failed: return "failed";
+  }
+  return "unknown";
+}
+
+/// One event with its numbers. Spans and pointers are valid during the call only.
+struct event {
+  event_kind kind = event_kind::dump;
+  std::uint64_t step = 0;           ///< number of the `on_forward_pass_end` call, from 1
+  std::span<index_t const> layers;  ///< layers concerned, ascending
+  std::int64_t moves = 0;           ///< receives over all ranks
+  std::int64_t bytes = 0;           ///< bytes received over all ranks
+  double balancedness = 1;          ///< of the placement in force (plan: of the planned one) under the window's loads
+  nanoseconds_t duration = 0;       ///< host time of the stage on this rank
+  status const* failure = nullptr;  ///< `failed` only
+};
+
+/// Receives a rebalancer's events, on the thread that drives it.
+///
+/// An exception that leaves `on_event` is caught and counted; it cannot disturb the protocol.
+class observer {
+public:
+  virtual void on_event(event const& what) = 0;
+
+protected:
+  observer() = default;
+  observer(observer const&) = default;
+  observer& operator=(observer const&) = default;
+  ~observer() = default;
+};
+
+BALLAST_END_NAMESPACE
+
+#endif

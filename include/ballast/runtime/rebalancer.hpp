@@ -1,0 +1,716 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_RUNTIME_REBALANCER_HPP
+#define BALLAST_RUNTIME_REBALANCER_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/gate.hpp>
+#include <ballast/load/recorder.hpp>
+#include <ballast/migration/transfer_plan.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/policy.hpp>
+#include <ballast/runtime/host_store.hpp>
+#include <ballast/runtime/layer_mover.hpp>
+#include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/store.hpp>
+#include <ballast/schedule/chunk_schedule.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/transport/control.hpp>
+#include <ballast/transport/transport.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// What a rebalancer does with the next call.
+enum class rebalancer_state {
+  recording,    ///< counts passes until the interval is over, then reduces the loads and plans
+  moving,       ///< moves and commits one chunk a call
+  failed,       ///< the last cycle ended early; every layer is at its last agreed epoch and serving may go on
+  cohort_lost,  ///< this rank cannot know what the others committed: it must not serve
+};
+
+/// Options of a rebalancer; the same on every rank.
+struct rebalancer_options {
+  index_t interval = 1000;                 ///< N, forward passes between plans, >= 1
+  double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; 1 always plans
+  nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks
+  pass_gate gate;                          ///< which passes count
+  bool verify = false;                     ///< compare checksums of every moved expert before it is committed
+  bool adopt_first_plan = false;           ///< when plans differ, every rank takes rank 0's instead of failing
+};
+
+/// What a rebalance would bring.
+struct prediction {
+  double balancedness_now = 1;
+  double balancedness_then = 1;
+  std::int64_t moves = 0;
+  std::int64_t bytes = 0;
+  index_t layers = 0;  ///< layers that would change
+  index_t chunks = 0;  ///< steps that the schedule would take
+};
+
+/// Keeps the ranks of an expert-parallel group evenly loaded while they serve.
+///
+/// A plain state machine, driven by one call of `on_forward_pass_end` per global step on every rank. It counts passes,
+/// reduces the loads over the ranks, lets the policy plan, and moves the changed layers chunk by chunk. Before the
+/// first byte moves the ranks compare what they are about to do; before a chunk is committed they agree that all of
+/// them have received it. A failure before that leaves the chunk's layers as they were.
+///
+/// @tparam Recorder   a `load_recorder`
+/// @tparam Policy     a `placement_policy`
+/// @tparam Schedule   a `chunk_schedule`
+/// @tparam Transport  a `data_transport`
+/// @tparam Store      an `expert_store`
+/// @tparam Control    a `control_plane`; by default the transport is one too
+///
+/// @threads  all members are called from one thread. Nothing runs behind the engine's back.
+/// @lifetime transport, control plane, store and observer belong to the engine and outlive the rebalancer.
+template <load_recorder Recorder, placement_policy Policy, chunk_schedule Schedule, data_transport Transport,
+          expert_store Store = host_store, control_plane Control = Transport>
+class rebalancer {
+public:
+  /// @param where    ranks, nodes, slots.
+  /// @param initial  [L, P] the placement that the weights were loaded with, the same on every rank.
+  /// @throws std::system_error (`errc::invalid_option`, `errc::invalid_topology`, `errc::invalid_load`) naming the
+  /// value
+  ///         that does not fit
+  rebalancer(topology where, placement initial, Recorder recorder, Policy policy, Schedule schedule,
+             Transport& transport, Store& store, Control& control, rebalancer_options options = {},
+             observer* watcher = nullptr)
+      : where_{std::move(where)},
+        current_{std::move(initial)},
+        recorder_{std::move(recorder)},
+        policy_{std::move(policy)},
+        schedule_{std::move(schedule)},
+        transport_{&transport},
+        store_{&store},
+        control_{&control},
+        options_{options},
+        observer_{watcher} {
+    validate().or_throw();
+    epochs_.assign(static_cast<std::size_t>(current_.num_layers()), 0);
+    next_ = current_;
+    history_.assign(static_cast<std::size_t>(recorder_.num_buckets()) * num_cells(), 0);
+    loads_.assign(num_cells(), 0);
+    balances_.assign(static_cast<std::size_t>(current_.num_layers()), {});
+  }
+  rebalancer(rebalancer const&) = delete;
+  rebalancer& operator=(rebalancer const&) = delete;
+  ~rebalancer() = default;
+
+  // ---- life cycle, called by all ranks together ----
+
+  /// Check that all ranks are configured alike, and let one-sided transports learn each other's memory.
+  ///
+  /// Call once, on every rank, before the first pass.
+  /// @return `errc::disagreement` naming the rank and what differs.
+  [[nodiscard]] status start() {
+    for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
+      if (store_->tensors(layer).empty()) {
+        return {errc::invalid_weights, detail::concat("rebalancer: layer ", layer, " has no registered tensors")};
+      }
+    }
+    digest layout;
+    store_->describe(layout);
+    digest initial;
+    current_.describe(initial);
+    agreed_word const words[] = {
+        {"configuration", configuration()}, {"weights layout", layout.value()}, {"initial placement", initial.value()}};
+    if (auto result = agree(*control_, words, options_.timeout); !result.ok()) { return result; }
+    if constexpr (peer_copier<Transport>) {
+      if (auto result = transport_->expose(store_->regions()); !result.ok()) { return result; }
+    }
+    started_ = true;
+    return {};
+  }
+
+  /// Leave `failed` and start counting anew. Call on every rank before the same step.
+  /// @return the failure again when the state is `cohort_lost`, which only readmission by the engine can end.
+  [[nodiscard]] status resume() {
+    if (state_ == rebalancer_state::cohort_lost) { return failure_; }
+    state_ = rebalancer_state::recording;
+    failure_ = {};
+    forget_cycle();
+    waited_ = 0;
+    return {};
+  }
+
+  /// Stop planning. In mid-cycle the chunks that are still to come are dropped: layers already moved stay moved, the
+  /// others stay where they are, each consistent. Call on every rank before the same step.
+  void disable() noexcept {
+    enabled_ = false;
+    if (state_ == rebalancer_state::moving) {
+      forget_cycle();
+      state_ = rebalancer_state::recording;
+    }
+  }
+  /// Plan again; the count of passes restarts. Call on every rank before the same step.
+  void enable() noexcept {
+    enabled_ = true;
+    waited_ = 0;
+  }
+  [[nodiscard]] bool enabled() const noexcept { return enabled_; }
+
+  // ---- recording, per layer of the running pass ----
+
+  /// Count router choices, logical ids; see `pass_counter::record_top_k`.
+  template <class Ids>
+  void record_top_k(index_t layer, Ids const& logical_ids) {
+    recorder_.record_top_k(layer, logical_ids);
+  }
+  /// Count tokens per logical expert, `[E]`.
+  template <class Counts>
+  [[nodiscard]] status record_logical(index_t layer, Counts const& counts) {
+    return recorder_.record_logical(layer, counts);
+  }
+  /// Count tokens per physical expert, `[R (S + F)]`, under the map in force.
+  template <class Counts>
+  [[nodiscard]] status record_physical(index_t layer, Counts const& counts) {
+    return recorder_.record_physical(layer, counts, current_.logical_of_slot(layer), where_);
+  }
+  /// Count tokens that arrived at this rank's slots, `[S]` or `[S + F]`, under the map in force.
+  template <class Counts>
+  [[nodiscard]] status record_local(index_t layer, Counts const& counts) {
+    return recorder_.record_local(layer, counts, rank(), current_.logical_of_slot(layer), where_);
+  }
+
+  // ---- the step ----
+
+  /// Close a forward pass: count it, and plan or move when it is time to.
+  ///
+  /// Call once per global step on every rank, idle and dummy passes included (`counted = false`), never while
+  /// capturing. With calls numbered from 1, loads are reduced and planned on call N + 1. One chunk moves on the same
+  /// call; C > 1 chunks on the C calls that follow. The next plan comes N calls after the last chunk's call.
+  ///
+  /// @return success, or why the cycle failed; the same failure again on every call until `resume`.
+  /// @complexity while recording O(L E) and no allocation.
+  [[nodiscard]] status on_forward_pass_end(pass_info const& pass = {}) {
+    BALLAST_EXPECTS(started_, "rebalancer: start() was not called, or failed");
+    ++step_;
+    recorder_.end_pass(options_.gate.admits(pass));
+    switch (state_) {
+      case rebalancer_state::failed:
+      case rebalancer_state::cohort_lost: return failure_;
+      case rebalancer_state::moving: return move_next_chunk();
+      case rebalancer_state::recording: break;
+    }
+    if (!enabled_) { return {}; }
+    if (waited_ < options_.interval) {
+      ++waited_;
+      return {};
+    }
+    // The call that ends a cycle is also the first of the next wait.
+    waited_ = 1;
+    return begin_cycle();
+  }
+
+  /// Put another placement in force at once: an offline plan, an operator's choice. Call on every rank between two
+  /// steps.
+  ///
+  /// @param target  [L, P], the same on every rank.
+  /// @param layers  ascending layer ids; the others stay as they are.
+  /// @return `errc::busy` while a cycle runs, `errc::invalid_placement` for a target of another shape, otherwise as a
+  ///         cycle. After a failure every layer is at its last agreed epoch.
+  [[nodiscard]] status apply(placement const& target, std::span<index_t const> layers) {
+    BALLAST_EXPECTS(started_, "rebalancer: start() was not called, or failed");
+    if (state_ != rebalancer_state::recording) {
+      return state_ == rebalancer_state::moving ? status{errc::busy, "apply: a rebalancing cycle is running"}
+                                                : failure_;
+    }
+    if (auto result = validate_target(target, layers); !result.ok()) { return result; }
+    next_ = current_;
+    for (auto const layer : layers) { next_.copy_layer(target, layer); }
+    if (auto result = prepare_moves(); !result.ok()) { return result; }
+    while (next_chunk_ < num_chunks()) {
+      if (auto result = move_chunk(); !result.ok()) { return result; }
+    }
+    end_cycle();
+    return {};
+  }
+  /// As above, for all layers.
+  [[nodiscard]] status apply(placement const& target) {
+    std::vector<index_t> layers(static_cast<std::size_t>(current_.num_layers()));
+    std::iota(layers.begin(), layers.end(), 0);
+    return apply(target, layers);
+  }
+
+  /// Work out what a rebalance on the loads so far would bring, and do nothing. Call on every rank between two steps.
+  ///
+  /// @param out  out: gain, moves and bytes.
+  /// @return `errc::busy` while a cycle runs, otherwise the failure of reduction or policy.
+  [[nodiscard]] status predict(prediction& out) {
+    if (state_ == rebalancer_state::moving) { return {errc::busy, "predict: a rebalancing cycle is running"}; }
+    if (auto result = reduce_loads(); !result.ok()) { return result; }
+    if (auto result = plan(policy_, history(), current_, where_, next_); !result.ok()) { return result; }
+    if (auto result = plan_moves(); !result.ok()) { return result; }
+    out = {balancedness(where_, current_, loads()),
+           balancedness(where_, next_, loads()),
+           plan_.num_moves(),
+           bytes_of(plan_.layers()),
+           static_cast<index_t>(plan_.layers().size()),
+           num_chunks()};
+    forget_cycle();
+    return {};
+  }
+
+  // ---- what is so ----
+
+  [[nodiscard]] index_t rank() const noexcept { return transport_->rank(); }
+  [[nodiscard]] rebalancer_state state() const noexcept { return state_; }
+  /// Why the state is `failed` or `cohort_lost`; success otherwise.
+  [[nodiscard]] status const& failure() const noexcept { return failure_; }
+  /// Calls of `on_forward_pass_end` so far.
+  [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
+  /// The placement in force; in mid-cycle, layers already moved are new and the others old.
+  [[nodiscard]] placement const& current() const noexcept { return current_; }
+  /// Commits of one layer so far.
+  [[nodiscard]] epoch_t epoch(index_t layer) const {
+    BALLAST_EXPECTS(layer >= 0 && layer < current_.num_layers(), "rebalancer: layer out of range");
+    return epochs_[static_cast<std::size_t>(layer)];
+  }
+  [[nodiscard]] topology const& where() const noexcept { return where_; }
+  [[nodiscard]] rebalancer_options const& options() const noexcept { return options_; }
+  /// Exceptions that left the observer.
+  [[nodiscard]] std::uint64_t observer_exceptions() const noexcept { return observer_exceptions_; }
+
+private:
+  // ---- set-up ----
+
+  [[nodiscard]] status validate() const {
+    if (options_.interval < 1) {
+      return {errc::invalid_option,
+              detail::concat("rebalancer: interval is ", options_.interval, ", must be at least 1")};
+    }
+    if (!(options_.utilization_threshold >= 0)) {
+      return {errc::invalid_option, detail::concat("rebalancer: utilisation threshold is ",
+                                                   options_.utilization_threshold, ", must not be negative")};
+    }
+    if (options_.timeout <= 0) {
+      return {errc::invalid_option,
+              detail::concat("rebalancer: timeout is ", options_.timeout, " ns, must be positive")};
+    }
+    if (auto result = schedule_.validate(); !result.ok()) { return result; }
+    if (current_.num_slots() != where_.num_slots()) {
+      return {errc::invalid_topology, detail::concat("rebalancer: the placement has ", current_.num_slots(),
+                                                     " slots, the topology ", where_.num_slots())};
+    }
+    if (transport_->num_ranks() != where_.num_ranks() || control_->num_ranks() != where_.num_ranks()) {
+      return {errc::invalid_topology,
+              detail::concat("rebalancer: the topology has ", where_.num_ranks(), " ranks, the transport ",
+                             transport_->num_ranks(), ", the control plane ", control_->num_ranks())};
+    }
+    if (recorder_.num_layers() != current_.num_layers() || recorder_.num_logical() != current_.num_logical()) {
+      return {errc::invalid_load, detail::concat("rebalancer: the recorder counts ", recorder_.num_layers(),
+                                                 " layers x ", recorder_.num_logical(), " experts, the placement has ",
+                                                 current_.num_layers(), " x ", current_.num_logical())};
+    }
+    return {};
+  }
+
+  /// Digest of everything that must be configured alike.
+  [[nodiscard]] std::uint64_t configuration() const {
+    digest words;
+    where_.describe(words);
+    words.add(std::string_view{"recorder"});
+    recorder_.describe(words);
+    words.add(std::string_view{"policy"});
+    policy_.describe(words);
+    words.add(std::string_view{"schedule"});
+    schedule_.describe(words);
+    std::uint64_t threshold = 0;
+    std::memcpy(&threshold, &options_.utilization_threshold, sizeof threshold);
+    words.add(options_.interval).add(threshold).add(options_.verify).add(options_.adopt_first_plan);
+    words.add(store_->staging_limit());
+    options_.gate.describe(words);
+    return words.value();
+  }
+
+  [[nodiscard]] status validate_target(placement const& target, std::span<index_t const> layers) const {
+    if (target.shape() != current_.shape()) {
+      return {errc::invalid_placement,
+              detail::concat("apply: the target has ", target.num_layers(), " layers x ", target.num_slots(),
+                             " slots of ", target.num_logical(), " experts, in force are ", current_.num_layers(),
+                             " x ", current_.num_slots(), " of ", current_.num_logical())};
+    }
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (layers[i] < 0 || layers[i] >= current_.num_layers() || (i > 0 && layers[i] <= layers[i - 1])) {
+        return {errc::invalid_option, detail::concat("apply: layer ", layers[i], " at position ", i,
+                                                     " is not ascending in [0, ", current_.num_layers(), ")")};
+      }
+    }
+    return {};
+  }
+
+  // ---- a cycle: reduce, plan, agree ----
+
+  [[nodiscard]] status begin_cycle() {
+    auto const start = detail::now();
+    if (auto result = reduce_loads(); !result.ok()) { return fail(std::move(result)); }
+    if constexpr (Recorder::clears_on_dump) { recorder_.clear(); }
+    measure_balance();
+    auto const balance = balance_in_force();
+    notify({.kind = event_kind::dump, .balancedness = balance, .duration = detail::now() - start});
+    if (options_.utilization_threshold < 1 && balance > options_.utilization_threshold) {
+      notify({.kind = event_kind::skip, .balancedness = balance});
+      return {};
+    }
+    auto const plan_start = detail::now();
+    auto planned = plan(policy_, history(), current_, where_, next_);
+    if (auto result = prepare_moves(std::move(planned), plan_start); !result.ok()) { return result; }
+    if (num_chunks() == 0) { return {}; }
+    if (num_chunks() > 1) {
+      state_ = rebalancer_state::moving;
+      return {};
+    }
+    return move_next_chunk();
+  }
+
+  /// Sum the recorded loads over the ranks: `history_` [H, L, E] and, over the buckets, `loads_` [L, E].
+  [[nodiscard]] status reduce_loads() {
+    recorder_.history(history_);
+    if (auto result = control_->all_reduce(history_, options_.timeout); !result.ok()) { return result; }
+    for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
+      sum_buckets(history(), layer,
+                  std::span{loads_}.subspan(static_cast<std::size_t>(layer) * num_logical(), num_logical()));
+    }
+    return {};
+  }
+
+  /// From `next_` (or the failure to plan it) to chunks that every rank has agreed on.
+  [[nodiscard]] status prepare_moves(status planned = {}, nanoseconds_t plan_start = detail::now()) {
+    if (planned.ok()) { planned = plan_moves(); }
+    auto agreed = agree_on_plan(planned);
+    if (agreed.code() == errc::disagreement && options_.adopt_first_plan) {
+      planned = adopt_first_plan(planned);
+      agreed = agree_on_plan(planned);
+    }
+    if (!agreed.ok()) { return fail(std::move(agreed)); }
+    if (!planned.ok()) { return fail(std::move(planned)); }
+    notify({.kind = event_kind::plan,
+            .layers = changed_layer_ids(),
+            .moves = plan_.num_moves(),
+            .bytes = bytes_of(plan_.layers()),
+            .balancedness = balancedness(where_, next_, loads()),
+            .duration = detail::now() - plan_start});
+    return {};
+  }
+
+  /// Transfers, chunks and staging for `next_`.
+  [[nodiscard]] status plan_moves() {
+    std::vector<index_t> layers(static_cast<std::size_t>(current_.num_layers()));
+    std::iota(layers.begin(), layers.end(), 0);
+    forget_cycle();
+    if (auto result = plan_.assign(where_, current_, next_, layers); !result.ok()) { return result; }
+    for (auto const& transfer : plan_.layers()) {
+      if (staging_need(transfer) > store_->staging_limit()) {
+        return {errc::out_of_memory,
+                detail::concat("rebalancer: layer ", transfer.layer, " needs ", staging_need(transfer),
+                               " bytes of staging, the limit is ", store_->staging_limit())};
+      }
+    }
+    schedule_.for_each_chunk(list_work(), [this](std::span<index_t const> chunk) {
+      chunk_layers_.insert(chunk_layers_.end(), chunk.begin(), chunk.end());
+      chunk_ends_.push_back(chunk_layers_.size());
+    });
+    return {};
+  }
+
+  [[nodiscard]] std::vector<layer_work> list_work() {
+    std::vector<layer_work> work(static_cast<std::size_t>(current_.num_layers()));
+    std::vector<load_t> ranks(static_cast<std::size_t>(where_.num_ranks()));
+    for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
+      auto& item = work[static_cast<std::size_t>(layer)];
+      item.layer = layer;
+      auto const* const transfer = plan_.find(layer);
+      if (transfer == nullptr) { continue; }
+      item.changed = true;
+      item.moves = static_cast<index_t>(transfer->moves.size());
+      item.bytes = bytes_of({transfer, 1});
+      item.busiest_rank_bytes = transfer->num_rounds * payload_of(layer);
+      rank_loads(where_, current_, layer, loads().row(layer), ranks);
+      item.gain = *std::max_element(ranks.begin(), ranks.end());
+      rank_loads(where_, next_, layer, loads().row(layer), ranks);
+      item.gain -= *std::max_element(ranks.begin(), ranks.end());
+    }
+    return work;
+  }
+
+  [[nodiscard]] status agree_on_plan(status const& planned) {
+    digest plan;
+    if (planned.ok()) {
+      next_.describe(plan);
+      plan_.describe(plan);
+      plan.add(std::span<index_t const>{chunk_layers_});
+      for (auto const end : chunk_ends_) { plan.add(end); }
+    } else {
+      plan.add(std::string_view{"no plan"}).add(planned.code().value());
+    }
+    digest epochs;
+    for (auto const epoch : epochs_) { epochs.add(epoch); }
+    agreed_word const words[] = {{"step", step_},
+                                 {"configuration", configuration()},
+                                 {"epochs", epochs.value()},
+                                 {"membership", control_->membership()},
+                                 {"plan", plan.value()}};
+    return agree(*control_, words, options_.timeout);
+  }
+
+  /// Take rank 0's plan over: the remedy for ranks that planned differently.
+  [[nodiscard]] status adopt_first_plan(status const& planned) {
+    std::vector<index_t> words(
+        2 * static_cast<std::size_t>(current_.num_layers()) * static_cast<std::size_t>(current_.num_slots()) + 1);
+    if (rank() == 0 && planned.ok()) {
+      auto at = std::copy(next_.logical_of_slot().elements().begin(), next_.logical_of_slot().elements().end(),
+                          words.begin());
+      for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
+        auto const slots = next_.replica_slots(layer);
+        at = std::copy(slots.begin(), slots.end(), at);
+      }
+      *at = 1;
+    }
+    auto const bytes = std::as_writable_bytes(std::span{words});
+    if (auto result = control_->broadcast(bytes, 0, options_.timeout); !result.ok()) { return result; }
+    if (words.back() != 1) { return {errc::disagreement, "plans differ and rank 0 has none to adopt"}; }
+    if (rank() == 0) { return planned; }
+    auto const map = std::span{words}.first(next_.logical_of_slot().elements().size());
+    if (auto result = next_.assign(current_.shape(), map); !result.ok()) { return result; }
+    for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
+      auto const slots = next_.edit(layer).replica_slots;
+      auto const from = map.size() + static_cast<std::size_t>(layer) * slots.size();
+      std::copy_n(words.begin() + static_cast<std::ptrdiff_t>(from), slots.size(), slots.begin());
+    }
+    return plan_moves();
+  }
+
+  // ---- a cycle: move and commit ----
+
+  [[nodiscard]] status move_next_chunk() {
+    if (auto result = move_chunk(); !result.ok()) { return result; }
+    if (next_chunk_ == num_chunks()) { end_cycle(); }
+    return {};
+  }
+
+  /// Move the next chunk, in groups of layers that fit staging together.
+  [[nodiscard]] status move_chunk() {
+    auto const start = detail::now();
+    auto const begin = next_chunk_ == 0 ? 0 : chunk_ends_[static_cast<std::size_t>(next_chunk_) - 1];
+    auto const end = chunk_ends_[static_cast<std::size_t>(next_chunk_)];
+    ++next_chunk_;
+    committed_.clear();
+    std::int64_t moves = 0;
+    std::int64_t bytes = 0;
+    for (auto at = begin; at < end;) {
+      at = next_group(at, end);
+      if (group_.empty()) { continue; }
+      if (auto result = move_group(); !result.ok()) { return result; }
+      for (auto const* const transfer : group_) {
+        committed_.push_back(transfer->layer);
+        moves += static_cast<std::int64_t>(transfer->moves.size());
+        bytes += bytes_of({transfer, 1});
+      }
+    }
+    std::sort(committed_.begin(), committed_.end());
+    notify({.kind = event_kind::commit,
+            .layers = committed_,
+            .moves = moves,
+            .bytes = bytes,
+            .balancedness = balance_in_force(),
+            .duration = detail::now() - start});
+    return {};
+  }
+
+  /// Fill `group_` with changed layers of the chunk from `at` on, as many as fit staging; return the position after
+  /// them.
+  [[nodiscard]] std::size_t next_group(std::size_t at, std::size_t end) {
+    group_.clear();
+    std::size_t spent = 0;
+    for (; at < end; ++at) {
+      auto const* const transfer = plan_.find(chunk_layers_[at]);
+      if (transfer == nullptr) { continue; }
+      auto const need = staging_need(*transfer);
+      if (!group_.empty() && need > store_->staging_limit() - spent) { break; }
+      spent += need;
+      group_.push_back(transfer);
+    }
+    return at;
+  }
+
+  /// Receive, vote, commit. Every rank makes the same control calls, whatever went wrong on it.
+  [[nodiscard]] status move_group() {
+    auto received = mover().receive(group_, step_ << 24 | group_tag_, options_.timeout);
+    group_tag_ += mover().num_moves();
+    if (options_.verify) { received = verify(std::move(received)); }
+    auto vote = control_->vote(received.ok(), options_.timeout);
+    if (vote.outcome == decision::undecided) { vote = control_->recall(options_.timeout); }
+    switch (vote.outcome) {
+      case decision::commit: return commit_group();
+      case decision::drop: return fail(received.ok() ? std::move(vote.reason) : std::move(received));
+      case decision::undecided: break;
+    }
+    return lose(std::move(vote.reason));
+  }
+
+  [[nodiscard]] status verify(status received) {
+    std::vector<std::int64_t> sums(mover().num_moves(), 0);
+    mover().checksum_sends(sums);
+    auto reduced = control_->all_reduce(sums, options_.timeout);
+    if (!received.ok()) { return received; }
+    if (!reduced.ok()) { return reduced; }
+    return mover().check_arrivals(sums);
+  }
+
+  [[nodiscard]] status commit_group() {
+    for (std::size_t i = 0; i < group_.size(); ++i) {
+      auto const layer = group_[i]->layer;
+      auto& epoch = epochs_[static_cast<std::size_t>(layer)];
+      if (auto result = mover().commit(i, next_, epoch + 1); !result.ok()) { return lose(std::move(result)); }
+      current_.copy_layer(next_, layer);
+      ++epoch;
+      measure_balance(layer);
+    }
+    return {};
+  }
+
+  void end_cycle() noexcept {
+    state_ = rebalancer_state::recording;
+    forget_cycle();
+  }
+
+  void forget_cycle() noexcept {
+    plan_.clear();
+    chunk_layers_.clear();
+    chunk_ends_.clear();
+    next_chunk_ = 0;
+    group_tag_ = 0;
+  }
+
+  [[nodiscard]] status fail(status why) { return stop(rebalancer_state::failed, std::move(why)); }
+  [[nodiscard]] status lose(status why) { return stop(rebalancer_state::cohort_lost, std::move(why)); }
+  [[nodiscard]] status stop(rebalancer_state state, status why) {
+    state_ = state;
+    failure_ = std::move(why);
+    forget_cycle();
+    notify({.kind = event_kind::failed, .balancedness = balance_in_force(), .failure = &failure_});
+    return failure_;
+  }
+
+  // ---- small things ----
+
+  /// Balance of each layer in force under the last dump's loads, kept up to date commit by commit.
+  void measure_balance() {
+    for (index_t layer = 0; layer < current_.num_layers(); ++layer) { measure_balance(layer); }
+  }
+  void measure_balance(index_t layer) {
+    balances_[static_cast<std::size_t>(layer)] = balance_of(where_, current_, layer, loads().row(layer));
+  }
+  [[nodiscard]] double balance_in_force() const noexcept {
+    layer_balance sum;
+    for (auto const& balance : balances_) {
+      sum.mean += balance.mean;
+      sum.max += balance.max;
+    }
+    return sum.balancedness();
+  }
+
+  void notify(event what) {
+    if (observer_ == nullptr) { return; }
+    what.step = step_;
+#if defined(__cpp_exceptions)
+    try {
+      observer_->on_event(what);
+    } catch (...) { ++observer_exceptions_; }
+#else
+    observer_->on_event(what);
+#endif
+  }
+
+  [[nodiscard]] std::span<index_t const> changed_layer_ids() {
+    committed_.clear();
+    for (auto const& transfer : plan_.layers()) { committed_.push_back(transfer.layer); }
+    return committed_;
+  }
+  [[nodiscard]] detail::layer_mover<Transport, Store>& mover() noexcept { return mover_; }
+  [[nodiscard]] index_t num_chunks() const noexcept { return static_cast<index_t>(chunk_ends_.size()); }
+  [[nodiscard]] std::size_t num_logical() const noexcept { return static_cast<std::size_t>(current_.num_logical()); }
+  [[nodiscard]] std::size_t num_cells() const noexcept {
+    return static_cast<std::size_t>(current_.num_layers()) * num_logical();
+  }
+  [[nodiscard]] load_history_view history() const {
+    return {history_, static_cast<index_t>(history_.size() / num_cells()), current_.num_layers(),
+            current_.num_logical()};
+  }
+  [[nodiscard]] matrix_view<load_t const> loads() const {
+    return {loads_, current_.num_layers(), current_.num_logical()};
+  }
+  [[nodiscard]] std::int64_t payload_of(index_t layer) const {
+    return static_cast<std::int64_t>(detail::size_of_expert(store_->tensors(layer)).payload);
+  }
+  [[nodiscard]] std::int64_t bytes_of(std::span<layer_transfer const> transfers) const {
+    std::int64_t bytes = 0;
+    for (auto const& transfer : transfers) {
+      bytes += static_cast<std::int64_t>(transfer.moves.size()) * payload_of(transfer.layer);
+    }
+    return bytes;
+  }
+  /// Staging that the neediest rank wants for one layer, in bytes.
+  [[nodiscard]] std::size_t staging_need(layer_transfer const& transfer) {
+    staged_.resize(static_cast<std::size_t>(where_.num_ranks()));
+    detail::staged_experts(where_, transfer, staged_);
+    return static_cast<std::size_t>(*std::max_element(staged_.begin(), staged_.end())) *
+           detail::size_of_expert(store_->tensors(transfer.layer)).staged;
+  }
+
+  topology where_;
+  placement current_;
+  placement next_;
+  Recorder recorder_;
+  Policy policy_;
+  Schedule schedule_;
+  Transport* transport_;
+  Store* store_;
+  Control* control_;
+  rebalancer_options options_;
+  observer* observer_;
+  detail::layer_mover<Transport, Store> mover_{where_, transport_->rank(), *transport_, *store_};
+
+  rebalancer_state state_ = rebalancer_state::recording;
+  status failure_;
+  bool started_ = false;
+  bool enabled_ = true;
+  index_t waited_ = 0;
+  std::uint64_t step_ = 0;
+  std::uint64_t observer_exceptions_ = 0;
+  std::vector<epoch_t> epochs_;  // [L]
+
+  std::vector<load_t> history_;          // [H, L, E] of the last dump
+  std::vector<load_t> loads_;            // [L, E], its sum over the buckets
+  std::vector<layer_balance> balances_;  // [L]
+
+  // The running cycle.
+  transfer_plan plan_;
+  std::vector<index_t> chunk_layers_;    // layers of all chunks, one chunk after the other
+  std::vector<std::size_t> chunk_ends_;  // end of each chunk in it
+  index_t next_chunk_ = 0;
+  std::uint64_t group_tag_ = 0;
+  std::vector<layer_transfer const*> group_;
+  std::vector<index_t> committed_;
+  std::vector<index_t> staged_;
+};
+
+BALLAST_END_NAMESPACE
+
+#endif
