@@ -103,11 +103,11 @@ private:
     auto const target = mean + mean / 1000000 * tolerance_ppm_;
     auto work = work_;
     if constexpr (cost_is_load<Cost>) {
-      pack_largest_first(packing_, cost_);
+      largest_first_.run(packing_, cost_);
       swap_search<Cost>{packing_, cost_, work}.descend(target);
     } else {
       region_cost const cost{cost_, ranks};
-      pack_largest_first(packing_, cost);
+      largest_first_.run(packing_, cost);
       swap_search<region_cost>{packing_, cost, work}.descend(0);
     }
     for (index_t r = 0; r < num_ranks; ++r) {
@@ -166,6 +166,7 @@ private:
   std::vector<index_t> node_experts_;
   replica_counter counter_;
   packing packing_;
+  largest_first largest_first_;
   group_assigner assigner_;
 };
 

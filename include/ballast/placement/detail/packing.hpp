@@ -76,6 +76,12 @@ public:
     auto const copies = copies_on(rank);
     return std::any_of(copies.begin(), copies.end(), [&](index_t copy) { return at(expert_, copy) == expert; });
   }
+  /// Copies of an expert on a rank. @complexity O(S)
+  [[nodiscard]] index_t copies_of_on(index_t expert, index_t rank) const noexcept {
+    auto const copies = copies_on(rank);
+    return static_cast<index_t>(
+        std::count_if(copies.begin(), copies.end(), [&](index_t copy) { return at(expert_, copy) == expert; }));
+  }
   /// Whether moving this copy to `rank` would put a second copy of its expert there. Cheap for single experts.
   [[nodiscard]] bool would_double(index_t copy, index_t rank) const noexcept {
     auto const expert = at(expert_, copy);
@@ -101,7 +107,7 @@ public:
     at(held_, at(position_, a)) = a;
     at(held_, at(position_, b)) = b;
   }
-  /// First copy after `from` that is at least `difference` lighter than `load`; P when none is.
+  /// First copy from `from` on that is no heavier than `load`; P when none is.
   [[nodiscard]] index_t first_at_most(load_t load, index_t from) const noexcept {
     auto const begin = load_.begin() + from;
     auto const found = std::partition_point(begin, load_.end(), [load](load_t x) { return x > load; });
@@ -138,28 +144,113 @@ private:
   std::vector<load_t> rank_load_;  // [R]
 };
 
-/// Give every copy, heaviest first, to the rank that is cheapest with it, has room and has no copy of its expert; ties
-/// to the lowest rank. Copies that find no such rank double up and are exchanged away afterwards.
-///
-/// @complexity O(P R) for small R with an early end; no allocation.
-template <rank_cost Cost>
-void pack_largest_first(packing& into, Cost const& cost) {
-  for (index_t copy = 0; copy < into.num_copies(); ++copy) {
-    index_t best = -1;
-    index_t fallback = -1;
-    load_t best_cost = std::numeric_limits<load_t>::max();
-    for (index_t rank = 0; rank < into.num_ranks(); ++rank) {
-      if (into.is_full(rank)) { continue; }
-      if (fallback < 0) { fallback = rank; }
-      auto const with = cost(rank, into.rank_load(rank) + into.load(copy));
-      if (with < best_cost && !into.would_double(copy, rank)) {
-        best = rank;
-        best_cost = with;
+/// Packs largest first: every copy, heaviest first, goes to the rank that is cheapest with it, has room and holds no
+/// copy of its expert; ties to the lowest rank. Copies that find no such rank are exchanged to one afterwards, so no
+/// rank holds two copies of an expert that has at most R.
+class largest_first {
+public:
+  /// @pre the packing is open and empty; counts are at most R
+  /// @complexity O(P log R) where cost is load, O(P R) otherwise; no allocation when R is not larger than before.
+  template <rank_cost Cost>
+  void run(packing& into, Cost const& cost) {
+    if constexpr (cost_is_load<Cost>) {
+      fill_by_load(into);
+    } else {
+      fill_by_cost(into, cost);
+    }
+    for (auto const copy : doubled_) { separate(into, copy); }
+  }
+
+private:
+  struct open_rank {
+    load_t load = 0;
+    index_t rank = 0;
+  };
+  [[nodiscard]] static bool fuller(open_rank const& a, open_rank const& b) noexcept {
+    return a.load != b.load ? a.load > b.load : a.rank > b.rank;
+  }
+
+  /// The copies of one expert follow each other, so they take that many different ranks off the heap at once.
+  void fill_by_load(packing& into) {
+    doubled_.clear();
+    heap_.clear();
+    for (index_t rank = 0; rank < into.num_ranks(); ++rank) { heap_.push_back({0, rank}); }
+    for (index_t copy = 0; copy < into.num_copies();) {
+      auto const last = copy + into.count(into.expert(copy));
+      taken_.clear();
+      for (; copy < last && !heap_.empty(); ++copy) {
+        std::pop_heap(heap_.begin(), heap_.end(), fuller);
+        taken_.push_back(heap_.back().rank);
+        heap_.pop_back();
+        into.place(copy, taken_.back());
+      }
+      for (auto const rank : taken_) { reopen(into, rank); }
+      for (; copy < last; ++copy) {
+        std::pop_heap(heap_.begin(), heap_.end(), fuller);
+        auto const rank = heap_.back().rank;
+        heap_.pop_back();
+        into.place(copy, rank);
+        doubled_.push_back(copy);
+        reopen(into, rank);
       }
     }
-    into.place(copy, best >= 0 ? best : fallback);
   }
-}
+  void reopen(packing const& into, index_t rank) {
+    if (into.is_full(rank)) { return; }
+    heap_.push_back({into.rank_load(rank), rank});
+    std::push_heap(heap_.begin(), heap_.end(), fuller);
+  }
+
+  template <rank_cost Cost>
+  void fill_by_cost(packing& into, Cost const& cost) {
+    doubled_.clear();
+    for (index_t copy = 0; copy < into.num_copies(); ++copy) {
+      index_t best = -1;
+      index_t fallback = -1;
+      load_t best_cost = std::numeric_limits<load_t>::max();
+      for (index_t rank = 0; rank < into.num_ranks(); ++rank) {
+        if (into.is_full(rank)) { continue; }
+        if (fallback < 0) { fallback = rank; }
+        auto const with = cost(rank, into.rank_load(rank) + into.load(copy));
+        if (with < best_cost && !into.would_double(copy, rank)) {
+          best = rank;
+          best_cost = with;
+        }
+      }
+      if (best < 0) { doubled_.push_back(copy); }
+      into.place(copy, best >= 0 ? best : fallback);
+    }
+  }
+
+  /// Exchange a doubled copy for the copy nearest in load that may lie in its place, on a rank without its expert.
+  ///
+  /// There is one: a rank without the expert has S copies, and this rank holds at most S - 2 experts besides it, so
+  /// some copy there is of an expert that this rank lacks or that is doubled there as well.
+  void separate(packing& in, index_t doubled) {
+    auto const rank = in.rank(doubled);
+    auto const expert = in.expert(doubled);
+    if (in.copies_of_on(expert, rank) < 2) { return; }
+    index_t best = -1;
+    load_t best_distance = std::numeric_limits<load_t>::max();
+    for (index_t other = 0; other < in.num_copies(); ++other) {
+      auto const there = in.rank(other);
+      if (there == rank || in.holds(there, expert)) { continue; }
+      bool const helps = in.copies_of_on(in.expert(other), rank) == 0 || in.copies_of_on(in.expert(other), there) > 1;
+      auto const distance = std::max(in.load(other) - in.load(doubled), in.load(doubled) - in.load(other));
+      if (helps && distance < best_distance) {
+        best = other;
+        best_distance = distance;
+      }
+    }
+    if (best < 0) { return; }
+    in.swap(doubled, best);
+    separate(in, best);
+  }
+
+  std::vector<open_rank> heap_;
+  std::vector<index_t> taken_;
+  std::vector<index_t> doubled_;
+};
 
 }  // namespace detail
 BALLAST_END_NAMESPACE
