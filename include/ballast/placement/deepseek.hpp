@@ -84,7 +84,7 @@ public:
   /// Deal the first lanes' items. @complexity O(items log(packs)) a lane, plus the sort; no allocation.
   void run(std::size_t num_lanes) {
     if (num_items_ == num_packs_) { return; }
-    for_lanes_abreast(num_lanes, [this](std::size_t first, auto lanes) { deal<lanes()>(first); });
+    for_lanes_abreast(num_lanes, [this](std::size_t first, auto lanes) { this->template deal<lanes()>(first); });
   }
 
 private:
