@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POSIX_DETAIL_PROCESS_WATCH_HPP
+#define BALLAST_POSIX_DETAIL_PROCESS_WATCH_HPP
+
+#include <ballast/config.hpp>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+BALLAST_BEGIN_NAMESPACE
+namespace posix::detail {
+
+/// A process, told apart from a later one that was given the same number.
+struct process_identity {
+  std::int64_t pid = 0;
+  std::uint64_t start_time = 0;  ///< clock ticks after boot
+
+  bool operator==(process_identity const&) const = default;
+};
+
+/// When `pid` started, or 0 when it does not run: absent, or dead and not yet waited for.
+[[nodiscard]] inline std::uint64_t start_time_of(std::int64_t pid) {
+  char path[40];
+  std::snprintf(path, sizeof path, "/proc/%lld/stat", static_cast<long long>(pid));
+  int const file = ::open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) { return 0; }
+  char text[1024];
+  auto const size = ::read(file, text, sizeof text - 1);
+  ::close(file);
+  if (size <= 0) { return 0; }
+  text[size] = '\0';
+  // The command's name, field 2, may hold spaces and parentheses; the state follows its last parenthesis.
+  char const* at = std::strrchr(text, ')');
+  if (at == nullptr || at[1] == '\0') { return 0; }
+  char const state = at[2];
+  if (state == 'Z' || state == 'X') { return 0; }
+  for (int field = 2; field < 22 && at != nullptr; ++field) { at = std::strchr(at + 1, ' '); }
+  return at == nullptr ? 0 : std::strtoull(at + 1, nullptr, 10);
+}
+
+[[nodiscard]] inline process_identity this_process() { return {::getpid(), start_time_of(::getpid())}; }
+
+/// Which numbering of processes this one lives in; numbers of another mean nothing here.
+[[nodiscard]] inline std::uint64_t pid_namespace() {
+  struct ::stat facts{};
+  return ::stat("/proc/self/ns/pid", &facts) == 0 ? static_cast<std::uint64_t>(facts.st_ino) : 0;
+}
+
+/// Tells whether one process is still alive. A number that the kernel hands out again does not fool it.
+class process_watch {
+public:
+  process_watch() = default;
+  /// @param use_pidfd  false: read /proc instead, as on kernels before 5.3.
+  explicit process_watch(process_identity who, bool use_pidfd = true) : who_{who} {
+#if defined(SYS_pidfd_open)
+    if (use_pidfd) { file_ = static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(who.pid), 0U)); }
+#else
+    static_cast<void>(use_pidfd);
+#endif
+    // The descriptor is for whoever has the number now; that it is the right one has to be checked after opening it.
+    dead_ = start_time_of(who.pid) != who.start_time;
+  }
+  process_watch(process_watch&& other) noexcept
+      : who_{other.who_}, file_{std::exchange(other.file_, -1)}, dead_{other.dead_} {}
+  process_watch& operator=(process_watch&& other) noexcept {
+    std::swap(who_, other.who_);
+    std::swap(file_, other.file_);
+    std::swap(dead_, other.dead_);
+    return *this;
+  }
+  ~process_watch() {
+    if (file_ >= 0) { ::close(file_); }
+  }
+
+  [[nodiscard]] process_identity const& who() const noexcept { return who_; }
+
+  /// @complexity one system call while the process lives, none after its death.
+  [[nodiscard]] bool dead() {
+    if (dead_) { return true; }
+    if (file_ >= 0) {
+      ::pollfd question{file_, POLLIN, 0};
+      dead_ = ::poll(&question, 1, 0) > 0;
+    } else {
+      dead_ = start_time_of(who_.pid) != who_.start_time;
+    }
+    return dead_;
+  }
+
+private:
+  process_identity who_;
+  int file_ = -1;
+  bool dead_ = true;
+};
+
+}  // namespace posix::detail
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POSIX_DETAIL_SEGMENT_LAYOUT_HPP
+#define BALLAST_POSIX_DETAIL_SEGMENT_LAYOUT_HPP
+
+#include <ballast/posix/detail/doorbell.hpp>
+#include <ballast/posix/detail/process_watch.hpp>
+#include <ballast/types.hpp>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+BALLAST_BEGIN_NAMESPACE
+namespace posix::detail {
+
+// Everything in this file lies in memory that several processes map. No lock guards it, so that a process may die or be
+// stopped anywhere; each word has one writer, or is changed by compare-and-swap.
+
+inline constexpr std::uint64_t segment_magic = 0x62616c6c61737431;  // "ballast1"
+inline constexpr index_t max_ranks = 64;                            // live ranks are bits of one word
+inline constexpr std::size_t mail_words = 4096;
+inline constexpr std::size_t num_decisions = 4096;
+inline constexpr std::size_t offers_per_pair = 32;
+inline constexpr std::size_t bounce_bytes = std::size_t{128} << 10;
+
+/// What a rank gives to one collective call. A call's parity picks one of two, so a rank can be one call ahead.
+struct mail {
+  std::atomic<std::uint64_t> kind;
+  std::atomic<std::uint64_t> total_words;  ///< of the whole call
+  std::atomic<std::uint64_t> num_words;    ///< in this mail
+  std::atomic<std::uint64_t> words[mail_words];
+};
+
+/// One rank's part of the segment.
+struct alignas(64) member {
+  std::atomic<std::uint32_t> claimed;
+  std::atomic<std::uint32_t> joined;
+  std::atomic<std::uint32_t> left;
+  process_identity process;  ///< valid once `joined`
+  alignas(64) doorbell bell;
+  alignas(64) std::atomic<std::uint64_t> writing;  ///< call whose mail may be incomplete
+  std::atomic<std::uint64_t> posted;               ///< last call whose mail is complete
+  std::atomic<std::uint64_t> ballot;               ///< 2 * vote + yes
+  alignas(64) mail mails[2];
+};
+
+/// The segment's first bytes.
+struct alignas(64) segment_header {
+  std::uint64_t magic = 0;
+  std::uint64_t bytes = 0;
+  index_t num_ranks = 0;
+  process_identity creator;
+  std::uint64_t pid_namespace = 0;
+  std::atomic<std::uint32_t> abandoned;
+  alignas(64) std::atomic<std::uint64_t> expelled;  ///< bit r: rank r was expelled
+  std::atomic<std::uint64_t> decisions[num_decisions];
+};
+
+/// Where an offered message stands. The sender writes `offered` and takes an entry back with `vacant`; everything else
+/// is the receiver's. A state word also counts the entry's uses, so that a late compare-and-swap fails.
+enum class offer_state : std::uint64_t {
+  vacant,   ///< the sender may use the entry
+  offered,  ///< the sender's bytes are ready
+  reading,  ///< the receiver reads the sender's memory
+  wanted,   ///< the receiver cannot read the sender's memory and asks for the bytes through the bounce buffers
+  taken,    ///< the receiver has every byte
+  refused,  ///< the receiver does not want it
+};
+
+/// One message that a sender offers to one receiver.
+struct alignas(64) offer {
+  std::atomic<std::uint64_t> state;  ///< 8 * use + offer_state
+  std::atomic<std::uint64_t> tag;
+  std::atomic<std::uint64_t> bytes;
+};
+
+/// One of the two buffers between a sender and a receiver for which the kernel allows no direct copy.
+struct alignas(64) bounce_buffer {
+  std::atomic<std::uint64_t> filled;  ///< stamp of the piece it holds
+  std::atomic<std::uint64_t> emptied;
+  alignas(64) std::byte data[bounce_bytes];
+};
+
+[[nodiscard]] constexpr std::size_t members_offset() noexcept { return sizeof(segment_header); }
+[[nodiscard]] constexpr std::size_t offers_offset(std::size_t num_ranks) noexcept {
+  return members_offset() + num_ranks * sizeof(member);
+}
+/// Bounce buffers follow; their memory is only obtained when they are needed.
+[[nodiscard]] constexpr std::size_t bounce_offset(std::size_t num_ranks) noexcept {
+  constexpr std::size_t page = 4096;
+  auto const end = offers_offset(num_ranks) + num_ranks * num_ranks * offers_per_pair * sizeof(offer);
+  return (end + page - 1) / page * page;
+}
+[[nodiscard]] constexpr std::size_t segment_bytes(std::size_t num_ranks) noexcept {
+  return bounce_offset(num_ranks) + num_ranks * num_ranks * 2 * sizeof(bounce_buffer);
+}
+
+}  // namespace posix::detail
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,544 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POSIX_PEER_COPY_HPP
+#define BALLAST_POSIX_PEER_COPY_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/posix/detail/segment_layout.hpp>
+#include <ballast/posix/process_group.hpp>
+#include <ballast/status.hpp>
+#include <ballast/transport/segments.hpp>
+#include <ballast/transport/transport.hpp>
+#include <ballast/types.hpp>
+
+#include <sys/prctl.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace posix {
+
+/// Read another process's memory, as `process_vm_readv`: bytes read, or -1 with `errno` set.
+using read_peer_function = ::ssize_t (*)(::pid_t peer, ::iovec const* local, unsigned long num_local,
+                                         ::iovec const* remote, unsigned long num_remote);
+
+[[nodiscard]] inline ::ssize_t read_peer(::pid_t peer, ::iovec const* local, unsigned long num_local,
+                                         ::iovec const* remote, unsigned long num_remote) {
+  return ::process_vm_readv(peer, local, num_local, remote, num_remote, 0);
+}
+
+struct peer_copy_options {
+  nanoseconds_t expose_timeout = 30'000'000'000;      ///< for the exchange of addresses
+  std::size_t bytes_per_poll = std::size_t{4} << 20;  ///< what one `poll` copies at most
+  /// Let processes of this user read this one where the kernel only allows that to parents (Yama). Without it, and
+  /// wherever the kernel says no, bytes go through shared memory and are copied twice.
+  bool allow_peers_to_read = true;
+  read_peer_function read_peer = posix::read_peer;  ///< tests put a refusing kernel here
+};
+
+/// Host bytes between the processes of a `process_group`, in one copy: the receiver reads the sender's memory.
+///
+/// A sender offers its messages in shared memory; a receiver that finds the offer of an expected message reads the
+/// bytes and marks the offer taken. A sender whose batch ends takes its offers back, and a receiver that was still
+/// reading finds its mark refused, so it never accepts bytes that may have changed under it. Where the kernel refuses
+/// the read, the receiver asks for the bytes through two bounce buffers of the pair.
+///
+/// @par Guarantees
+/// A batch ends on every surviving rank by its deadline, or within milliseconds of the death of a rank that it needs.
+/// After a failed `wait` this process touches none of the batch's memory. Peers may still read from it for a moment;
+/// what they get is discarded.
+///
+/// @lifetime the group must outlive it; one `peer_copy` per group and process.
+/// @threads that of the group.
+class peer_copy {
+public:
+  explicit peer_copy(process_group& group, peer_copy_options const& options = {}) : group_{&group}, options_{options} {
+    BALLAST_EXPECTS(group.joined(), "peer_copy: the group has not met yet");
+    BALLAST_EXPECTS(options.bytes_per_poll > 0, "peer_copy: a poll must copy something");
+    if (options.allow_peers_to_read) { ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0); }
+    direct_.assign(static_cast<std::size_t>(num_ranks()), 1);
+  }
+
+  [[nodiscard]] index_t rank() const noexcept { return group_->rank(); }
+  [[nodiscard]] index_t num_ranks() const noexcept { return group_->num_ranks(); }
+
+  /// Tell the peers where this rank's regions lie; see `peer_copier`. Calls the group's `all_gather` once.
+  [[nodiscard]] status expose(std::span<segment const> regions) {
+    std::vector<std::uint64_t> mine;
+    for (auto const& region : regions) {
+      mine.push_back(reinterpret_cast<std::uintptr_t>(region.data));
+      mine.push_back(region.size);
+    }
+    regions_.assign(mine.size() * static_cast<std::size_t>(num_ranks()), 0);
+    words_per_rank_ = mine.size();
+    return group_->all_gather(mine, regions_, options_.expose_timeout);
+  }
+
+  /// Open a batch; see `data_transport`.
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    BALLAST_EXPECTS(!open_, "peer_copy: the batch before was not waited for");
+    if (group_->is_expelled(rank())) { return group_->stale(); }
+    failure_ = {};
+    sends_.clear();
+    for (auto const& send : sends) { sends_.push_back({&send}); }
+    receives_.clear();
+    for (auto const& receive : receives) {
+      if (auto result = validate(receive); !result.ok()) { return result; }
+      receives_.push_back({&receive});
+    }
+    open_ = true;
+    active_ = none;
+    next_look_around_ = 0;
+    offer_messages();
+    return {};
+  }
+
+  /// Make progress; see `data_transport`. Copies at most `bytes_per_poll` bytes.
+  [[nodiscard]] transfer_state poll() {
+    if (!open_) { return transfer_state::idle; }
+    if (failure_.ok()) { offer_messages(); }
+    if (failure_.ok()) { receive_some(); }
+    if (failure_.ok()) { look_around(); }
+    return where();
+  }
+
+  /// Make progress until the batch ends; see `data_transport`.
+  [[nodiscard]] status wait(nanoseconds_t timeout) {
+    if (!open_) { return {}; }
+    auto const deadline = process_group::deadline_after(timeout);
+    bool in_time = true;
+    do {
+      in_time = group_->await([&] { return poll() != transfer_state::pending || more_to_copy_; }, deadline) &&
+                ballast::detail::now() < deadline;
+    } while (in_time && where() == transfer_state::pending);
+    if (where() == transfer_state::pending) { failure_ = late(); }
+    close();
+    return std::exchange(failure_, {});
+  }
+
+private:
+  using offer_state = detail::offer_state;
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+  static constexpr nanoseconds_t between_looks = 3'000'000;
+
+  struct send_progress {
+    outgoing_message const* message = nullptr;
+    detail::offer* entry = nullptr;  // null: not offered yet
+    std::uint64_t use = 0;
+    bool taken = false;
+    std::size_t pushed = 0;  // through the bounce buffers
+    std::uint64_t pieces = 0;
+  };
+  struct receive_progress {
+    incoming_message const* message = nullptr;
+    bool taken = false;
+  };
+  // A place in a list of segments.
+  struct cursor {
+    std::size_t segment = 0;
+    std::size_t offset = 0;
+  };
+
+  [[nodiscard]] static constexpr std::uint64_t state_word(std::uint64_t use, offer_state state) noexcept {
+    return use << 3 | static_cast<std::uint64_t>(state);
+  }
+  [[nodiscard]] static offer_state state_in(std::uint64_t word) noexcept { return static_cast<offer_state>(word & 7); }
+
+  [[nodiscard]] status validate(incoming_message const& receive) const {
+    std::size_t offered = 0;
+    for (auto const& part : receive.source) {
+      auto const size = 2 * part.region + 1 < words_per_rank_ ? region_word(receive.peer, part.region, 1) : 0;
+      if (part.offset > size || part.size > size - part.offset) {
+        return {errc::transport_failed,
+                ballast::detail::concat("peer_copy: rank ", rank(), " wants bytes [", part.offset, ", ",
+                                        part.offset + part.size, ") of region ", part.region, " of rank ", receive.peer,
+                                        ", which exposed ", size)};
+      }
+      offered += part.size;
+    }
+    if (auto const wanted = ballast::detail::total_size(receive.segments); wanted != offered) {
+      return {errc::transport_failed,
+              ballast::detail::concat("peer_copy: rank ", rank(), " wants ", wanted, " bytes from ", offered,
+                                      " bytes of rank ", receive.peer)};
+    }
+    return {};
+  }
+  [[nodiscard]] std::uint64_t region_word(index_t rank, std::uint32_t region, std::size_t word) const {
+    return regions_[static_cast<std::size_t>(rank) * words_per_rank_ + 2 * region + word];
+  }
+
+  [[nodiscard]] transfer_state where() const {
+    if (!open_) { return transfer_state::idle; }
+    if (!failure_.ok()) { return transfer_state::failed; }
+    auto const taken = [](auto const& progress) { return progress.taken; };
+    return std::ranges::all_of(sends_, taken) && std::ranges::all_of(receives_, taken) ? transfer_state::done
+                                                                                       : transfer_state::pending;
+  }
+
+  // ---- the sender's side ----
+
+  void offer_messages() {
+    for (auto& send : sends_) {
+      if (send.taken) { continue; }
+      if (send.entry == nullptr) {
+        offer(send);
+      } else {
+        follow(send);
+      }
+    }
+  }
+
+  void offer(send_progress& send) {
+    auto* const entries = group_->shared().offers(rank(), send.message->peer);
+    auto* const end = entries + detail::offers_per_pair;
+    auto* const entry = std::find_if(
+        entries, end, [](detail::offer& candidate) { return state_in(candidate.state.load()) == offer_state::vacant; });
+    if (entry == end) { return; }
+    send.entry = entry;
+    send.use = (entry->state.load() >> 3) + 1;
+    entry->tag.store(send.message->tag);
+    entry->bytes.store(ballast::detail::total_size(send.message->segments));
+    entry->state.store(state_word(send.use, offer_state::offered));
+    group_->ring(send.message->peer);
+  }
+
+  void follow(send_progress& send) {
+    switch (state_in(send.entry->state.load())) {
+      case offer_state::taken:
+        send.taken = true;
+        withdraw(send);
+        break;
+      case offer_state::refused: given_up(send.message->peer, " refused a message of rank "); break;
+      case offer_state::wanted: push(send); break;
+      default: break;
+    }
+  }
+
+  static void withdraw(send_progress& send) noexcept {
+    if (send.entry != nullptr) { send.entry->state.store(state_word(send.use, offer_state::vacant)); }
+    send.entry = nullptr;
+  }
+
+  // ---- the receiver's side ----
+
+  void receive_some() {
+    std::size_t budget = options_.bytes_per_poll;
+    while (failure_.ok() && budget > 0 && (active_ != none || find_offer())) {
+      auto const copied = reads_directly(active_peer()) ? read_some(budget) : pull(budget);
+      budget -= std::min(budget, copied);
+      if (copied == 0 && active_ != none && !reads_directly(active_peer())) { break; }  // the sender fills a buffer
+    }
+    more_to_copy_ = failure_.ok() && budget == 0;
+  }
+
+  [[nodiscard]] index_t active_peer() const { return receives_[active_].message->peer; }
+  [[nodiscard]] bool reads_directly(index_t peer) const { return direct_[static_cast<std::size_t>(peer)] != 0; }
+
+  // Begin with the earliest expected message that a peer offers.
+  [[nodiscard]] bool find_offer() {
+    for (std::size_t i = 0; i < receives_.size(); ++i) {
+      auto const& message = *receives_[i].message;
+      if (receives_[i].taken) { continue; }
+      auto* const entries = group_->shared().offers(message.peer, rank());
+      for (auto* entry = entries; entry != entries + detail::offers_per_pair; ++entry) {
+        auto const word = entry->state.load();
+        if (state_in(word) != offer_state::offered || entry->tag.load() != message.tag) { continue; }
+        active_ = i;
+        entry_ = entry;
+        use_ = word >> 3;
+        begin();
+        return failure_.ok();
+      }
+    }
+    return false;
+  }
+
+  void begin() {
+    auto const& message = *receives_[active_].message;
+    local_ = {};
+    remote_ = {};
+    left_ = ballast::detail::total_size(message.segments);
+    pieces_ = 0;
+    auto const bytes = entry_->bytes.load();
+    if (bytes != left_) {
+      finish(offer_state::offered, offer_state::refused);
+      failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", message.peer, " sent ", bytes,
+                                                                  " bytes, rank ", rank(), " expects ", left_)};
+      return;
+    }
+    if (reads_directly(message.peer)) {
+      claim(offer_state::offered, offer_state::reading);
+    } else {
+      ask_for_bytes(offer_state::offered);
+    }
+  }
+
+  // The memory of the bounce buffers is obtained before the sender hears of them.
+  void ask_for_bytes(offer_state from) {
+    failure_ = group_->shared().obtain_bounce(active_peer(), rank());
+    if (failure_.ok()) { claim(from, offer_state::wanted); }
+  }
+
+  // Change the offer's state; it fails when the sender has taken the offer back.
+  void claim(offer_state from, offer_state to) {
+    auto expected = state_word(use_, from);
+    if (!entry_->state.compare_exchange_strong(expected, state_word(use_, to))) {
+      given_up(active_peer(), " took back a message to rank ");
+    }
+    group_->ring(active_peer());
+  }
+  void finish(offer_state from, offer_state to) {
+    claim(from, to);
+    if (failure_.ok() && to == offer_state::taken) { receives_[active_].taken = true; }
+    active_ = none;
+  }
+
+  // Read the next bytes of the active message out of the sender's memory.
+  [[nodiscard]] std::size_t read_some(std::size_t budget) {
+    auto const& message = *receives_[active_].message;
+    if (left_ == 0) {
+      finish(offer_state::reading, offer_state::taken);
+      return 0;
+    }
+    std::array<::iovec, 64> to{};
+    std::array<::iovec, 64> from{};
+    auto const num_to = fill(to, local_, message.segments, budget, [](segment const& part) { return part.data; });
+    auto const num_from = fill(from, remote_, message.source, budget, [&](remote_segment const& part) {
+      auto const base = static_cast<std::uintptr_t>(region_word(message.peer, part.region, 0));
+      return reinterpret_cast<std::byte*>(base + part.offset);  // an address of the other process
+    });
+    auto const pid = static_cast<::pid_t>(group_->shared().member_of(message.peer).process.pid);
+    auto const got = options_.read_peer(pid, to.data(), num_to, from.data(), num_from);
+    int const error = errno;
+    if (group_->is_lost(message.peer)) {  // before trusting the bytes: the number may belong to a new process
+      failure_ = group_->lost("peer_copy", message.peer);
+      return 0;
+    }
+    if (got <= 0) {
+      fall_back(got == 0 ? EFAULT : error);
+      return 0;
+    }
+    auto const bytes = static_cast<std::size_t>(got);
+    advance(local_, message.segments, bytes);
+    advance(remote_, message.source, bytes);
+    left_ -= bytes;
+    if (left_ == 0) { finish(offer_state::reading, offer_state::taken); }
+    return bytes;
+  }
+
+  void fall_back(int error) {
+    if (error == ESRCH) {
+      failure_ = group_->lost("peer_copy", active_peer());
+      return;
+    }
+    if (error != EPERM && error != ENOSYS) {
+      failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", rank(), " cannot read rank ",
+                                                                  active_peer(), ": ", std::strerror(error))};
+      return;
+    }
+    direct_[static_cast<std::size_t>(active_peer())] = 0;
+    ask_for_bytes(offer_state::reading);
+  }
+
+  // Describe the bytes from a cursor on, at most `budget` of them and as many runs as fit.
+  template <class Segments, class Address>
+  [[nodiscard]] static std::size_t fill(std::span<::iovec> out, cursor at, Segments const& segments, std::size_t budget,
+                                        Address address) {
+    std::size_t count = 0;
+    for (; count < out.size() && at.segment < segments.size() && budget > 0; ++at.segment, at.offset = 0) {
+      auto const& part = segments[at.segment];
+      auto const bytes = std::min(part.size - at.offset, budget);
+      if (bytes == 0) { continue; }
+      out[count++] = {address(part) + at.offset, bytes};
+      budget -= bytes;
+    }
+    return count;
+  }
+  template <class Segments>
+  static void advance(cursor& at, Segments const& segments, std::size_t bytes) {
+    while (bytes > 0) {
+      auto const run = std::min(bytes, segments[at.segment].size - at.offset);
+      at.offset += run;
+      bytes -= run;
+      if (at.offset == segments[at.segment].size) { at = {at.segment + 1, 0}; }
+    }
+  }
+
+  // ---- through shared memory ----
+
+  // Both sides number the pieces of a message; a stamp names the offer's entry and use, and the piece. Piece n lies in
+  // buffer n mod 2, which is free again when piece n - 2 was emptied.
+  [[nodiscard]] std::uint64_t stamp(detail::offer const* entry, detail::offer const* entries, std::uint64_t use,
+                                    std::uint64_t piece) const noexcept {
+    auto const index = static_cast<std::uint64_t>(entry - entries);
+    return (use * detail::offers_per_pair + index) << 32 | (piece + 1);
+  }
+
+  void push(send_progress& send) {
+    auto const& message = *send.message;
+    auto* const entries = group_->shared().offers(rank(), message.peer);
+    auto* const buffers = group_->shared().bounce(rank(), message.peer);
+    auto const total = ballast::detail::total_size(message.segments);
+    while (send.pushed < total) {
+      auto& buffer = buffers[send.pieces % 2];
+      if (send.pieces >= 2 && buffer.emptied.load() != stamp(send.entry, entries, send.use, send.pieces - 2)) {
+        return;
+      }
+      auto const bytes = std::min(detail::bounce_bytes, total - send.pushed);
+      gather(message.segments, send.pushed, std::span{buffer.data, bytes});
+      buffer.filled.store(stamp(send.entry, entries, send.use, send.pieces));
+      send.pushed += bytes;
+      ++send.pieces;
+      group_->ring(message.peer);
+    }
+  }
+
+  [[nodiscard]] std::size_t pull(std::size_t budget) {
+    auto const& message = *receives_[active_].message;
+    auto* const entries = group_->shared().offers(message.peer, rank());
+    std::size_t copied = 0;
+    while (left_ > 0 && copied < budget) {
+      auto& buffer = group_->shared().bounce(message.peer, rank())[pieces_ % 2];
+      auto const expected = stamp(entry_, entries, use_, pieces_);
+      if (buffer.filled.load() != expected) { return copied; }
+      auto const bytes = std::min(detail::bounce_bytes, left_);
+      scatter(std::span{buffer.data, bytes}, message.segments);
+      left_ -= bytes;
+      copied += bytes;
+      ++pieces_;
+      buffer.emptied.store(expected);
+      group_->ring(message.peer);
+    }
+    if (left_ == 0) { finish(offer_state::wanted, offer_state::taken); }
+    return copied;
+  }
+
+  static void gather(std::span<segment const> segments, std::size_t skip, std::span<std::byte> out) {
+    cursor at;
+    advance(at, segments, skip);
+    while (!out.empty()) {
+      auto const& part = segments[at.segment];
+      auto const run = std::min(out.size(), part.size - at.offset);
+      if (run > 0) { std::memcpy(out.data(), part.data + at.offset, run); }
+      out = out.subspan(run);
+      at = {at.segment + 1, 0};
+    }
+  }
+  void scatter(std::span<std::byte const> in, std::span<segment const> segments) {
+    while (!in.empty()) {
+      auto const& part = segments[local_.segment];
+      auto const run = std::min(in.size(), part.size - local_.offset);
+      if (run > 0) { std::memcpy(part.data + local_.offset, in.data(), run); }
+      in = in.subspan(run);
+      local_.offset += run;
+      if (local_.offset == part.size) { local_ = {local_.segment + 1, 0}; }
+    }
+  }
+
+  // ---- failures ----
+
+  // Every few milliseconds: is a rank dead that this batch still needs, or this rank out?
+  void look_around() {
+    auto const now = ballast::detail::now();
+    if (now < next_look_around_ || where() != transfer_state::pending) { return; }
+    next_look_around_ = now + between_looks;
+    if (group_->is_expelled(rank())) {
+      failure_ = group_->stale();
+      return;
+    }
+    auto const look = [&](auto const& progress) {
+      if (failure_.ok() && !progress.taken && !group_->is_live(progress.message->peer)) {
+        failure_ = group_->lost("peer_copy", progress.message->peer);
+      }
+    };
+    std::ranges::for_each(receives_, look);
+    for (auto& send : sends_) {
+      if (send.entry != nullptr) { follow(send); }  // it may have been taken before its receiver died
+      look(send);
+    }
+  }
+
+  // A peer has ended the batch before this rank. The cause to name is the rank whose death made it do so, if there is
+  // one.
+  void given_up(index_t peer, std::string_view how) {
+    for (index_t other = 0; other < num_ranks(); ++other) {
+      if (!group_->is_expelled(other) && group_->is_lost(other)) {
+        failure_ = group_->lost("peer_copy", other);
+        return;
+      }
+    }
+    failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", peer, how, rank())};
+  }
+
+  [[nodiscard]] status late() const {
+    for (auto const& receive : receives_) {
+      if (receive.taken) { continue; }
+      return {errc::deadline_exceeded,
+              ballast::detail::concat("peer_copy: rank ", rank(), " waited in vain for a message of rank ",
+                                      receive.message->peer)};
+    }
+    for (auto const& send : sends_) {
+      if (send.taken) { continue; }
+      return {errc::deadline_exceeded, ballast::detail::concat("peer_copy: rank ", send.message->peer,
+                                                               " did not take a message of rank ", rank(), " in time")};
+    }
+    return {errc::deadline_exceeded, "peer_copy: the batch did not finish in time"};
+  }
+
+  // End the batch: take back what nobody took, and turn down what this rank will not take any more.
+  void close() {
+    for (auto& send : sends_) { withdraw(send); }
+    if (active_ != none) {
+      for (auto const from : {offer_state::reading, offer_state::wanted}) {
+        auto expected = state_word(use_, from);
+        entry_->state.compare_exchange_strong(expected, state_word(use_, offer_state::refused));
+      }
+      group_->ring(active_peer());
+    }
+    active_ = none;
+    sends_.clear();
+    receives_.clear();
+    open_ = false;
+  }
+
+  process_group* group_;
+  peer_copy_options options_;
+  std::vector<std::uint64_t> regions_;  // [R, regions, 2]: address and size of every rank's regions
+  std::size_t words_per_rank_ = 0;
+  std::vector<unsigned char> direct_;  // [R] the kernel lets this process read that one
+
+  bool open_ = false;
+  status failure_;
+  std::vector<send_progress> sends_;
+  std::vector<receive_progress> receives_;
+  nanoseconds_t next_look_around_ = 0;
+
+  // The message that is being received.
+  std::size_t active_ = none;  // index into receives_
+  detail::offer* entry_ = nullptr;
+  std::uint64_t use_ = 0;
+  cursor local_;
+  cursor remote_;
+  std::size_t left_ = 0;
+  std::uint64_t pieces_ = 0;
+  bool more_to_copy_ = false;  // the last poll stopped at its limit
+};
+
+static_assert(peer_copier<peer_copy>);
+
+}  // namespace posix
+BALLAST_END_NAMESPACE
+
+#endif

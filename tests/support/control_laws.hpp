@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_TESTS_SUPPORT_CONTROL_LAWS_HPP
+#define BALLAST_TESTS_SUPPORT_CONTROL_LAWS_HPP
+
+#include <ballast/detail/clock.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/status.hpp>
+#include <ballast/transport/control.hpp>
+
+#include "support/group_runner.hpp"
+#include "support/law_log.hpp"
+
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ballast_test {
+
+/// Everybody has come here. Tests use it to bring ranks that were late back into step.
+template <class Endpoint>
+void meet(Endpoint& self, law_log& log) {
+  std::array<std::int64_t, 1> one{1};
+  log.expect_ok(self.control.all_reduce(one, patience), "meeting");
+  log.expect(one[0] == self.num_ranks(), "meeting of ", one[0], " ranks");
+}
+
+namespace control_law {
+
+template <class Endpoint>
+void reduces(Endpoint& self, law_log& log) {
+  auto const ranks = static_cast<std::int64_t>(self.num_ranks());
+  dice jitter{static_cast<std::uint64_t>(self.rank())};
+  for (std::size_t const size : {0u, 1u, 7u, 4096u, 4097u, 20'000u, 3u}) {
+    std::vector<std::int64_t> values(size);
+    for (std::size_t i = 0; i < size; ++i) {
+      values[i] = static_cast<std::int64_t>(i) * (self.rank() + 1) - 5 * self.rank();
+    }
+    sleep_for(jitter.below(3) * millisecond);
+    log.expect_ok(self.control.all_reduce(values, patience), "all_reduce");
+    for (std::size_t i = 0; i < size; ++i) {
+      auto const expected = static_cast<std::int64_t>(i) * ranks * (ranks + 1) / 2 - 5 * (ranks * (ranks - 1) / 2);
+      if (!log.expect(values[i] == expected, "sum ", i, " of ", size, " is ", values[i], ", not ", expected)) {
+        return;
+      }
+    }
+  }
+}
+
+template <class Endpoint>
+void gathers(Endpoint& self, law_log& log) {
+  dice jitter{static_cast<std::uint64_t>(self.rank()) + 100};
+  for (std::size_t const size : {1u, 0u, 3u, 4096u, 9001u, 2u}) {
+    std::vector<std::uint64_t> mine(size);
+    for (std::size_t i = 0; i < size; ++i) { mine[i] = static_cast<std::uint64_t>(self.rank()) << 32 | i; }
+    std::vector<std::uint64_t> all(size * static_cast<std::size_t>(self.num_ranks()), 99);
+    sleep_for(jitter.below(3) * millisecond);
+    log.expect_ok(self.control.all_gather(mine, all, patience), "all_gather");
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (!log.expect(all[i] == ((i / size) << 32 | i % size), "word ", i, " of all_gather is wrong")) { return; }
+    }
+  }
+}
+
+template <class Endpoint>
+void broadcasts(Endpoint& self, law_log& log) {
+  for (ballast::index_t root = 0; root < self.num_ranks(); ++root) {
+    for (std::size_t const size : {0u, 1u, 13u, 100'003u}) {
+      std::vector<std::byte> bytes(size, std::byte{7});
+      auto const expected = [&](std::size_t i) {
+        return static_cast<std::byte>(i * 31 + static_cast<std::size_t>(root));
+      };
+      if (self.rank() == root) {
+        for (std::size_t i = 0; i < size; ++i) { bytes[i] = expected(i); }
+      }
+      log.expect_ok(self.control.broadcast(bytes, root, patience), "broadcast");
+      for (std::size_t i = 0; i < size; ++i) {
+        if (!log.expect(bytes[i] == expected(i), "byte ", i, " of a broadcast of ", size, " is wrong")) { return; }
+      }
+    }
+  }
+}
+
+template <class Endpoint>
+void votes(Endpoint& self, law_log& log) {
+  for (ballast::index_t against = -1; against < self.num_ranks(); ++against) {
+    auto const result = self.control.vote(self.rank() != against, patience);
+    if (against < 0) {
+      log.expect(result.outcome == ballast::decision::commit, "a unanimous vote dropped: ", result.reason.message());
+      log.expect_ok(result.reason, "a commit's reason");
+    } else {
+      log.expect(result.outcome == ballast::decision::drop, "a vote with one against did not drop");
+      log.expect_failure(result.reason, {ballast::errc::transport_failed}, ballast::detail::concat("rank ", against),
+                         "reason of a vote against");
+    }
+  }
+}
+
+template <class Endpoint>
+void agrees(Endpoint& self, law_log& log) {
+  std::vector<ballast::agreed_word> words{{"plan", 11}, {"step", 22}};
+  log.expect_ok(ballast::agree(self.control, words, patience), "agree");
+  auto const odd_one = self.num_ranks() - 1;
+  if (self.rank() == odd_one) { words[1].value = 23; }
+  auto const result = ballast::agree(self.control, words, patience);
+  if (odd_one == 0) { return; }
+  log.expect_failure(result, {ballast::errc::disagreement}, ballast::detail::concat("rank ", odd_one, " differs"),
+                     "agree");
+  log.expect_failure(result, {ballast::errc::disagreement}, "step: 0000000000000017 against 0000000000000016", "agree");
+}
+
+// A rank that is late makes the others' call fail in time; afterwards all are in step again.
+template <class Endpoint>
+void survives_lateness(Endpoint& self, law_log& log) {
+  auto const late_one = self.num_ranks() - 1;
+  auto const timeout = 100 * millisecond;
+  std::vector<std::int64_t> values{1, 2, 3};
+  if (self.rank() == late_one) {
+    sleep_for(4 * timeout);
+    static_cast<void>(self.control.all_reduce(values, timeout));
+  } else {
+    auto const begin = ballast::detail::now();
+    auto const result = self.control.all_reduce(values, timeout);
+    auto const taken = ballast::detail::now() - begin;
+    log.expect_failure(result, {ballast::errc::deadline_exceeded}, ballast::detail::concat("rank ", late_one),
+                       "all_reduce without the last rank");
+    log.expect(taken >= timeout / 2 && taken < timeout + slack, "the deadline passed after ", taken, " ns");
+    log.expect(values == std::vector<std::int64_t>{1, 2, 3}, "a failed all_reduce changed the values");
+  }
+  meet(self, log);
+}
+
+// A rank that votes when the others have given up learns what they learned.
+template <class Endpoint>
+void late_voters_learn_the_same(Endpoint& self, law_log& log) {
+  auto const timeout = 100 * millisecond;
+  if (self.rank() == 0) { sleep_for(4 * timeout); }
+  auto result = self.control.vote(true, timeout);
+  if (result.outcome == ballast::decision::undecided) { result = self.control.recall(patience); }
+  log.expect(result.outcome == ballast::decision::drop, "a vote that one rank missed did not drop");
+  log.expect(!result.reason.ok(), "a drop without a reason");
+  meet(self, log);
+}
+
+// Ranks are late by about the deadline. Whoever decides, nobody commits what another one drops.
+template <class Endpoint>
+void never_splits(Endpoint& self, law_log& log, std::uint64_t seed) {
+  dice shared{seed};
+  for (int round = 0; round < 12; ++round) {
+    auto const timeout = 20 * millisecond;
+    auto const late_one = shared.below(self.num_ranks());
+    auto const delay = static_cast<ballast::nanoseconds_t>(shared.below(40)) * millisecond;
+    if (self.rank() == late_one) { sleep_for(delay); }
+    auto result = self.control.vote(true, timeout);
+    if (result.outcome == ballast::decision::undecided) { result = self.control.recall(patience); }
+    std::vector<std::uint64_t> const mine{static_cast<std::uint64_t>(result.outcome)};
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(self.num_ranks()));
+    log.expect_ok(self.control.all_gather(mine, all, patience), "telling the outcome");
+    for (auto const outcome : all) {
+      log.expect(outcome == mine[0], "round ", round, ": one rank learned ", mine[0], ", another ", outcome);
+    }
+  }
+}
+
+template <class Endpoint>
+void notices_death(Endpoint& self, law_log& log) {
+  auto const victim = self.num_ranks() / 2;
+  auto const name = ballast::detail::concat("rank ", victim);
+  if (self.rank() == victim) {
+    self.die();
+    return;
+  }
+  auto const timeout = 2'000 * millisecond;
+  std::vector<std::int64_t> values{1};
+  auto const begin = ballast::detail::now();
+  log.expect_failure(self.control.all_reduce(values, timeout),
+                     {ballast::errc::peer_lost, ballast::errc::deadline_exceeded}, name, "all_reduce with a dead rank");
+  auto const result = self.control.vote(true, timeout);
+  log.expect(result.outcome != ballast::decision::commit, "a vote without a dead rank's ballot committed");
+  log.expect_failure(result.reason, {ballast::errc::peer_lost, ballast::errc::deadline_exceeded}, name,
+                     "vote with a dead rank");
+  log.expect(ballast::detail::now() - begin < 2 * timeout + slack, "a dead rank was noticed too late");
+}
+
+template <class Endpoint>
+void has_members(Endpoint& self, law_log& log) {
+  std::vector<std::uint64_t> const mine{self.control.membership()};
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(self.num_ranks()));
+  log.expect_ok(self.control.all_gather(mine, all, patience), "all_gather of the membership");
+  for (auto const membership : all) { log.expect(membership == mine[0], "ranks see different memberships"); }
+}
+
+}  // namespace control_law
+
+/// What every `control_plane` obeys. Call it in a test case.
+template <class Runner>
+void check_control_laws(Runner runner) {
+  auto const check = [&](auto law) {
+    for (auto const size : runner.sizes()) {
+      CAPTURE(size);
+      check_complaints(runner.run(size, law));
+    }
+  };
+  SUBCASE("all_reduce sums") {
+    check([](auto& self, law_log& log) { control_law::reduces(self, log); });
+  }
+  SUBCASE("all_gather keeps the order of the ranks") {
+    check([](auto& self, law_log& log) { control_law::gathers(self, log); });
+  }
+  SUBCASE("broadcast copies the root's bytes") {
+    check([](auto& self, law_log& log) { control_law::broadcasts(self, log); });
+  }
+  SUBCASE("a vote commits if and only if everyone says yes") {
+    check([](auto& self, law_log& log) { control_law::votes(self, log); });
+  }
+  SUBCASE("agree names what differs, alike on every rank") {
+    check([](auto& self, law_log& log) { control_law::agrees(self, log); });
+  }
+  SUBCASE("every rank sees the same membership") {
+    check([](auto& self, law_log& log) { control_law::has_members(self, log); });
+  }
+  SUBCASE("a late rank fails the others' call in time, and the next call works") {
+    check([](auto& self, law_log& log) {
+      if (self.num_ranks() > 1) { control_law::survives_lateness(self, log); }
+    });
+  }
+  SUBCASE("a late voter learns what the others learned") {
+    check([](auto& self, law_log& log) {
+      if (self.num_ranks() > 1) { control_law::late_voters_learn_the_same(self, log); }
+    });
+  }
+  SUBCASE("no vote commits on one rank and drops on another") {
+    for (std::uint64_t seed = 1; seed <= 2; ++seed) {
+      CAPTURE(seed);
+      check([seed](auto& self, law_log& log) { control_law::never_splits(self, log, seed); });
+    }
+  }
+  if constexpr (Runner::can_lose_ranks) {
+    SUBCASE("a dead rank is named on every survivor") {
+      check([](auto& self, law_log& log) {
+        if (self.num_ranks() > 1) { control_law::notices_death(self, log); }
+      });
+    }
+  }
+}
+
+}  // namespace ballast_test
+
+#endif

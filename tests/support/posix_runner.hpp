@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_TESTS_SUPPORT_POSIX_RUNNER_HPP
+#define BALLAST_TESTS_SUPPORT_POSIX_RUNNER_HPP
+
+#include <ballast/detail/text.hpp>
+#include <ballast/posix/peer_copy.hpp>
+#include <ballast/posix/process_group.hpp>
+
+#include "support/group_runner.hpp"
+#include "support/law_log.hpp"
+#include "support/processes.hpp"
+
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+namespace ballast_test {
+
+/// A name that no other group of this host uses.
+[[nodiscard]] inline std::string fresh_group_name() {
+  static int count = 0;
+  return ballast::detail::concat("test-", ::getpid(), "-", ++count);
+}
+
+/// Ranks are forked processes that meet in a `posix::process_group`.
+struct posix_runner {
+  static constexpr bool can_lose_ranks = true;
+  ballast::posix::peer_copy_options options = {};
+  std::vector<ballast::index_t> group_sizes = {1, 2, 3, 8};
+
+  [[nodiscard]] std::vector<ballast::index_t> const& sizes() const { return group_sizes; }
+
+  template <class Body>
+  [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
+    auto const name = fresh_group_name();
+    return run_processes(num_ranks, [&](ballast::index_t rank, process_exit exit, law_log& log) {
+      ballast::posix::process_group group;
+      if (!log.expect_ok(group.join(name, rank, num_ranks, patience), "join")) { return; }
+      ballast::posix::peer_copy transport{group, options};
+      law_endpoint<ballast::posix::process_group, ballast::posix::peer_copy> self{group, transport,
+                                                                                  [exit] { exit.die(); }};
+      body(self, log);
+    });
+  }
+};
+
+}  // namespace ballast_test
+
+#endif
