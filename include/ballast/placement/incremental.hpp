@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_PLACEMENT_INCREMENTAL_HPP
+#define BALLAST_PLACEMENT_INCREMENTAL_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/dead_ranks.hpp>
+#include <ballast/placement/detail/move_search.hpp>
+#include <ballast/placement/detail/replica_map.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/policy.hpp>
+#include <ballast/placement/rank_cost.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string_view>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Says when a move is worth its bytes: the time that moving an expert takes against the time that a lighter busiest
+/// rank saves until the next plan. Configuration, the same on every rank.
+struct move_cost_model {
+  std::int64_t bytes_per_expert = 44'040'192;           ///< of one layer: all its tensors, scales included
+  std::int64_t link_bytes_per_second = 50'000'000'000;  ///< what one rank receives, while it serves
+  std::int64_t layer_nanoseconds = 200'000;             ///< expert computation of one layer and pass, in balance
+  std::int64_t passes_until_next_plan = 10'000;         ///< for which a plan pays off
+
+  /// Part of the mean rank load by which a move must lower the busiest rank, in units of 1 / 2^20.
+  [[nodiscard]] load_t price() const noexcept {
+    auto const nanoseconds = bytes_per_expert * 1000 / std::max<std::int64_t>(link_bytes_per_second / 1'000'000, 1);
+    auto const saved = std::max<std::int64_t>(layer_nanoseconds * passes_until_next_plan, 1);
+    return std::min<std::int64_t>(nanoseconds, std::int64_t{1} << 42) * (load_t{1} << 20) / saved;
+  }
+  void describe(digest& out) const noexcept {
+    out.add(bytes_per_expert).add(link_bytes_per_second).add(layer_nanoseconds).add(passes_until_next_plan);
+  }
+};
+
+/// Starts from the placement in force and changes as little as pays.
+///
+/// Layers in balance stay as they are. In the others experts get a copy where another can spare one, or change places,
+/// each step the one that removes the most overload for its bytes. With a budget only the budget limits; without one a
+/// plan stops where further moves would cost more time than they save. A layer never comes out worse than it was.
+/// Experts of dead ranks are given a new home first.
+///
+/// @par Cost
+/// `Cost` turns the load of a rank into what it costs the step; see `rank_cost`.
+template <rank_cost Cost = token_cost>
+struct basic_incremental_placement {
+  /// Most moves in any layer: experts that a rank must receive. -1: no budget, `worth` decides.
+  index_t max_moves_per_layer = -1;
+  /// When a move pays, where there is no budget.
+  move_cost_model worth{};
+  /// False: move as long as it helps, where there is no budget.
+  bool stop_when_not_worth = true;
+  /// Candidate changes to look at in a layer, at most.
+  std::int64_t work_per_layer = 4'000'000;
+  Cost cost{};
+
+  /// Plan for the sum of the history's buckets.
+  ///
+  /// @param history  [H, L, E] tokens, >= 0.
+  /// @param current  [L, P] the placement in force; its shares do not count, replicas are planned to share evenly.
+  /// @param where    R ranks, and which are alive.
+  /// @param next     out: [L, P], shares only if ranks are dead.
+  /// @return `errc::invalid_option` for a negative budget below -1; `errc::missing_expert` if the budget does not
+  ///         suffice to give every expert of a dead rank a new home.
+  /// @post every layer's largest rank cost is at most that of `current`, if no rank is dead.
+  /// @complexity O(H L E + L P) for layers in balance, bounded by `work_per_layer` for the others.
+  /// @throws std::bad_alloc
+  /// @determinism integer arithmetic; limits count candidates, never time.
+  [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
+                            placement& next) const {
+    if (max_moves_per_layer < -1) {
+      return {errc::invalid_option, detail::concat("incremental_placement: max_moves_per_layer is ",
+                                                   max_moves_per_layer, ", must be -1 or more")};
+    }
+    next = current;
+    next.drop_shares();
+    detail::replica_map map;
+    detail::move_search<Cost> search{where, cost};
+    std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
+    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+      sum_buckets(history, layer, loads);
+      for (auto& load : loads) { load *= detail::load_unit; }
+      map.open(where, current.logical_of_slot(layer), loads);
+      search.run(map, limits(search.level_of(map)));
+      auto const out = next.edit(layer).logical_of_slot;
+      for (index_t slot = 0; slot < map.num_slots(); ++slot) {
+        if (map.expert(slot) != detail::replica_map::none) { out[static_cast<std::size_t>(slot)] = map.expert(slot); }
+      }
+    }
+    detail::finish_plan(current, where, next);
+    return {};
+  }
+
+  /// Mix name and options into what the ranks compare.
+  void describe(digest& out) const noexcept {
+    out.add(std::string_view{"incremental_placement"}).add(max_moves_per_layer).add(stop_when_not_worth);
+    out.add(work_per_layer);
+    worth.describe(out);
+    cost.describe(out);
+  }
+
+private:
+  [[nodiscard]] detail::move_limits limits(typename detail::move_search<Cost>::level level) const {
+    detail::move_limits result;
+    result.work = work_per_layer;
+    result.goal = level.mean + (level.mean >> 11);
+    result.least_gain = level.mean >> 11;
+    if (max_moves_per_layer >= 0) {
+      result.max_moves = max_moves_per_layer;
+    } else if (stop_when_not_worth) {
+      result.price = (level.mean >> 20) * worth.price();
+    }
+    return result;
+  }
+};
+
+/// One token, one unit of cost, on every rank.
+using incremental_placement = basic_incremental_placement<>;
+static_assert(placement_policy<incremental_placement>);
+
+BALLAST_END_NAMESPACE
+
+#endif
