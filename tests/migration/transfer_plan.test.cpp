@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/migration/commit_order.hpp>
+#include <ballast/migration/transfer_plan.hpp>
+
+#include "../support/random.hpp"
+#include "../support/transfers.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <ostream>  // doctest prints error codes
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+using namespace ballast_test;
+
+placement make(index_t num_logical, std::vector<index_t> const& map) {
+  placement result;
+  result.assign({1, num_logical, static_cast<index_t>(map.size())}, map).or_throw();
+  return result;
+}
+
+layer_transfer transfer_of(topology const& where, placement const& from, placement const& to) {
+  detail::transfer_scratch scratch;
+  layer_transfer out;
+  plan_layer_transfer(where, from, to, 0, scratch, out).or_throw();
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("equal placements need nothing") {
+  topology const where{{2, 1, 2, 0}};
+  auto const same = make(4, {0, 1, 2, 3});
+  auto const transfer = transfer_of(where, same, same);
+  CHECK(transfer.moves_no_bytes());
+  CHECK(!transfer.tables_change);
+  CHECK(transfer.num_rounds == 0);
+  transfer_plan plan;
+  plan.assign(where, same, same, std::vector<index_t>{0}).or_throw();
+  CHECK(plan.layers().empty());
+}
+
+TEST_CASE("a permutation inside a rank is copied locally") {
+  topology const where{{2, 1, 3, 0}};
+  auto const transfer = transfer_of(where, make(6, {0, 1, 2, 3, 4, 5}), make(6, {1, 2, 0, 3, 4, 5}));
+  CHECK(transfer.moves.empty());
+  CHECK(transfer.copies == std::vector<slot_copy>{{1, 0}, {2, 1}, {0, 2}});
+}
+
+TEST_CASE("several new copies on one rank are one receive and local repeats") {
+  topology const where{{2, 1, 3, 0}};
+  auto const transfer = transfer_of(where, make(3, {0, 1, 2, 0, 0, 1}), make(3, {0, 1, 2, 2, 0, 2}));
+  CHECK(transfer.moves == std::vector<expert_move>{{2, 2, 3, 0}});
+  CHECK(transfer.repeats == std::vector<slot_copy>{{3, 5}});
+  CHECK(transfer.num_rounds == 1);
+}
+
+TEST_CASE("a local copy prefers a slot that keeps its expert") {
+  topology const where{{1, 1, 3, 0}};
+  auto const transfer = transfer_of(where, make(2, {0, 0, 1}), make(2, {1, 0, 0}));
+  CHECK(transfer.copies == std::vector<slot_copy>{{2, 0}, {1, 2}});
+}
+
+TEST_CASE("a source on the same node comes before one on another") {
+  topology const where{{4, 2, 1, 0}};
+  // Expert 0 is on ranks 0 and 3; rank 2 shares a node with rank 3.
+  auto const transfer = transfer_of(where, make(3, {0, 1, 2, 0}), make(3, {0, 1, 0, 2}));
+  REQUIRE(transfer.moves.size() == 2);
+  CHECK(transfer.moves[0].source_slot == 3);
+  CHECK(transfer.moves[1].source_slot == 2);
+}
+
+TEST_CASE("senders are spread over the holders") {
+  // Experts 0 and 1 both lie on ranks 0 and 1; ranks 2 and 3 want both.
+  topology const where{{4, 1, 2, 0}};
+  auto const transfer = transfer_of(where, make(4, {0, 1, 0, 1, 2, 3, 2, 3}), make(4, {2, 3, 0, 1, 0, 1, 0, 1}));
+  std::vector<index_t> sends(4);
+  for (auto const& move : transfer.moves) { ++sends[static_cast<std::size_t>(where.rank_of_slot(move.source_slot))]; }
+  CHECK(*std::ranges::max_element(sends) == 2);
+  CHECK(transfer.num_rounds == 2);
+}
+
+TEST_CASE("dead ranks neither send nor receive, and an expert that only they hold is named") {
+  topology where{{3, 1, 2, 0}};
+  where.set_live(0, false);
+  auto const from = make(3, {0, 1, 1, 2, 2, 0});
+  auto const transfer = transfer_of(where, from, make(3, {2, 2, 0, 2, 2, 1}));
+  CHECK(transfer.moves == std::vector<expert_move>{{0, 5, 2, 0}, {1, 2, 5, 0}});
+  detail::transfer_scratch scratch;
+  layer_transfer out;
+  where.set_live(2, false);
+  auto const refused = plan_layer_transfer(where, from, make(3, {2, 2, 0, 2, 2, 1}), 0, scratch, out);
+  CHECK(refused.code() == errc::missing_expert);
+  CHECK(refused.message().find("expert 0") != std::string::npos);
+}
+
+TEST_CASE("a change of shares alone changes tables, not bytes") {
+  topology const where{{2, 1, 1, 0}};
+  auto const even = make(1, {0, 0});
+  auto uneven = even;
+  uneven.make_shares_even();
+  uneven.edit_shares(0)[0] += 5;
+  uneven.edit_shares(0)[1] -= 5;
+  auto const transfer = transfer_of(where, even, uneven);
+  CHECK(transfer.tables_change);
+  CHECK(transfer.moves_no_bytes());
+}
+
+TEST_CASE("random pairs: every slot is accounted for, rounds are minimal, commits lose nothing") {
+  generator random{42};
+  topology_shape const shapes[] = {{1, 1, 6, 0}, {2, 1, 3, 0},  {4, 2, 4, 0},
+                                   {8, 2, 9, 0}, {12, 3, 2, 0}, {32, 4, 9, 0}};
+  for (int trial = 0; trial < 600; ++trial) {
+    CAPTURE(trial);
+    topology const where{shapes[random.below(6)]};
+    placement_shape const sizes{1, random.between(1, where.num_slots()), where.num_slots()};
+    auto const from = random_placement(sizes, random);
+    auto const to = trial % 3 == 0 ? nudged_placement(from, random) : random_placement(sizes, random);
+    auto const transfer = transfer_of(where, from, to);
+    REQUIRE(first_flaw(where, from, to, transfer) == "");
+    REQUIRE(replay_commit(where, from, to, transfer) == "");
+  }
+}
