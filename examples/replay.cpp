@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// ballast-replay: replays recorded loads over ranks that are threads of this process and hold real bytes, rebalances
+// them while it goes, and shows what was gained.
+#include <ballast/load/window_recorder.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/policy.hpp>
+#include <ballast/runtime/host_store.hpp>
+#include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/transport/in_process.hpp>
+#include <ballast/types.hpp>
+
+#include "support/cli.hpp"
+#include "support/expert_weights.hpp"
+#include "support/file.hpp"
+#include "support/placement_json.hpp"
+#include "support/policies.hpp"
+#include "support/progress_bar.hpp"
+#include "support/trace.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using ballast::index_t;
+using ballast::load_t;
+using ballast::status;
+using ballast::detail::concat;
+
+// ---- what to replay ----
+
+struct options {
+  std::string trace;
+  std::string events;
+  index_t interval = 0;
+  std::optional<index_t> layers_per_chunk;
+  std::int64_t bytes_per_expert = 4096;
+  double threshold = 1.0;
+  ballast_tools::topology_options topology;
+  ballast_tools::policy_options policy;
+
+  void add_to(CLI::App& app) {
+    app.add_option("--trace", trace, "trace of expert loads (CSV); every step is one forward pass")->required();
+    topology.add_to(app);
+    policy.add_to(app, true);
+    app.add_option("--interval", interval, "N, forward passes between two plans")->required();
+    app.add_option("--layers-per-chunk", layers_per_chunk, "K, layers moved after one forward pass (all of them)");
+    app.add_option("--bytes-per-expert", bytes_per_expert, "weights of one expert in one layer (4096)");
+    app.add_option("--threshold", threshold, "do not plan while balancedness is above this (1: always plan)");
+    app.add_option("--json", events, "file to write the events to, one JSON object a line");
+  }
+};
+
+struct setup {
+  ballast_tools::trace trace;
+  ballast::topology where;
+  ballast_tools::any_policy policy;
+  ballast::placement initial;
+  index_t interval = 0;
+  index_t layers_per_chunk = 0;
+  std::size_t bytes_per_expert = 0;
+  double threshold = 1.0;
+};
+
+[[nodiscard]] status refuse(auto const&... parts) { return {ballast::errc::invalid_option, concat(parts...)}; }
+
+[[nodiscard]] status check_numbers(options const& options) {
+  constexpr index_t max_ranks = 1024;
+  if (options.topology.ranks > max_ranks) {
+    return refuse("--ranks is ", options.topology.ranks, ", each is a thread: must be at most ", max_ranks);
+  }
+  if (options.interval < 1) { return refuse("--interval is ", options.interval, ", must be at least 1"); }
+  if (options.layers_per_chunk && *options.layers_per_chunk < 1) {
+    return refuse("--layers-per-chunk is ", *options.layers_per_chunk, ", must be at least 1");
+  }
+  if (options.bytes_per_expert < 1) {
+    return refuse("--bytes-per-expert is ", options.bytes_per_expert, ", must be at least 1");
+  }
+  if (!(options.threshold >= 0)) { return refuse("--threshold is ", options.threshold, ", must not be negative"); }
+  return {};
+}
+
+[[nodiscard]] status check_memory(ballast::placement_shape shape, std::int64_t bytes_per_expert) {
+  constexpr std::int64_t max_bytes = std::int64_t{1} << 35;
+  auto const slots = static_cast<std::int64_t>(shape.num_layers) * shape.num_slots;
+  if (bytes_per_expert > max_bytes / slots) {
+    return refuse("--bytes-per-expert is ", bytes_per_expert, ": ", slots, " slots of all layers and ranks may take ",
+                  max_bytes, " bytes together");
+  }
+  return {};
+}
+
+/// Let the policy refuse its options before anything is started, rather than in the middle of the replay.
+[[nodiscard]] status try_policy(setup const& setup) {
+  ballast::placement next;
+  return ballast::plan(setup.policy, setup.trace.history().bucket(0), setup.initial, setup.where, next);
+}
+
+[[nodiscard]] status prepare(options const& options, setup& out) {
+  if (auto result = check_numbers(options); !result.ok()) { return result; }
+  if (auto result = options.policy.make(out.policy); !result.ok()) { return result; }
+  if (auto result = options.topology.make(out.where); !result.ok()) { return result; }
+  if (auto result = ballast_tools::read_trace(options.trace, out.trace); !result.ok()) { return result; }
+  ballast::placement_shape const shape{out.trace.num_layers, out.trace.num_logical, out.where.num_slots()};
+  if (auto result = ballast_tools::check_size(shape.num_layers, shape.num_slots); !result.ok()) { return result; }
+  if (auto result = ballast::placement::validate_shape(shape); !result.ok()) { return result; }
+  if (auto result = check_memory(shape, options.bytes_per_expert); !result.ok()) { return result; }
+  out.initial = ballast::trivial_placement(shape);
+  out.interval = options.interval;
+  out.layers_per_chunk = options.layers_per_chunk.value_or(shape.num_layers);
+  out.bytes_per_expert = static_cast<std::size_t>(options.bytes_per_expert);
+  out.threshold = options.threshold;
+  return try_policy(out);
+}
+
+// ---- what is written down while it runs ----
+
+/// Number and duration of one kind of event.
+struct stage {
+  std::int64_t count = 0;
+  std::int64_t moves = 0;
+  std::int64_t bytes = 0;
+  ballast::nanoseconds_t total = 0;
+  ballast::nanoseconds_t longest = 0;
+
+  void add(ballast::event const& what) {
+    ++count;
+    moves += what.moves;
+    bytes += what.bytes;
+    total += what.duration;
+    longest = std::max(longest, what.duration);
+  }
+};
+
+/// Follows the rebalancer of one rank; the one on rank 0 also writes the events to a file.
+class event_log final : public ballast::observer {
+public:
+  explicit event_log(std::FILE* file) : file_{file} {}
+
+  void on_event(ballast::event const& what) override {
+    auto const kind = static_cast<std::size_t>(what.kind);
+    if (kind < stages_.size()) { stages_[kind].add(what); }
+    if (file_ != nullptr) { write(what); }
+  }
+
+  [[nodiscard]] stage const& of(ballast::event_kind kind) const { return stages_[static_cast<std::size_t>(kind)]; }
+
+private:
+  void write(ballast::event const& what) {
+    ballast_tools::json line{{"call", what.step},     {"event", ballast::to_string(what.kind)},
+                             {"layers", what.layers}, {"moves", what.moves},
+                             {"bytes", what.bytes},   {"balancedness", what.balancedness}};
+    if (what.failure != nullptr) { line["message"] = what.failure->message(); }
+    std::fprintf(file_, "%s\n", line.dump().c_str());
+  }
+
+  std::FILE* file_;
+  std::array<stage, static_cast<std::size_t>(ballast::event_kind::failed) + 1> stages_{};
+};
+
+/// Balancedness over many passes: sum of means / sum of maxima over all their layers, and the worst pass.
+struct score {
+  ballast::layer_balance sum;
+  double worst = 1;
+  index_t worst_pass = 0;
+
+  void add(index_t pass, ballast::layer_balance const& balance) {
+    sum.mean += balance.mean;
+    sum.max += balance.max;
+    if (worst_pass == 0 || balance.balancedness() < worst) {
+      worst = balance.balancedness();
+      worst_pass = pass;
+    }
+  }
+};
+
+/// Sums of the layers' mean and maximum rank loads in one pass.
+[[nodiscard]] ballast::layer_balance balance_of_pass(ballast::topology const& where, ballast::placement const& in,
+                                                     ballast::matrix_view<load_t const> loads) {
+  ballast::layer_balance sum;
+  for (index_t layer = 0; layer < in.num_layers(); ++layer) {
+    auto const balance = ballast::balance_of(where, in, layer, loads.row(layer));
+    sum.mean += balance.mean;
+    sum.max += balance.max;
+  }
+  return sum;
+}
+
+/// The same passes under the placement that the weights were loaded with, and under the one in force.
+struct comparison {
+  score without;
+  score with;
+
+  void add(index_t pass, ballast::layer_balance const& initial, ballast::layer_balance const& current) {
+    without.add(pass, initial);
+    with.add(pass, current);
+  }
+};
+
+/// What one rank saw. Rank 0 also compares.
+struct report {
+  explicit report(std::FILE* events) : log{events} {}
+
+  void add_pass(index_t pass, setup const& setup, ballast::placement const& current) {
+    auto const loads = setup.trace.history().bucket(pass - 1);
+    auto const initial_balance = balance_of_pass(setup.where, setup.initial, loads);
+    auto const current_balance = balance_of_pass(setup.where, current, loads);
+    all.add(pass, initial_balance, current_balance);
+    if (log.of(ballast::event_kind::commit).count > 0) { moved.add(pass, initial_balance, current_balance); }
+  }
+
+  event_log log;
+  comparison all;    ///< every pass
+  comparison moved;  ///< the passes after the first commit
+  std::int64_t slots_verified = 0;
+};
+
+// ---- one rank ----
+
+class replaying_rank {
+public:
+  replaying_rank(setup const& setup, ballast::in_process_endpoint& endpoint, report& report)
+      : setup_{setup},
+        rank_{endpoint.rank()},
+        report_{report},
+        weights_{setup.where, rank_, setup.initial, setup.bytes_per_expert},
+        store_{setup.where, setup.trace.num_layers},
+        rebalancer_{setup.where,
+                    setup.initial,
+                    make_recorder(setup),
+                    setup.policy,
+                    ballast::layers_per_chunk<>{setup.layers_per_chunk},
+                    endpoint,
+                    store_,
+                    endpoint,
+                    {.interval = setup.interval, .utilization_threshold = setup.threshold, .timeout = timeout},
+                    &report.log},
+        tokens_(static_cast<std::size_t>(setup.trace.num_logical)) {}
+
+  /// @param show_progress  called with the number of passes done
+  [[nodiscard]] status run(auto show_progress) {
+    if (auto result = weights_.register_in(store_); !result.ok()) { return result; }
+    if (auto result = rebalancer_.start(); !result.ok()) { return result; }
+    for (index_t step = 0; step < setup_.trace.num_steps; ++step) {
+      if (auto result = forward_pass(step); !result.ok()) {
+        return {result.code(), concat("pass ", step + 1, ", rank ", rank_, ": ", result.message())};
+      }
+      show_progress(step + 1);
+    }
+    return {};
+  }
+
+private:
+  static constexpr ballast::nanoseconds_t timeout = 120'000'000'000;
+
+  /// A window of one period, one bucket a pass: plans are made for exactly the last N passes.
+  [[nodiscard]] static ballast::window_recorder make_recorder(setup const& setup) {
+    auto const passes = std::min(setup.interval, setup.trace.num_steps);
+    return {setup.trace.num_layers, setup.trace.num_logical, {.passes = passes, .buckets = passes}};
+  }
+
+  [[nodiscard]] status forward_pass(index_t step) {
+    auto const loads = setup_.trace.history().bucket(step);
+    if (rank_ == 0) { report_.add_pass(step + 1, setup_, rebalancer_.current()); }
+    std::int64_t tokens = 0;
+    for (index_t layer = 0; layer < loads.rows(); ++layer) {
+      tokens = deal(loads.row(layer));
+      if (auto result = rebalancer_.record_logical(layer, tokens_); !result.ok()) { return result; }
+    }
+    auto const commits = report_.log.of(ballast::event_kind::commit).count;
+    if (auto result = rebalancer_.on_forward_pass_end({.tokens = tokens}); !result.ok()) { return result; }
+    if (report_.log.of(ballast::event_kind::commit).count == commits) { return {}; }
+    report_.slots_verified += weights_.num_slots();
+    return weights_.verify(rebalancer_.current());
+  }
+
+  /// This rank's part of a layer's tokens, into `tokens_`: an even one, the lowest ranks take what is left over.
+  std::int64_t deal(std::span<load_t const> loads) {
+    load_t const ranks = setup_.where.num_ranks();
+    std::int64_t sum = 0;
+    for (std::size_t e = 0; e < loads.size(); ++e) {
+      tokens_[e] = loads[e] / ranks + (rank_ < loads[e] % ranks ? 1 : 0);
+      sum += tokens_[e];
+    }
+    return sum;
+  }
+
+  setup const& setup_;
+  index_t rank_;
+  report& report_;
+  ballast_tools::expert_weights weights_;
+  ballast::host_store store_;
+  ballast::rebalancer<ballast::window_recorder, ballast_tools::any_policy, ballast::layers_per_chunk<>,
+                      ballast::in_process_endpoint>
+      rebalancer_;
+  std::vector<load_t> tokens_;  // [E]
+};
+
+[[nodiscard]] status run_rank(setup const& setup, ballast::in_process_endpoint& endpoint, report& report,
+                              ballast_tools::progress_bar& bar) {
+  try {
+    replaying_rank rank{setup, endpoint, report};
+    return rank.run([&](index_t passes) {
+      if (endpoint.rank() == 0) { bar.show(passes); }
+    });
+  } catch (std::bad_alloc const&) {
+    return {ballast::errc::out_of_memory, concat("rank ", endpoint.rank(), ": not enough memory")};
+  } catch (std::exception const& error) {
+    return {ballast::errc::internal, concat("rank ", endpoint.rank(), ": ", error.what())};
+  }
+}
+
+/// Replay on all ranks at once. @return what the first rank that failed says
+[[nodiscard]] status replay(setup const& setup, std::vector<report>& reports) {
+  ballast::in_process_group group{setup.where.num_ranks()};
+  ballast_tools::progress_bar bar{setup.trace.num_steps};
+  std::mutex mutex;
+  status first_failure;
+  group.run([&](ballast::in_process_endpoint& endpoint) {
+    auto const rank = endpoint.rank();
+    auto result = run_rank(setup, endpoint, reports[static_cast<std::size_t>(rank)], bar);
+    if (result.ok()) { return; }
+    {
+      std::lock_guard const lock{mutex};
+      if (first_failure.ok()) { first_failure = std::move(result); }
+    }
+    group.kill(rank);  // the others need not wait for it
+  });
+  return first_failure;
+}
+
+// ---- what is shown ----
+
+[[nodiscard]] std::string in_units(std::int64_t bytes) {
+  constexpr std::array units{"B", "kB", "MB", "GB", "TB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  for (; value >= 10'000 && unit + 1 < units.size(); ++unit) { value /= 1000; }
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
+  return text;
+}
+
+void print_setup(options const& options, setup const& setup) {
+  auto const& trace = setup.trace;
+  auto const& where = setup.where;
+  std::printf("%s\n", options.trace.c_str());
+  std::printf("  %d forward passes of a model with %d MoE layers of %d experts\n", trace.num_steps, trace.num_layers,
+              trace.num_logical);
+  std::printf("  %d ranks (threads here, GPUs in an engine) on %d node(s), %d expert slots each: %d spare in a layer\n",
+              where.num_ranks(), where.num_nodes(), where.slots_per_rank(), where.num_slots() - trace.num_logical);
+  std::printf("  policy %s: a plan every %d passes, then %s layer(s) moved after each pass\n\n",
+              options.policy.name.c_str(), setup.interval,
+              options.layers_per_chunk ? concat(setup.layers_per_chunk).c_str() : "all");
+}
+
+void print_comparison(report const& report) {
+  constexpr auto format = "%-26s %14s %14s\n";
+  auto const number = [](double value) {
+    char text[16];
+    std::snprintf(text, sizeof text, "%.4f", value);
+    return std::string{text};
+  };
+  auto const row = [&](char const* name, comparison const& of) {
+    std::printf(format, name, number(of.without.sum.balancedness()).c_str(),
+                number(of.with.sum.balancedness()).c_str());
+  };
+  std::printf(
+      "balancedness = load of the average rank / load of the busiest rank (1 is perfect; all wait for the busiest)\n");
+  std::printf(format, "", "without", "with ballast");
+  row("all passes", report.all);
+  if (report.moved.with.worst_pass == 0) {
+    std::printf("no expert was moved: the replay ended before a plan was in force, or no plan changed a slot\n");
+    return;
+  }
+  row("after the first move", report.moved);
+  auto const worst = [&](score const& of) { return concat(number(of.worst), " (", of.worst_pass, ")"); };
+  std::printf(format, "worst pass (its number)", worst(report.moved.without).c_str(), worst(report.moved.with).c_str());
+}
+
+void print_stages(report const& report) {
+  using ballast::event_kind;
+  std::printf("\n%-26s %8s %10s %12s %12s %12s\n", "stage", "times", "moves", "bytes", "mean ms", "longest ms");
+  auto const row = [&](char const* name, event_kind kind) {
+    auto const& stage = report.log.of(kind);
+    if (stage.count == 0) { return; }
+    auto const ms = [](double nanoseconds) { return nanoseconds / 1e6; };
+    bool const moves = kind == event_kind::commit;
+    std::printf("%-26s %8lld %10s %12s %12.3f %12.3f\n", name, static_cast<long long>(stage.count),
+                moves ? concat(stage.moves).c_str() : "", moves ? in_units(stage.bytes).c_str() : "",
+                ms(static_cast<double>(stage.total) / static_cast<double>(stage.count)),
+                ms(static_cast<double>(stage.longest)));
+  };
+  row("dump: add loads up", event_kind::dump);
+  row("skip: balanced enough", event_kind::skip);
+  row("plan and agree", event_kind::plan);
+  row("move and commit a chunk", event_kind::commit);
+}
+
+void print_report(options const& options, setup const& setup, std::vector<report> const& reports) {
+  print_setup(options, setup);
+  print_comparison(reports.front());
+  print_stages(reports.front());
+  std::int64_t slots = 0;
+  for (auto const& report : reports) { slots += report.slots_verified; }
+  std::printf("\nverified after every commit: %lld slots, each with all bytes of the expert that the tables name\n",
+              static_cast<long long>(slots));
+}
+
+[[nodiscard]] status run(options const& options) {
+  setup setup;
+  if (auto result = prepare(options, setup); !result.ok()) { return result; }
+  ballast_tools::file_handle events;
+  if (!options.events.empty()) {
+    if (auto result = ballast_tools::create_file(options.events, events); !result.ok()) { return result; }
+  }
+  std::vector<report> reports;
+  for (index_t rank = 0; rank < setup.where.num_ranks(); ++rank) {
+    reports.emplace_back(rank == 0 ? events.get() : nullptr);
+  }
+  if (auto result = replay(setup, reports); !result.ok()) { return result; }
+  if (events != nullptr) {
+    if (auto result = ballast_tools::close_file(options.events, std::move(events)); !result.ok()) { return result; }
+  }
+  print_report(options, setup, reports);
+  return {};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Replay recorded expert loads over ranks that hold real bytes, and rebalance them while it goes.",
+               "ballast-replay"};
+  options options;
+  options.add_to(app);
+  return ballast_tools::run_tool(app, argc, argv, [&] { return run(options); });
+}
