@@ -9,6 +9,7 @@
 #include <ballast/placement/dead_ranks.hpp>
 #include <ballast/placement/detail/group_nodes.hpp>
 #include <ballast/placement/detail/packing.hpp>
+#include <ballast/placement/detail/rematch.hpp>
 #include <ballast/placement/detail/replica_counts.hpp>
 #include <ballast/placement/detail/swap_search.hpp>
 #include <ballast/placement/placement.hpp>
@@ -100,15 +101,17 @@ private:
     counter_.run(region_loads_, num_ranks * slots, num_ranks, region_counts_);
     packing_.open(region_loads_, region_counts_, num_ranks, slots);
     auto const mean = total / num_ranks + (total % num_ranks != 0 ? 1 : 0);
-    auto const target = mean + mean / 1000000 * tolerance_ppm_;
-    auto work = work_;
+    swap_search::limits limits{mean + mean / 1000000 * tolerance_ppm_, mean + mean / 1000000 * tolerance_ppm_ / 8,
+                               work_};
     if constexpr (cost_is_load<Cost>) {
       largest_first_.run(packing_, cost_);
-      swap_search<Cost>{packing_, cost_, work}.descend(target);
+      rematcher_.run(packing_, limits.good, limits.work);
+      search_.run(packing_, cost_, limits);
     } else {
       region_cost const cost{cost_, ranks};
       largest_first_.run(packing_, cost);
-      swap_search<region_cost>{packing_, cost, work}.descend(0);
+      limits.good = limits.best = 0;
+      search_.run(packing_, cost, limits);
     }
     for (index_t r = 0; r < num_ranks; ++r) {
       auto const first = static_cast<std::size_t>(where_.first_slot(ranks[static_cast<std::size_t>(r)]));
@@ -167,6 +170,8 @@ private:
   replica_counter counter_;
   packing packing_;
   largest_first largest_first_;
+  rematcher rematcher_;
+  swap_search search_;
   group_assigner assigner_;
 };
 
@@ -177,7 +182,7 @@ template <rank_cost Cost = token_cost>
 struct basic_balanced_placement {
   index_t num_groups = 1;  ///< G, consecutive experts that routing picks together
   group_locality locality = group_locality::whole;
-  index_t tolerance_ppm = 50;             ///< stop when the busiest rank is this close to the mean, in 1 / 1000000
+  index_t tolerance_ppm = 400;            ///< stop when the busiest rank is this close to the mean, in 1 / 1000000
   std::int64_t work_per_layer = 1000000;  ///< most exchanges looked at in a layer
   [[no_unique_address]] Cost cost{};      ///< what a rank's load costs
 

@@ -107,6 +107,19 @@ public:
     at(held_, at(position_, a)) = a;
     at(held_, at(position_, b)) = b;
   }
+  /// Copy in a rank's i-th place. Places keep their number when copies are exchanged.
+  [[nodiscard]] index_t copy_at(index_t rank, index_t place) const noexcept { return at(held_, rank * slots_ + place); }
+  /// Place of a copy on its rank, in [0, S).
+  [[nodiscard]] index_t place_of(index_t copy) const noexcept { return at(position_, copy) - at(rank_, copy) * slots_; }
+  /// Put a copy into a place whose copy is being moved elsewhere. Whoever deals a set of places out again puts each of
+  /// their copies back once.
+  void put_at(index_t rank, index_t place, index_t copy) noexcept {
+    auto& held = at(held_, rank * slots_ + place);
+    at(rank_load_, rank) += at(load_, copy) - at(load_, held);
+    held = copy;
+    at(position_, copy) = rank * slots_ + place;
+    at(rank_, copy) = rank;
+  }
   /// First copy from `from` on that is no heavier than `load`; P when none is.
   [[nodiscard]] index_t first_at_most(load_t load, index_t from) const noexcept {
     auto const begin = load_.begin() + from;
