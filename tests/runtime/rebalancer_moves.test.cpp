@@ -97,3 +97,9 @@ TEST_CASE("a chunk that exceeds the staging limit is moved in groups of layers")
   // One layer of this shape needs at most 8 arrivals and a spare of three tensors, 256 bytes each in staging.
   check_all_pairs({{2, 1, 8, 0}, 12, 60}, 7, std::size_t{9} * 3 * 256);
 }
+
+TEST_CASE("a full reshuffle runs with staging for one expert a rank") {
+  // One expert of three tensors, 256 bytes each in staging.
+  check_all_pairs({{4, 2, 4, 0}, 16, 60}, 8, std::size_t{3} * 256);
+  check_all_pairs({{8, 1, 9, 0}, 64, 20}, 9, std::size_t{3} * 256);
+}

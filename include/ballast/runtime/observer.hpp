@@ -36,13 +36,13 @@ enum class event_kind {
 /// One event with its numbers. Spans and pointers are valid during the call only.
 struct event {
   event_kind kind = event_kind::dump;
-  std::uint64_t step = 0;           ///< number of the `on_forward_pass_end` call, from 1
-  std::span<index_t const> layers;  ///< layers concerned, ascending
-  std::int64_t moves = 0;           ///< receives over all ranks
-  std::int64_t bytes = 0;           ///< bytes received over all ranks
-  double balancedness = 1;          ///< of the placement in force (plan: of the planned one) under the window's loads
-  nanoseconds_t duration = 0;       ///< host time of the stage on this rank
-  status const* failure = nullptr;  ///< `failed` only
+  std::uint64_t step = 0;             ///< number of the `on_forward_pass_end` call, from 1
+  std::span<index_t const> layers{};  ///< layers concerned, ascending
+  std::int64_t moves = 0;             ///< receives over all ranks
+  std::int64_t bytes = 0;             ///< bytes received over all ranks
+  double balancedness = 1;            ///< of the placement in force (plan: of the planned one) under the window's loads
+  nanoseconds_t duration = 0;         ///< host time of the stage on this rank
+  status const* failure = nullptr;    ///< `failed` only
 };
 
 /// Receives a rebalancer's events, on the thread that drives it.

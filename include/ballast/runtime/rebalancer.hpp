@@ -9,6 +9,7 @@
 #include <ballast/load/gate.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/migration/transfer_plan.hpp>
+#include <ballast/migration/waypoints.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
@@ -48,7 +49,7 @@ struct rebalancer_options {
   index_t interval = 1000;                 ///< N, forward passes between plans, >= 1
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks
-  pass_gate gate;                          ///< which passes count
+  pass_gate gate{};                        ///< which passes count
   bool verify = false;                     ///< compare checksums of every moved expert before it is committed
   bool adopt_first_plan = false;           ///< when plans differ, every rank takes rank 0's instead of failing
 };
@@ -288,6 +289,12 @@ public:
   [[nodiscard]] std::uint64_t observer_exceptions() const noexcept { return observer_exceptions_; }
 
 private:
+  /// A layer that moves along waypoints because it does not fit staging: `[waypoints, P]` maps.
+  struct layer_split {
+    index_t layer = 0;
+    std::vector<index_t> rows;
+  };
+
   // ---- set-up ----
 
   [[nodiscard]] status validate() const {
@@ -415,17 +422,30 @@ private:
     std::iota(layers.begin(), layers.end(), 0);
     forget_cycle();
     if (auto result = plan_.assign(where_, current_, next_, layers); !result.ok()) { return result; }
-    for (auto const& transfer : plan_.layers()) {
-      if (staging_need(transfer) > store_->staging_limit()) {
-        return {errc::out_of_memory,
-                detail::concat("rebalancer: layer ", transfer.layer, " needs ", staging_need(transfer),
-                               " bytes of staging, the limit is ", store_->staging_limit())};
-      }
-    }
+    if (auto result = split_large_layers(); !result.ok()) { return result; }
     schedule_.for_each_chunk(list_work(), [this](std::span<index_t const> chunk) {
       chunk_layers_.insert(chunk_layers_.end(), chunk.begin(), chunk.end());
       chunk_ends_.push_back(chunk_layers_.size());
     });
+    return {};
+  }
+
+  /// Find waypoints for the layers that do not fit staging as a whole.
+  [[nodiscard]] status split_large_layers() {
+    for (auto const& transfer : plan_.layers()) {
+      if (staging_need(transfer) <= store_->staging_limit()) { continue; }
+      auto const layer = transfer.layer;
+      auto const expert = detail::size_of_expert(store_->tensors(layer)).staged;
+      auto const room = store_->staging_limit() / expert;
+      if (room == 0) {
+        return {errc::out_of_memory, detail::concat("rebalancer: one expert of layer ", layer, " needs ", expert,
+                                                    " bytes of staging, the limit is ", store_->staging_limit())};
+      }
+      auto const arrivals = static_cast<index_t>(std::min(room, static_cast<std::size_t>(where_.slots_per_rank())));
+      splits_.push_back({layer, {}});
+      waypoints_.split(where_, current_.logical_of_slot(layer), next_.logical_of_slot(layer), current_.num_logical(),
+                       arrivals, splits_.back().rows);
+    }
     return {};
   }
 
@@ -454,6 +474,7 @@ private:
     if (planned.ok()) {
       next_.describe(plan);
       plan_.describe(plan);
+      for (auto const& split : splits_) { plan.add(split.layer).add(std::span<index_t const>{split.rows}); }
       plan.add(std::span<index_t const>{chunk_layers_});
       for (auto const end : chunk_ends_) { plan.add(end); }
     } else {
@@ -516,12 +537,13 @@ private:
     for (auto at = begin; at < end;) {
       at = next_group(at, end);
       if (group_.empty()) { continue; }
-      if (auto result = move_group(); !result.ok()) { return result; }
       for (auto const* const transfer : group_) {
         committed_.push_back(transfer->layer);
         moves += static_cast<std::int64_t>(transfer->moves.size());
         bytes += bytes_of({transfer, 1});
       }
+      auto const* const split = split_of(group_.front()->layer);
+      if (auto result = split == nullptr ? move_group(next_) : move_split(*split); !result.ok()) { return result; }
     }
     std::sort(committed_.begin(), committed_.end());
     notify({.kind = event_kind::commit,
@@ -541,6 +563,11 @@ private:
     for (; at < end; ++at) {
       auto const* const transfer = plan_.find(chunk_layers_[at]);
       if (transfer == nullptr) { continue; }
+      if (split_of(transfer->layer) != nullptr) {
+        if (!group_.empty()) { break; }
+        group_.push_back(transfer);
+        return at + 1;
+      }
       auto const need = staging_need(*transfer);
       if (!group_.empty() && need > store_->staging_limit() - spent) { break; }
       spent += need;
@@ -549,15 +576,37 @@ private:
     return at;
   }
 
+  /// Move one layer along its waypoints, each with an epoch and a publication of its own.
+  [[nodiscard]] status move_split(layer_split const& split) {
+    auto const slots = static_cast<std::size_t>(current_.num_slots());
+    for (std::size_t at = 0; at < split.rows.size(); at += slots) {
+      bool const last = at + slots == split.rows.size();
+      if (!last) {
+        waypoint_.resize(current_.shape());
+        auto const row = waypoint_.edit(split.layer).logical_of_slot;
+        std::copy_n(split.rows.begin() + static_cast<std::ptrdiff_t>(at), slots, row.begin());
+        waypoint_.index_replicas(split.layer);
+      }
+      auto const& tables = last ? next_ : waypoint_;
+      if (auto result = plan_layer_transfer(where_, current_, tables, split.layer, scratch_, leg_); !result.ok()) {
+        return lose(std::move(result));
+      }
+      if (!leg_.tables_change) { continue; }
+      group_.assign(1, &leg_);
+      if (auto result = move_group(tables); !result.ok()) { return result; }
+    }
+    return {};
+  }
+
   /// Receive, vote, commit. Every rank makes the same control calls, whatever went wrong on it.
-  [[nodiscard]] status move_group() {
+  [[nodiscard]] status move_group(placement const& tables) {
     auto received = mover().receive(group_, step_ << 24 | group_tag_, options_.timeout);
     group_tag_ += mover().num_moves();
     if (options_.verify) { received = verify(std::move(received)); }
     auto vote = control_->vote(received.ok(), options_.timeout);
     if (vote.outcome == decision::undecided) { vote = control_->recall(options_.timeout); }
     switch (vote.outcome) {
-      case decision::commit: return commit_group();
+      case decision::commit: return commit_group(tables);
       case decision::drop: return fail(received.ok() ? std::move(vote.reason) : std::move(received));
       case decision::undecided: break;
     }
@@ -573,12 +622,12 @@ private:
     return mover().check_arrivals(sums);
   }
 
-  [[nodiscard]] status commit_group() {
+  [[nodiscard]] status commit_group(placement const& tables) {
     for (std::size_t i = 0; i < group_.size(); ++i) {
       auto const layer = group_[i]->layer;
       auto& epoch = epochs_[static_cast<std::size_t>(layer)];
-      if (auto result = mover().commit(i, next_, epoch + 1); !result.ok()) { return lose(std::move(result)); }
-      current_.copy_layer(next_, layer);
+      if (auto result = mover().commit(i, tables, epoch + 1); !result.ok()) { return lose(std::move(result)); }
+      current_.copy_layer(tables, layer);
       ++epoch;
       measure_balance(layer);
     }
@@ -592,6 +641,7 @@ private:
 
   void forget_cycle() noexcept {
     plan_.clear();
+    splits_.clear();
     chunk_layers_.clear();
     chunk_ends_.clear();
     next_chunk_ = 0;
@@ -674,6 +724,12 @@ private:
            detail::size_of_expert(store_->tensors(transfer.layer)).staged;
   }
 
+  [[nodiscard]] layer_split const* split_of(index_t layer) const noexcept {
+    auto const found =
+        std::find_if(splits_.begin(), splits_.end(), [&](layer_split const& s) { return s.layer == layer; });
+    return found == splits_.end() ? nullptr : &*found;
+  }
+
   topology where_;
   placement current_;
   placement next_;
@@ -702,6 +758,7 @@ private:
 
   // The running cycle.
   transfer_plan plan_;
+  std::vector<layer_split> splits_;
   std::vector<index_t> chunk_layers_;    // layers of all chunks, one chunk after the other
   std::vector<std::size_t> chunk_ends_;  // end of each chunk in it
   index_t next_chunk_ = 0;
@@ -709,6 +766,10 @@ private:
   std::vector<layer_transfer const*> group_;
   std::vector<index_t> committed_;
   std::vector<index_t> staged_;
+  waypoint_planner waypoints_;
+  placement waypoint_;  // valid in the layer that is being split only
+  layer_transfer leg_;
+  detail::transfer_scratch scratch_;
 };
 
 BALLAST_END_NAMESPACE
