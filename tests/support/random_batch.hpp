@@ -33,7 +33,7 @@ struct batch_message {
 
 struct batch_limits {
   int max_messages = 12;
-  std::size_t max_bytes = 70'000;
+  std::size_t max_bytes = 20'000;
   std::size_t max_pieces = 6;
 };
 

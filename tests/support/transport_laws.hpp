@@ -89,7 +89,7 @@ private:
 namespace transport_law {
 
 inline constexpr std::size_t region_bytes = 100'000;
-inline constexpr std::size_t target_bytes = 1'000'000;
+inline constexpr std::size_t target_bytes = 300'000;
 
 /// One message of `bytes` bytes from rank 0 to rank 1.
 [[nodiscard]] inline std::vector<batch_message> single_message(std::uint64_t tag, std::size_t bytes) {
@@ -127,7 +127,7 @@ void moves_random_batches(Endpoint& self, law_log& log, std::uint64_t seed, int 
 // More messages between two ranks, and more segments, than any fixed table holds.
 template <class Endpoint>
 void moves_many_messages(Endpoint& self, law_log& log) {
-  batch_memory memory{self, log, region_bytes, 3'000'000};
+  batch_memory memory{self, log, region_bytes, target_bytes};
   std::vector<batch_message> batch;
   for (ballast::index_t m = 0; m < 150; ++m) {
     auto const at = static_cast<std::size_t>(m) * 20;
@@ -149,7 +149,7 @@ void moves_many_messages(Endpoint& self, law_log& log) {
 // Several megabytes at once in both directions, so that neither side can lean on buffers in between.
 template <class Endpoint>
 void moves_large_messages(Endpoint& self, law_log& log) {
-  std::size_t const bytes = (std::size_t{5} << 20) + 13;
+  std::size_t const bytes = (std::size_t{2} << 20) + 13;
   bool const takes_part = self.rank() <= 1;
   batch_memory memory{self, log, takes_part ? bytes + 100 : 1, takes_part ? 2 * bytes : 1};
   std::vector<batch_message> const batch{{0, 1, 0, 1, {{0, 50, bytes}}, {{0, 1, bytes}}},

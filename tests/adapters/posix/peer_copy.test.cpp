@@ -7,7 +7,16 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cerrno>
+#include <cstddef>
+#include <vector>
+
+using ballast::errc;
+using ballast_test::law_log;
+using ballast_test::millisecond;
+using ballast_test::patience;
+using ballast_test::posix_runner;
 
 namespace {
 
@@ -16,15 +25,94 @@ namespace {
   return -1;
 }
 
+::ssize_t read_slowly(::pid_t peer, ::iovec const* local, unsigned long num_local, ::iovec const* remote,
+                      unsigned long num_remote) {
+  auto const result = ballast::posix::read_peer(peer, local, num_local, remote, num_remote);
+  ballast_test::sleep_for(400 * millisecond);
+  return result;
+}
+
+template <class Body>
+void on_two_ranks(ballast::posix::peer_copy_options const& options, Body body) {
+  posix_runner runner;
+  runner.options = options;
+  ballast_test::check_complaints(runner.run(2, body));
+}
+
 }  // namespace
 
 TEST_CASE("copies between processes obey the laws of a transport") {
-  ballast_test::check_transport_laws(ballast_test::posix_runner{});
+  ballast_test::check_transport_laws(posix_runner{});
 }
 
 TEST_CASE("copies through shared memory obey the same laws, where the kernel refuses direct ones") {
-  ballast_test::posix_runner runner;
+  posix_runner runner;
   runner.options.read_peer = refuse;
   runner.group_sizes = {2, 3};
   ballast_test::check_transport_laws(runner);
+}
+
+TEST_CASE("a receiver never accepts bytes that it read while the sender gave up") {
+  on_two_ranks({.read_peer = read_slowly}, [](auto& self, law_log& log) {
+    ballast_test::batch_memory memory{self, log, 1000, 1000};
+    auto const batch = ballast_test::transport_law::single_message(1, 500);
+    auto const view = memory.view(batch);
+    log.expect_ok(self.transport.start(view.sends, view.receives), "start");
+    if (self.rank() == 0) {
+      log.expect_failure(self.transport.wait(100 * millisecond), {errc::deadline_exceeded}, "rank 1", "the sender");
+    } else {
+      log.expect_failure(self.transport.wait(patience), {errc::transport_failed}, "rank 0 took back", "the receiver");
+    }
+    ballast_test::meet(self, log);
+  });
+}
+
+TEST_CASE("a sender waits for its readers") {
+  on_two_ranks({.read_peer = read_slowly}, [](auto& self, law_log& log) {
+    ballast_test::batch_memory memory{self, log, 1000, 1000};
+    auto const batch = ballast_test::transport_law::single_message(1, 500);
+    auto const view = memory.view(batch);
+    auto const begin = ballast::detail::now();
+    log.expect_ok(self.transport.start(view.sends, view.receives), "start");
+    log.expect_ok(self.transport.wait(patience), "wait");
+    log.expect(ballast::detail::now() - begin >= 350 * millisecond, "the sender came back before its reader was done");
+    memory.expect_received(batch, "a slow read");
+    ballast_test::meet(self, log);
+  });
+}
+
+TEST_CASE("start refuses bytes that the peer has not exposed") {
+  on_two_ranks({}, [](auto& self, law_log& log) {
+    ballast_test::batch_memory memory{self, log, 1000, 1000};
+    std::array<std::byte, 64> target{};
+    std::array<ballast::segment, 1> const into{{{target.data(), target.size()}}};
+    auto const check_refused = [&](ballast::remote_segment from, char const* fragment) {
+      std::array<ballast::remote_segment, 1> const source{from};
+      std::array<ballast::incoming_message, 1> const receives{{{1 - self.rank(), 0, 1, into, source}}};
+      log.expect_failure(self.transport.start({}, receives), {errc::transport_failed}, fragment, "start");
+    };
+    check_refused({0, 937, 64}, "bytes [937, 1001) of region 0");
+    check_refused({2, 0, 64}, "region 2");
+    check_refused({0, ~std::uint64_t{0}, 64}, "region 0");
+    check_refused({0, 0, 63}, "wants 64 bytes from 63");
+    ballast_test::meet(self, log);
+  });
+}
+
+TEST_CASE("an expelled rank moves no bytes") {
+  on_two_ranks({}, [](auto& self, law_log& log) {
+    ballast_test::batch_memory memory{self, log, 1000, 1000};
+    auto const batch = ballast_test::transport_law::single_message(1, 500);
+    auto const view = memory.view(batch);
+    ballast_test::meet(self, log);
+    if (self.rank() == 0) {
+      ballast_test::sleep_for(100 * millisecond);  // until rank 1 has left the meeting
+      log.expect_ok(self.control.expel(1), "expel");
+      log.expect_ok(self.transport.start(view.sends, view.receives), "start");
+      log.expect_failure(self.transport.wait(patience), {errc::peer_lost}, "rank 1", "a message to an expelled rank");
+    } else {
+      while (!self.control.is_expelled(1)) { ballast_test::sleep_for(millisecond); }
+      log.expect_failure(self.transport.start(view.sends, view.receives), {errc::stale_membership}, "rank 1", "start");
+    }
+  });
 }
