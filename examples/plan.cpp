@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// ballast-plan: plans a placement for recorded loads, and writes it as JSON.
+// ballast-plan: plans a placement for recorded loads, or scores one on them, and writes the result as JSON.
 #include <ballast/matrix_view.hpp>
+#include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
+#include <ballast/placement/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -27,6 +29,8 @@ struct options {
   std::string loads;
   std::string steps;
   std::string current;
+  std::string score;
+  std::string shares = "even";
   std::string out;
   ballast_tools::topology_options topology;
   ballast_tools::policy_options policy;
@@ -35,9 +39,12 @@ struct options {
     app.add_option("--loads", loads, "trace of expert loads (CSV)")->required();
     app.add_option("--steps", steps, "plan for the sum of the steps [A, B), written A:B (all steps)");
     topology.add_to(app);
-    policy.add_to(app, true);
+    policy.add_to(app);
     app.add_option("--current", current,
                    "JSON file with the placement to count moves from (slot p holds expert p mod E)");
+    app.add_option("--shares", shares,
+                   "how replicas share their expert's tokens: even, optimal, or, with --score, stored (even)");
+    app.add_option("--score", score, "JSON file with a placement to score on the loads, instead of planning one");
     app.add_option("--out", out, "JSON file to write (standard output)");
   }
 };
@@ -80,7 +87,24 @@ struct inputs {
   return {};
 }
 
-[[nodiscard]] status run(options const& options) {
+/// Solve the shares of every layer for the loads.
+[[nodiscard]] status share_optimally(inputs const& in, ballast::placement& in_out) {
+  ballast::share_solver solver;
+  for (ballast::index_t layer = 0; layer < in_out.num_layers(); ++layer) {
+    auto result = ballast::optimal_shares(in.where, in_out, layer, in.loads_view().row(layer), solver);
+    if (!result.ok()) { return result; }
+  }
+  return {};
+}
+
+[[nodiscard]] status refuse_shares(options const& options, char const* allowed) {
+  return {ballast::errc::invalid_option,
+          ballast::detail::concat("--shares is '", options.shares, "', must be ", allowed)};
+}
+
+[[nodiscard]] status plan(options const& options) {
+  bool const optimal = options.shares == "optimal";
+  if (!optimal && options.shares != "even") { return refuse_shares(options, "even or optimal"); }
   ballast_tools::any_policy policy;
   if (auto result = options.policy.make(policy); !result.ok()) { return result; }
   inputs in;
@@ -90,13 +114,58 @@ struct inputs {
 
   ballast::placement next;
   if (auto result = ballast::plan(policy, in.loads_view(), current, in.where, next); !result.ok()) { return result; }
+  next.drop_shares();
+  if (optimal) {
+    if (auto result = share_optimally(in, next); !result.ok()) { return result; }
+  }
 
   ballast_tools::json object;
   ballast_tools::add_map(object, next);
+  if (optimal) { ballast_tools::add_shares(object, next); }
   ballast_tools::add_balance(object, in.where, next, in.loads_view());
   ballast_tools::add_moves(object, in.where, current, next);
   return write_result(options, object);
 }
+
+/// The balancedness that no split of these replicas exceeds on these loads.
+[[nodiscard]] status best_balancedness(inputs const& in, ballast::placement const& of, double& out) {
+  ballast::share_solver solver;
+  ballast::layer_balance sum;
+  for (ballast::index_t layer = 0; layer < of.num_layers(); ++layer) {
+    auto const loads = in.loads_view().row(layer);
+    if (auto result = solver.open(in.where, of.logical_of_slot(layer), loads); !result.ok()) { return result; }
+    sum.mean += ballast::balance_of(in.where, of, layer, loads).mean;
+    sum.max += static_cast<double>(solver.solve()) / static_cast<double>(ballast::detail::load_unit);
+  }
+  out = sum.balancedness();
+  return {};
+}
+
+[[nodiscard]] status score(options const& options) {
+  bool const stored = options.shares == "stored";
+  bool const optimal = options.shares == "optimal";
+  if (!stored && !optimal && options.shares != "even") { return refuse_shares(options, "even, stored or optimal"); }
+  inputs in;
+  if (auto result = read_inputs(options, in); !result.ok()) { return result; }
+  ballast_tools::json file;
+  if (auto result = ballast_tools::read_json(options.score, file); !result.ok()) { return result; }
+  ballast::placement scored;
+  auto read = ballast_tools::placement_from_json(file, in.shape, scored);
+  if (read.ok() && stored) { read = ballast_tools::shares_from_json(file, scored); }
+  if (!read.ok()) { return ballast_tools::in_file(options.score, read); }
+  double bound = 1;
+  if (auto result = best_balancedness(in, scored, bound); !result.ok()) { return result; }
+  if (optimal) {
+    if (auto result = share_optimally(in, scored); !result.ok()) { return result; }
+  }
+
+  ballast_tools::json object;
+  ballast_tools::add_balance(object, in.where, scored, in.loads_view());
+  object["bound"] = bound;
+  return write_result(options, object);
+}
+
+[[nodiscard]] status run(options const& options) { return options.score.empty() ? plan(options) : score(options); }
 
 }  // namespace
 

@@ -60,7 +60,7 @@ struct options {
   void add_to(CLI::App& app) {
     app.add_option("--trace", trace, "trace of expert loads (CSV); every step is one forward pass")->required();
     topology.add_to(app);
-    policy.add_to(app, true);
+    policy.add_to(app);
     app.add_option("--interval", interval, "N, forward passes between two plans")->required();
     app.add_option("--layers-per-chunk", layers_per_chunk, "K, layers moved after one forward pass (all of them)");
     app.add_option("--bytes-per-expert", bytes_per_expert, "weights of one expert in one layer (4096)");

@@ -3,13 +3,17 @@
 #define BALLAST_EXAMPLES_SUPPORT_POLICIES_HPP
 
 #include <ballast/detail/text.hpp>
+#include <ballast/placement/balanced.hpp>
 #include <ballast/placement/deepseek.hpp>
+#include <ballast/placement/headroom.hpp>
+#include <ballast/placement/incremental.hpp>
 #include <ballast/placement/policy.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
 #include <CLI/CLI.hpp>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -19,7 +23,8 @@ namespace ballast_tools {
 /// A policy that is chosen when the program runs.
 class any_policy {
 public:
-  using choice = std::variant<ballast::deepseek_placement>;
+  using choice = std::variant<ballast::deepseek_placement, ballast::balanced_placement, ballast::incremental_placement,
+                              ballast::headroom_placement>;
 
   any_policy() = default;
   explicit any_policy(choice policy) : policy_{std::move(policy)} {}
@@ -41,27 +46,44 @@ static_assert(ballast::placement_policy<any_policy>);
 struct policy_options {
   std::string name;
   ballast::index_t groups = 1;
+  std::optional<ballast::index_t> max_moves;
 
-  void add_to(CLI::App& app, bool name_is_required) {
-    app.add_option("--policy", name, ballast::detail::concat("how to plan: ", names))->required(name_is_required);
-    app.add_option("--groups", groups, "G, expert groups of group-limited routing (1)");
+  void add_to(CLI::App& app) {
+    app.add_option("--policy", name, ballast::detail::concat("how to plan: ", names));
+    app.add_option("--groups", groups, "G, expert groups of group-limited routing (1); for deepseek and balanced");
+    app.add_option("--max-moves", max_moves,
+                   "most experts moved in any layer; for incremental (stop when no move pays)");
   }
 
   /// Find the policy by its name, or list the names there are. @param out out: unchanged on failure
   [[nodiscard]] ballast::status make(any_policy& out) const {
-    if (groups < 1) {
-      return {ballast::errc::invalid_option, ballast::detail::concat("--groups is ", groups, ", must be at least 1")};
+    if (groups < 1) { return refuse("--groups is ", groups, ", must be at least 1"); }
+    if (max_moves && *max_moves < 0) { return refuse("--max-moves is ", *max_moves, ", must not be negative"); }
+    if (max_moves && name != "incremental") {
+      return refuse("--max-moves is ", *max_moves, ", but only the policy incremental plans with a budget, not '", name,
+                    "'");
     }
     if (name == "deepseek") {
       out = any_policy{ballast::deepseek_placement{.num_groups = groups}};
-      return {};
+    } else if (name == "balanced") {
+      out = any_policy{ballast::balanced_placement{.num_groups = groups}};
+    } else if (name == "incremental") {
+      out = any_policy{ballast::incremental_placement{.max_moves_per_layer = max_moves.value_or(-1)}};
+    } else if (name == "headroom") {
+      out = any_policy{ballast::headroom_placement{}};
+    } else {
+      return refuse(name.empty() ? "--policy is required" : ballast::detail::concat("there is no policy '", name, "'"),
+                    "; known are: ", names);
     }
-    return {ballast::errc::invalid_option,
-            ballast::detail::concat("there is no policy '", name, "'; known are: ", names)};
+    return {};
   }
 
 private:
-  static constexpr auto names = "deepseek";
+  static constexpr auto names = "deepseek, balanced, incremental, headroom";
+
+  [[nodiscard]] static ballast::status refuse(auto const&... parts) {
+    return {ballast::errc::invalid_option, ballast::detail::concat(parts...)};
+  }
 };
 
 }  // namespace ballast_tools
