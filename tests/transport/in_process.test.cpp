@@ -2,49 +2,19 @@
 #include <ballast/transport/in_process.hpp>
 
 #include "support/control_laws.hpp"
-#include "support/group_runner.hpp"
-#include "support/law_log.hpp"
+#include "support/in_process_runner.hpp"
 #include "support/transport_laws.hpp"
 
 #include <doctest/doctest.h>
 
 #include <array>
 #include <cstdint>
-#include <exception>
-#include <mutex>
-#include <string>
-#include <vector>
 
 namespace {
 
 using ballast::errc;
 using ballast::in_process_endpoint;
-using ballast_test::law_log;
-
-/// Ranks are threads of one `in_process_group`.
-struct in_process_runner {
-  static constexpr bool can_lose_ranks = true;
-
-  [[nodiscard]] std::vector<ballast::index_t> sizes() const { return {1, 2, 3, 8}; }
-
-  template <class Body>
-  [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
-    ballast::in_process_group group{num_ranks};
-    std::vector<std::string> complaints;
-    std::mutex mutex;
-    group.run([&](in_process_endpoint& endpoint) {
-      law_log log{endpoint.rank()};
-      ballast_test::law_endpoint<in_process_endpoint, in_process_endpoint> self{endpoint, endpoint,
-                                                                                [&] { group.kill(endpoint.rank()); }};
-      try {
-        body(self, log);
-      } catch (std::exception const& error) { log.expect(false, "exception: ", error.what()); }
-      std::lock_guard const lock{mutex};
-      complaints.insert(complaints.end(), log.complaints().begin(), log.complaints().end());
-    });
-    return complaints;
-  }
-};
+using ballast_test::in_process_runner;
 
 }  // namespace
 

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_TRANSPORT_BY_LINK_HPP
+#define BALLAST_TRANSPORT_BY_LINK_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/transport/segments.hpp>
+#include <ballast/transport/transport.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <ctime>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Messages of a rank to itself, in host memory.
+class self_copy {
+public:
+  self_copy(index_t rank, index_t num_ranks) : rank_{rank}, num_ranks_{num_ranks} {}
+
+  [[nodiscard]] index_t rank() const noexcept { return rank_; }
+  [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
+
+  /// Copy every message at once; see `data_transport`.
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    failure_ = {};
+    if (sends.size() != receives.size()) { fail(sends.size(), receives.size(), "messages"); }
+    for (auto const& receive : receives) {
+      auto const send = std::ranges::find(sends, receive.tag, &outgoing_message::tag);
+      if (send == sends.end()) {
+        fail(0, 1, "message of one tag");
+        continue;
+      }
+      auto const sent = detail::total_size(send->segments);
+      auto const expected = detail::total_size(receive.segments);
+      if (sent == expected) {
+        detail::copy_segments(send->segments, receive.segments);
+      } else {
+        fail(sent, expected, "bytes");
+      }
+    }
+    state_ = failure_.ok() ? transfer_state::done : transfer_state::failed;
+    return {};
+  }
+  [[nodiscard]] transfer_state poll() { return state_; }
+  [[nodiscard]] status wait(nanoseconds_t /*timeout*/) {
+    state_ = transfer_state::idle;
+    return std::exchange(failure_, {});
+  }
+
+private:
+  void fail(std::size_t sent, std::size_t expected, char const* unit) {
+    failure_ = {errc::transport_failed, detail::concat("self_copy: rank ", rank_, " sends itself ", sent,
+                                                       " and expects ", expected, " ", unit)};
+  }
+
+  index_t rank_;
+  index_t num_ranks_;
+  transfer_state state_ = transfer_state::idle;
+  status failure_;
+};
+
+static_assert(message_transport<self_copy>);
+
+/// A transport per class of link behind one plan: to the rank itself, inside its node, to other nodes.
+///
+/// A transport for the node may span all ranks, or only those of one node, numbered from 0 in the order of the ranks.
+/// It exposes memory if any of the three does.
+///
+/// @lifetime the node's and the remote transport must outlive it.
+/// @threads one thread at a time.
+template <data_transport Same, data_transport Node, data_transport Remote>
+class by_link {
+public:
+  /// @pre `remote` spans all ranks of `where`; `node` spans all of them, or the node of this rank
+  by_link(topology const& where, Same same, Node& node, Remote& remote)
+      : where_{where}, same_{std::move(same)}, node_{&node}, remote_{&remote} {
+    BALLAST_EXPECTS(remote.num_ranks() == where.num_ranks(), "by_link: the remote transport must span all ranks");
+    bool const spans_all = node.num_ranks() == where.num_ranks();
+    BALLAST_EXPECTS(spans_all || node.num_ranks() == where.ranks_per_node(),
+                    "by_link: the node's transport must span the node or all ranks");
+    if (!spans_all) { first_of_node_ = where.node_of_rank(remote.rank()) * where.ranks_per_node(); }
+    BALLAST_EXPECTS(node.rank() + first_of_node_ == remote.rank(), "by_link: the transports disagree about the rank");
+  }
+  by_link(topology const& where, Node& node, Remote& remote)
+    requires std::constructible_from<Same, index_t, index_t>
+      : by_link{where, Same{remote.rank(), remote.num_ranks()}, node, remote} {}
+
+  [[nodiscard]] index_t rank() const noexcept { return remote_->rank(); }
+  [[nodiscard]] index_t num_ranks() const noexcept { return remote_->num_ranks(); }
+
+  /// Make this rank's memory readable on every link that needs it; see `peer_copier`.
+  [[nodiscard]] status expose(std::span<segment const> regions)
+    requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
+  {
+    status result;
+    auto const expose_on = [&](auto& link) {
+      if constexpr (requires { link.expose(regions); }) {
+        if (result.ok()) { result = link.expose(regions); }
+      }
+    };
+    for_each_link([&](auto& link, auto&) { expose_on(link); });
+    return result;
+  }
+
+  /// Open a batch on all links; see `data_transport`.
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    to_same_.clear();
+    to_node_.clear();
+    to_remote_.clear();
+    for (auto const& send : sends) { route(send.peer).sends.push_back(renumbered(send)); }
+    for (auto const& receive : receives) { route(receive.peer).receives.push_back(renumbered(receive)); }
+    status result;
+    for_each_link([&](auto& link, batch& messages) {
+      if (result.ok()) { result = link.start(messages.sends, messages.receives); }
+    });
+    if (!result.ok()) { close(result); }
+    return result;
+  }
+
+  /// Make progress on all links; see `data_transport`.
+  [[nodiscard]] transfer_state poll() {
+    bool failed = false;
+    bool pending = false;
+    bool done = false;
+    for_each_link([&](auto& link, batch&) {
+      auto const state = link.poll();
+      failed = failed || state == transfer_state::failed;
+      pending = pending || state == transfer_state::pending;
+      done = done || state == transfer_state::done;
+    });
+    if (failed) { return transfer_state::failed; }
+    if (pending) { return transfer_state::pending; }
+    return done ? transfer_state::done : transfer_state::idle;
+  }
+
+  /// Make progress on all links until the batch ends; see `data_transport`.
+  [[nodiscard]] status wait(nanoseconds_t timeout) {
+    auto const begin = detail::now();
+    auto nap = shortest_nap;
+    while (poll() == transfer_state::pending && detail::now() - begin < timeout) {
+      std::timespec const time{0, nap};
+      ::nanosleep(&time, nullptr);
+      nap = std::min(2 * nap, longest_nap);
+    }
+    status result;
+    // A link that failed tells the cause; those that are still at work are only told to stop.
+    for_each_link([&](auto& link, batch&) {
+      if (link.poll() == transfer_state::failed) { keep_first(result, link.wait(0), link_name(link)); }
+    });
+    close(result);
+    return result;
+  }
+
+private:
+  static constexpr long shortest_nap = 10'000;
+  static constexpr long longest_nap = 500'000;
+
+  struct batch {
+    std::vector<outgoing_message> sends;
+    std::vector<incoming_message> receives;
+    void clear() {
+      sends.clear();
+      receives.clear();
+    }
+  };
+
+  template <class Function>
+  void for_each_link(Function function) {
+    function(same_, to_same_);
+    function(*node_, to_node_);
+    function(*remote_, to_remote_);
+  }
+
+  [[nodiscard]] bool in_node(index_t peer) const noexcept {
+    return where_.node_of_rank(peer) == where_.node_of_rank(rank());
+  }
+  [[nodiscard]] batch& route(index_t peer) noexcept {
+    BALLAST_EXPECTS(peer >= 0 && peer < num_ranks(), "by_link: peer out of range");
+    return peer == rank() ? to_same_ : in_node(peer) ? to_node_ : to_remote_;
+  }
+  template <class Message>
+  [[nodiscard]] Message renumbered(Message message) const noexcept {
+    if (message.peer != rank() && in_node(message.peer)) { message.peer -= first_of_node_; }
+    return message;
+  }
+
+  template <class Link>
+  [[nodiscard]] std::string link_name(Link const& link) const {
+    if (static_cast<void const*>(&link) == node_ && first_of_node_ > 0) {
+      return detail::concat("inside the node, ranks counted from ", first_of_node_, ": ");
+    }
+    return {};
+  }
+  static void keep_first(status& kept, status const& next, std::string const& where) {
+    if (kept.ok() && !next.ok()) { kept = {next.code(), where + next.message()}; }
+  }
+
+  // End the batch on every link, so that nothing touches its memory.
+  void close(status& result) {
+    for_each_link([&](auto& link, batch&) { keep_first(result, link.wait(0), link_name(link)); });
+  }
+
+  topology where_;
+  Same same_;
+  Node* node_;
+  Remote* remote_;
+  index_t first_of_node_ = 0;  // number to take off for the node's transport
+  batch to_same_;
+  batch to_node_;
+  batch to_remote_;
+};
+
+template <class Node, class Remote>
+by_link(topology const&, Node&, Remote&) -> by_link<self_copy, Node, Remote>;
+
+BALLAST_END_NAMESPACE
+
+#endif
