@@ -52,9 +52,19 @@ std::string walk(group_shape const& shape, std::uint64_t seed, index_t rank, End
   poisoning_store<host_store> store{where, sizes.num_layers, staging_limit};
   weights.add_to(store);
   chunk_checker<Rebalancer> checker;
-  Rebalancer moved{
-      where, initial, window_recorder{sizes.num_layers, sizes.num_logical}, keep_placement{}, layers_per_chunk{1}, wire,
-      store, wire,    {.timeout = 20'000'000'000, .verify = seed % 2 == 0}, &checker};
+  Rebalancer moved{where,
+                   initial,
+                   window_recorder{sizes.num_layers, sizes.num_logical},
+                   keep_placement{},
+                   layers_per_chunk{1},
+                   wire,
+                   store,
+                   wire,
+                   {.timeout = 20'000'000'000,
+                    .max_message_bytes = seed % 3 == 0 ? 17 : 0,
+                    .rounds_per_batch = seed % 4 == 1 ? 2 : 0,
+                    .verify = seed % 2 == 0},
+                   &checker};
   checker.weights = &weights;
   checker.watched = &moved;
   moved.start().or_throw();

@@ -136,7 +136,7 @@ TEST_CASE("predict tells what a rebalance would bring and changes nothing") {
     prediction seen;
     self.moved.predict(seen).or_throw();
     CHECK(seen.layers == 2);
-    CHECK(seen.chunks == 2);
+    CHECK(seen.steps == 2);
     // 0 1 2 | 3 0 1 becomes 1 2 3 | 0 1 0: rank 0 needs 3, rank 1 has everything.
     CHECK(seen.moves == 2);
     CHECK(seen.bytes == 2 * (48 + 5));

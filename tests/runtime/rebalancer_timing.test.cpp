@@ -31,11 +31,11 @@ struct outcome {
 
 // Drive two ranks through `num_calls` calls; what rank 0 saw.
 template <class Policy, class Schedule>
-outcome drive(index_t interval, Policy policy, Schedule schedule) {
+outcome drive(index_t interval, Policy policy, Schedule schedule, placement const& start = initial) {
   std::vector<outcome> outcomes(2);
   in_process_group group{2};
   group.run([&](in_process_endpoint& me) {
-    member<Policy, Schedule> self{where, initial, policy, schedule, me, {.interval = interval, .timeout = patience}};
+    member<Policy, Schedule> self{where, start, policy, schedule, me, {.interval = interval, .timeout = patience}};
     auto& seen = outcomes[static_cast<std::size_t>(me.rank())];
     self.moved.start().or_throw();
     for (std::uint64_t call = 1; call <= num_calls; ++call) {
@@ -130,4 +130,17 @@ TEST_CASE("all_layers moves on the call that plans") {
   auto const seen = drive(2, rotate_placement{}, all_layers{}).log;
   CHECK(seen.steps_of("commit") == seen.steps_of("dump"));
   CHECK(seen.steps_of("dump") == seed_loop(2, 1).dumps);
+}
+
+TEST_CASE("a layer above the bytes of a step arrives over several calls and is committed with the last") {
+  // Without replicas a rotation moves two experts of 53 bytes a layer, one each way.
+  auto const single = trivial_placement({num_layers, 6, 6});
+  auto const whole = drive(2, rotate_placement{}, bytes_per_step{106}, single).log;
+  CHECK(whole.steps_of("dump") == seed_loop(2, 5).dumps);
+  auto const halves = drive(2, rotate_placement{}, bytes_per_step{53}, single).log;
+  CHECK(halves.steps_of("dump") == seed_loop(2, 10).dumps);
+  auto const commits = halves.steps_of("commit");
+  CHECK(std::vector<std::uint64_t>(commits.begin(), commits.begin() + 5) ==
+        std::vector<std::uint64_t>{5, 7, 9, 11, 13});
+  CHECK(halves.layers_of("commit")[1] == std::vector<index_t>{1});
 }

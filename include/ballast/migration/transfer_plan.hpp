@@ -161,6 +161,26 @@ struct transfer_scratch {
   return {};
 }
 
+/// Cut rounds so that none has more than a number of moves over all ranks; the order of the moves stays.
+///
+/// @param max_moves  >= 1.
+/// @complexity O(moves * rounds), one allocation.
+/// @throws std::bad_alloc
+inline void limit_rounds(layer_transfer& transfer, index_t max_moves) {
+  BALLAST_EXPECTS(max_moves >= 1, "limit_rounds: a round needs room for a move");
+  std::vector<index_t> limited(transfer.moves.size());
+  index_t next = 0;
+  for (index_t round = 0; round < transfer.num_rounds; ++round) {
+    index_t in_round = 0;
+    for (std::size_t i = 0; i < transfer.moves.size(); ++i) {
+      if (transfer.moves[i].round == round) { limited[i] = next + in_round++ / max_moves; }
+    }
+    next += (in_round + max_moves - 1) / max_moves;
+  }
+  for (std::size_t i = 0; i < transfer.moves.size(); ++i) { transfer.moves[i].round = limited[i]; }
+  transfer.num_rounds = next;
+}
+
 /// The moves and local copies that turn one placement into another.
 ///
 /// Layers are in ascending order and only those that differ are listed. The same on every rank: each finds its own
@@ -188,6 +208,11 @@ public:
     return {};
   }
   void clear() noexcept { num_layers_ = 0; }
+  /// Cut the rounds of one listed layer; see the free function. @param index into `layers()`
+  void limit_rounds(std::size_t index, index_t max_moves) {
+    BALLAST_EXPECTS(index < num_layers_, "transfer_plan: no such layer");
+    ballast::limit_rounds(layers_[index], max_moves);
+  }
 
   /// The layers that change, ascending.
   [[nodiscard]] std::span<layer_transfer const> layers() const noexcept { return {layers_.data(), num_layers_}; }

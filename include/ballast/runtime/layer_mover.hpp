@@ -47,41 +47,65 @@ inline void staged_experts(topology const& where, layer_transfer const& transfer
   for (auto const& move : transfer.moves) { ++out[static_cast<std::size_t>(where.rank_of_slot(move.target_slot))]; }
 }
 
+/// How a group's messages are cut; the same on every rank.
+struct transfer_limits {
+  std::int64_t message_bytes = 0;  ///< no message is longer; a longer one travels in pieces. 0: no limit
+  index_t rounds_per_batch = 0;    ///< rounds that the transport is given at once. 0: all
+};
+
 /// Moves a group of layers that fit staging together: one rank's side of receiving, checking and committing them.
 ///
-/// Call in this order: `receive`, then (after the ranks have voted) `commit` for each layer or nothing at all.
+/// Call in this order: `open`, `receive` for all rounds in one or several calls, then (after the ranks have voted)
+/// `commit` for each layer or nothing at all.
 template <data_transport Transport, expert_store Store>
 class layer_mover {
 public:
-  layer_mover(topology const& where, index_t rank, Transport& transport, Store& store)
-      : where_{&where}, rank_{rank}, transport_{&transport}, store_{&store} {}
+  layer_mover(topology const& where, index_t rank, Transport& transport, Store& store, transfer_limits limits)
+      : where_{&where}, rank_{rank}, transport_{&transport}, store_{&store}, limits_{limits} {}
 
-  /// Bring this rank's arrivals of the group into staging and hand its own experts to their takers.
+  /// Make staging ready for a group and work out this rank's messages.
   ///
   /// @param group     transfers, one per layer; they outlive the commit.
   /// @param tag_base  tags from here on are free; every rank gives the same.
-  /// @param timeout   nanoseconds.
-  /// @return the first failure; the live weights are untouched in any case.
-  [[nodiscard]] status receive(std::span<layer_transfer const* const> group, std::uint64_t tag_base,
-                               nanoseconds_t timeout) {
+  /// @return why this rank cannot take part; then `receive` must not be called.
+  [[nodiscard]] status open(std::span<layer_transfer const* const> group, std::uint64_t tag_base) {
+    sends_.clear();
+    receives_.clear();
     lay_out(group);
     if (auto result = store_->reserve_staging(staged_bytes_); !result.ok()) { return result; }
     if (auto result = store_->prepare(); !result.ok()) { return result; }
     address(tag_base);
-    if (auto result = transport_->start(sends_, receives_); !result.ok()) { return result; }
-    return transport_->wait(timeout);
+    return {};
   }
 
-  /// Number of moves of the group, over all ranks.
-  [[nodiscard]] std::size_t num_moves() const noexcept { return num_moves_; }
-  /// Digests of what this rank sends, at the group's index of each move. @param out in/out: [num_moves()]
+  /// Rounds of the group, the same on every rank.
+  [[nodiscard]] index_t num_rounds() const noexcept { return num_rounds_; }
+  /// Messages of the group over all ranks: as many tags are used from `tag_base` on.
+  [[nodiscard]] std::size_t num_messages() const noexcept { return num_messages_; }
+
+  /// Bring this rank's arrivals of rounds [first, last) into staging and hand its own experts to their takers.
+  ///
+  /// @param timeout  nanoseconds.
+  /// @return the first failure; the live weights are untouched in any case.
+  [[nodiscard]] status receive(index_t first, index_t last, nanoseconds_t timeout) {
+    auto const step = limits_.rounds_per_batch > 0 ? limits_.rounds_per_batch : std::max(last - first, 1);
+    for (; first < last; first += step) {
+      auto const sends = in_rounds(sends_, first, std::min(first + step, last));
+      auto const receives = in_rounds(receives_, first, std::min(first + step, last));
+      if (auto result = transport_->start(sends, receives); !result.ok()) { return result; }
+      if (auto result = transport_->wait(timeout); !result.ok()) { return result; }
+    }
+    return {};
+  }
+
+  /// Digests of what this rank sends, at the group's index of each message. @param out in/out: [num_messages()]
   void checksum_sends(std::span<std::int64_t> out) {
     for (auto const& message : sends_) {
       out[static_cast<std::size_t>(message.tag - tag_base_)] =
           static_cast<std::int64_t>(store_->checksum(message.segments));
     }
   }
-  /// Compare what arrived with the senders' digests. @param expected [num_moves()]
+  /// Compare what arrived with the senders' digests. @param expected [num_messages()]
   [[nodiscard]] status check_arrivals(std::span<std::int64_t const> expected) {
     for (auto const& message : receives_) {
       auto const index = static_cast<std::size_t>(message.tag - tag_base_);
@@ -117,6 +141,7 @@ private:
     commit_order order;
     std::size_t staged_at = 0;    // offset of the layer's first place in staging
     std::size_t place_bytes = 0;  // from one place to the next
+    index_t pieces = 1;           // messages per move
     index_t first_round = 0;      // rounds of the group's layers follow one another
   };
 
@@ -127,18 +152,20 @@ private:
   void lay_out(std::span<layer_transfer const* const> group) {
     layers_.resize(group.size());
     staged_bytes_ = 0;
-    num_moves_ = 0;
-    index_t num_rounds = 0;
+    num_messages_ = 0;
+    num_rounds_ = 0;
     for (std::size_t i = 0; i < group.size(); ++i) {
       auto& item = layers_[i];
       item.transfer = group[i];
       orderer_.order(*where_, *item.transfer, rank_, item.order);
       item.staged_at = staged_bytes_;
-      item.place_bytes = size_of_expert(store_->tensors(item.transfer->layer)).staged;
+      auto const size = size_of_expert(store_->tensors(item.transfer->layer));
+      item.place_bytes = size.staged;
+      item.pieces = pieces_of(size.payload);
       staged_bytes_ += item.place_bytes * static_cast<std::size_t>(item.order.num_staged);
-      item.first_round = num_rounds;
-      num_rounds += item.transfer->num_rounds;
-      num_moves_ += item.transfer->moves.size();
+      item.first_round = num_rounds_;
+      num_rounds_ += item.transfer->num_rounds * item.pieces;
+      num_messages_ += item.transfer->moves.size() * static_cast<std::size_t>(item.pieces);
     }
   }
 
@@ -150,25 +177,35 @@ private:
                : store_->staging() + item.staged_at + index * item.place_bytes + tensor_offset;
   }
 
-  // Segments are laid down first: messages refer to them by address.
+  [[nodiscard]] index_t pieces_of(std::size_t payload) const noexcept {
+    if (limits_.message_bytes <= 0 || payload == 0) { return 1; }
+    auto const limit = static_cast<std::size_t>(limits_.message_bytes);
+    return static_cast<index_t>((payload + limit - 1) / limit);
+  }
+
+  // Both lists are sorted by round.
+  template <class Message>
+  [[nodiscard]] static std::span<Message const> in_rounds(std::vector<Message> const& messages, index_t first,
+                                                          index_t last) {
+    auto const before = [](Message const& message, index_t round) { return message.round < round; };
+    auto const begin = std::lower_bound(messages.begin(), messages.end(), first, before);
+    return {begin, std::lower_bound(begin, messages.end(), last, before)};
+  }
+
   void address(std::uint64_t tag_base) {
     tag_base_ = tag_base;
-    sends_.clear();
-    receives_.clear();
-    segments_.clear();
-    remotes_.clear();
-    auto const room = count_segments();
-    segments_.reserve(room);
-    remotes_.reserve(room);
-    std::uint64_t tag = tag_base;
+    reserve_segments();
+    auto tag = tag_base;
     for (auto const& item : layers_) {
       index_t arrival = 0;
       for (auto const& move : item.transfer->moves) {
         auto const source = where_->rank_of_slot(move.source_slot);
         auto const target = where_->rank_of_slot(move.target_slot);
-        if (source == rank_) { add_send(item, move, target, tag); }
-        if (target == rank_) { add_receive(item, move, source, arrival++, tag); }
-        ++tag;
+        for (index_t piece = 0; piece < item.pieces; ++piece, ++tag) {
+          if (source == rank_) { add_send(item, move, target, piece, tag); }
+          if (target == rank_) { add_receive(item, move, source, arrival, piece, tag); }
+        }
+        arrival += target == rank_ ? 1 : 0;
       }
     }
     auto const by_round = [](auto const& a, auto const& b) { return a.round < b.round; };
@@ -176,50 +213,80 @@ private:
     std::stable_sort(receives_.begin(), receives_.end(), by_round);
   }
 
-  [[nodiscard]] std::size_t count_segments() const {
-    std::size_t count = 0;
+  // Messages refer to segments by address, so room for all of them comes first. A piece has at most as many segments as
+  // there are tensors.
+  void reserve_segments() {
+    segments_.clear();
+    remotes_.clear();
+    std::size_t room = 0;
     for (auto const& item : layers_) {
-      auto const tensors = store_->tensors(item.transfer->layer).size();
+      auto const segments = store_->tensors(item.transfer->layer).size() * static_cast<std::size_t>(item.pieces);
       for (auto const& move : item.transfer->moves) {
-        count += where_->rank_of_slot(move.source_slot) == rank_ ? tensors : 0;
-        count += where_->rank_of_slot(move.target_slot) == rank_ ? tensors : 0;
+        room += where_->rank_of_slot(move.source_slot) == rank_ ? segments : 0;
+        room += where_->rank_of_slot(move.target_slot) == rank_ ? segments : 0;
       }
     }
-    return count;
+    segments_.reserve(room);
+    remotes_.reserve(room);
   }
 
-  void add_send(layer_item const& item, expert_move const& move, index_t target, std::uint64_t tag) {
-    auto const first = segments_.size();
-    auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(rank_));
-    for (auto const& tensor : store_->tensors(item.transfer->layer)) {
-      segments_.push_back({tensor.base + slot * tensor.stride, tensor.bytes});
-    }
-    sends_.push_back({target, item.first_round + move.round, tag, std::span{segments_}.subspan(first)});
-  }
-
-  void add_receive(layer_item const& item, expert_move const& move, index_t source, index_t place, std::uint64_t tag) {
-    auto const first = segments_.size();
-    auto const first_remote = remotes_.size();
-    auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(source));
+  /// Call `use(tensor, offset of the tensor in a staging place, first byte, bytes)` for the parts of one piece.
+  template <class Use>
+  void for_each_part(layer_item const& item, index_t piece, Use use) const {
+    auto const tensors = store_->tensors(item.transfer->layer);
+    auto const payload = size_of_expert(tensors).payload;
+    auto const limit = item.pieces == 1 ? payload : static_cast<std::size_t>(limits_.message_bytes);
+    auto const begin = static_cast<std::size_t>(piece) * limit;
+    auto const end = std::min(begin + limit, payload);
+    std::size_t at = 0;
     std::size_t offset = 0;
-    for (auto const& tensor : store_->tensors(item.transfer->layer)) {
-      segments_.push_back({locate(item, tensor, offset, {expert_location::staged, place}), tensor.bytes});
-      remotes_.push_back({tensor.region, slot * tensor.stride, tensor.bytes});
+    for (auto const& tensor : tensors) {
+      auto const first = std::max(begin, at);
+      auto const last = std::min(end, at + tensor.bytes);
+      if (first < last) { use(tensor, offset, first - at, last - first); }
+      at += tensor.bytes;
       offset += aligned(tensor.bytes);
     }
-    receives_.push_back(
-        {source, move.round, tag, std::span{segments_}.subspan(first), std::span{remotes_}.subspan(first_remote)});
+  }
+
+  void add_send(layer_item const& item, expert_move const& move, index_t target, index_t piece, std::uint64_t tag) {
+    auto const begin = segments_.size();
+    auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(rank_));
+    for_each_part(item, piece, [&](expert_tensor const& tensor, std::size_t, std::size_t first, std::size_t bytes) {
+      segments_.push_back({tensor.base + slot * tensor.stride + first, bytes});
+    });
+    sends_.push_back({target, round_of(item, move, piece), tag, std::span{segments_}.subspan(begin)});
+  }
+
+  void add_receive(layer_item const& item, expert_move const& move, index_t source, index_t place, index_t piece,
+                   std::uint64_t tag) {
+    auto const begin = segments_.size();
+    auto const begin_remote = remotes_.size();
+    auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(source));
+    for_each_part(
+        item, piece, [&](expert_tensor const& tensor, std::size_t offset, std::size_t first, std::size_t bytes) {
+          segments_.push_back({locate(item, tensor, offset, {expert_location::staged, place}) + first, bytes});
+          remotes_.push_back({tensor.region, slot * tensor.stride + first, bytes});
+        });
+    receives_.push_back({source, round_of(item, move, piece), tag, std::span{segments_}.subspan(begin),
+                         std::span{remotes_}.subspan(begin_remote)});
+  }
+
+  [[nodiscard]] static index_t round_of(layer_item const& item, expert_move const& move, index_t piece) noexcept {
+    return item.first_round + move.round * item.pieces + piece;
   }
 
   topology const* where_;
   index_t rank_;
   Transport* transport_;
   Store* store_;
+  transfer_limits limits_;
 
   commit_orderer orderer_;
   std::vector<layer_item> layers_;
   std::size_t staged_bytes_ = 0;
-  std::size_t num_moves_ = 0;
+  std::size_t num_messages_ = 0;
+  index_t num_rounds_ = 0;
   std::uint64_t tag_base_ = 0;
   std::vector<segment> segments_;
   std::vector<remote_segment> remotes_;

@@ -50,6 +50,8 @@ struct rebalancer_options {
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks
   pass_gate gate{};                        ///< which passes count
+  std::int64_t max_message_bytes = 0;      ///< longer messages travel in pieces; 0: no limit
+  index_t rounds_per_batch = 0;            ///< rounds that the transport is given at once; 0: all of a group
   bool verify = false;                     ///< compare checksums of every moved expert before it is committed
   bool adopt_first_plan = false;           ///< when plans differ, every rank takes rank 0's instead of failing
 };
@@ -61,7 +63,7 @@ struct prediction {
   std::int64_t moves = 0;
   std::int64_t bytes = 0;
   index_t layers = 0;  ///< layers that would change
-  index_t chunks = 0;  ///< steps that the schedule would take
+  index_t steps = 0;   ///< calls that the schedule would spread them over
 };
 
 /// Keeps the ranks of an expert-parallel group evenly loaded while they serve.
@@ -206,7 +208,7 @@ public:
     switch (state_) {
       case rebalancer_state::failed:
       case rebalancer_state::cohort_lost: return failure_;
-      case rebalancer_state::moving: return move_next_chunk();
+      case rebalancer_state::moving: return move_one_step();
       case rebalancer_state::recording: break;
     }
     if (!enabled_) { return {}; }
@@ -237,7 +239,7 @@ public:
     for (auto const layer : layers) { next_.copy_layer(target, layer); }
     if (auto result = prepare_moves(); !result.ok()) { return result; }
     while (next_chunk_ < num_chunks()) {
-      if (auto result = move_chunk(); !result.ok()) { return result; }
+      if (auto result = move_one_step(); !result.ok()) { return result; }
     }
     end_cycle();
     return {};
@@ -302,6 +304,10 @@ private:
       return {errc::invalid_option,
               detail::concat("rebalancer: interval is ", options_.interval, ", must be at least 1")};
     }
+    if (options_.max_message_bytes < 0 || options_.rounds_per_batch < 0) {
+      return {errc::invalid_option, detail::concat("rebalancer: messages of ", options_.max_message_bytes, " bytes, ",
+                                                   options_.rounds_per_batch, " rounds a batch: must not be negative")};
+    }
     if (!(options_.utilization_threshold >= 0)) {
       return {errc::invalid_option, detail::concat("rebalancer: utilisation threshold is ",
                                                    options_.utilization_threshold, ", must not be negative")};
@@ -341,6 +347,7 @@ private:
     std::uint64_t threshold = 0;
     std::memcpy(&threshold, &options_.utilization_threshold, sizeof threshold);
     words.add(options_.interval).add(threshold).add(options_.verify).add(options_.adopt_first_plan);
+    words.add(options_.max_message_bytes).add(options_.rounds_per_batch);
     words.add(store_->staging_limit());
     options_.gate.describe(words);
     return words.value();
@@ -378,12 +385,12 @@ private:
     auto const plan_start = detail::now();
     auto planned = plan(policy_, history(), current_, where_, next_);
     if (auto result = prepare_moves(std::move(planned), plan_start); !result.ok()) { return result; }
-    if (num_chunks() == 0) { return {}; }
-    if (num_chunks() > 1) {
+    if (num_steps_ == 0) { return {}; }
+    if (num_steps_ > 1) {
       state_ = rebalancer_state::moving;
       return {};
     }
-    return move_next_chunk();
+    return move_one_step();
   }
 
   /// Sum the recorded loads over the ranks: `history_` [H, L, E] and, over the buckets, `loads_` [L, E].
@@ -427,7 +434,45 @@ private:
       chunk_layers_.insert(chunk_layers_.end(), chunk.begin(), chunk.end());
       chunk_ends_.push_back(chunk_layers_.size());
     });
+    num_steps_ = num_chunks();
+    if constexpr (limits_step_bytes<Schedule>) { spread_large_layers(); }
     return {};
+  }
+
+  /// Cut the rounds of layers that exceed the bytes of a step, and count the steps they take.
+  void spread_large_layers() {
+    for (std::size_t i = 0; i < plan_.layers().size(); ++i) {
+      auto const& transfer = plan_.layers()[i];
+      if (!arrives_in_steps(transfer)) { continue; }
+      plan_.limit_rounds(i, moves_per_step(transfer.layer));
+      for (index_t round = round_after_step(transfer, 0); round < transfer.num_rounds; ++num_steps_) {
+        round = round_after_step(transfer, round);
+      }
+    }
+  }
+  [[nodiscard]] index_t moves_per_step(index_t layer) const {
+    if constexpr (limits_step_bytes<Schedule>) {
+      auto const moves =
+          std::max<std::int64_t>(schedule_.step_bytes() / std::max<std::int64_t>(payload_of(layer), 1), 1);
+      return static_cast<index_t>(std::min<std::int64_t>(moves, where_.num_slots()));
+    } else {
+      return where_.num_slots();
+    }
+  }
+  /// Whether a layer's bytes come over several steps. A layer that is split into waypoints is not spread as well.
+  [[nodiscard]] bool arrives_in_steps(layer_transfer const& transfer) const {
+    return static_cast<index_t>(transfer.moves.size()) > moves_per_step(transfer.layer) &&
+           split_of(transfer.layer) == nullptr;
+  }
+  /// First round after those that one step may carry from `round` on.
+  [[nodiscard]] index_t round_after_step(layer_transfer const& transfer, index_t round) const {
+    auto const moves_in = [&](index_t r) {
+      return std::count_if(transfer.moves.begin(), transfer.moves.end(),
+                           [r](expert_move const& move) { return move.round == r; });
+    };
+    auto left = moves_per_step(transfer.layer) - moves_in(round++);
+    while (round < transfer.num_rounds && moves_in(round) <= left) { left -= moves_in(round++); }
+    return round;
   }
 
   /// Find waypoints for the layers that do not fit staging as a whole.
@@ -519,17 +564,20 @@ private:
 
   // ---- a cycle: move and commit ----
 
-  [[nodiscard]] status move_next_chunk() {
-    if (auto result = move_chunk(); !result.ok()) { return result; }
+  /// Move the next chunk, or the next part of a layer that arrives over several steps.
+  [[nodiscard]] status move_one_step() {
+    auto const begin = next_chunk_ == 0 ? 0 : chunk_ends_[static_cast<std::size_t>(next_chunk_) - 1];
+    auto const end = chunk_ends_[static_cast<std::size_t>(next_chunk_)];
+    auto const* const first = plan_.find(chunk_layers_[begin]);
+    bool const spread = end - begin == 1 && first != nullptr && arrives_in_steps(*first);
+    if (auto result = spread ? move_part(*first) : move_chunk(begin, end); !result.ok()) { return result; }
     if (next_chunk_ == num_chunks()) { end_cycle(); }
     return {};
   }
 
-  /// Move the next chunk, in groups of layers that fit staging together.
-  [[nodiscard]] status move_chunk() {
+  /// Move a chunk, in groups of layers that fit staging together.
+  [[nodiscard]] status move_chunk(std::size_t begin, std::size_t end) {
     auto const start = detail::now();
-    auto const begin = next_chunk_ == 0 ? 0 : chunk_ends_[static_cast<std::size_t>(next_chunk_) - 1];
-    auto const end = chunk_ends_[static_cast<std::size_t>(next_chunk_)];
     ++next_chunk_;
     committed_.clear();
     std::int64_t moves = 0;
@@ -546,13 +594,42 @@ private:
       if (auto result = split == nullptr ? move_group(next_) : move_split(*split); !result.ok()) { return result; }
     }
     std::sort(committed_.begin(), committed_.end());
+    notify_commit(moves, bytes, start);
+    return {};
+  }
+
+  /// Receive one step's share of a large layer; the last step commits it. Staging and the live weights keep what they
+  /// hold between the steps, because nothing else is committed meanwhile.
+  [[nodiscard]] status move_part(layer_transfer const& transfer) {
+    auto const start = detail::now();
+    if (next_round_ == 0) {
+      group_.assign(1, &transfer);
+      part_received_ = open_group();
+    }
+    auto const pieces = mover().num_rounds() / transfer.num_rounds;
+    auto const last = round_after_step(transfer, next_round_);
+    if (part_received_.ok()) {
+      part_received_ = mover().receive(next_round_ * pieces, last * pieces, options_.timeout);
+    }
+    next_round_ = last;
+    if (next_round_ < transfer.num_rounds) { return {}; }
+    next_round_ = 0;
+    ++next_chunk_;
+    auto const moves = static_cast<std::int64_t>(transfer.moves.size());
+    auto const bytes = bytes_of({&transfer, 1});
+    committed_.assign(1, transfer.layer);
+    if (auto result = finish_group(next_, std::exchange(part_received_, {})); !result.ok()) { return result; }
+    notify_commit(moves, bytes, start);
+    return {};
+  }
+
+  void notify_commit(std::int64_t moves, std::int64_t bytes, nanoseconds_t start) {
     notify({.kind = event_kind::commit,
             .layers = committed_,
             .moves = moves,
             .bytes = bytes,
             .balancedness = balance_in_force(),
             .duration = detail::now() - start});
-    return {};
   }
 
   /// Fill `group_` with changed layers of the chunk from `at` on, as many as fit staging; return the position after
@@ -598,10 +675,19 @@ private:
     return {};
   }
 
-  /// Receive, vote, commit. Every rank makes the same control calls, whatever went wrong on it.
   [[nodiscard]] status move_group(placement const& tables) {
-    auto received = mover().receive(group_, step_ << 24 | group_tag_, options_.timeout);
-    group_tag_ += mover().num_moves();
+    auto received = open_group();
+    if (received.ok()) { received = mover().receive(0, mover().num_rounds(), options_.timeout); }
+    return finish_group(tables, std::move(received));
+  }
+  [[nodiscard]] status open_group() {
+    auto opened = mover().open(group_, step_ << 24 | group_tag_);
+    group_tag_ += mover().num_messages();
+    return opened;
+  }
+
+  /// Vote and commit. Every rank makes the same control calls, whatever went wrong on it.
+  [[nodiscard]] status finish_group(placement const& tables, status received) {
     if (options_.verify) { received = verify(std::move(received)); }
     auto vote = control_->vote(received.ok(), options_.timeout);
     if (vote.outcome == decision::undecided) { vote = control_->recall(options_.timeout); }
@@ -614,7 +700,7 @@ private:
   }
 
   [[nodiscard]] status verify(status received) {
-    std::vector<std::int64_t> sums(mover().num_moves(), 0);
+    std::vector<std::int64_t> sums(mover().num_messages(), 0);
     mover().checksum_sends(sums);
     auto reduced = control_->all_reduce(sums, options_.timeout);
     if (!received.ok()) { return received; }
@@ -644,7 +730,9 @@ private:
     splits_.clear();
     chunk_layers_.clear();
     chunk_ends_.clear();
+    num_steps_ = 0;
     next_chunk_ = 0;
+    next_round_ = 0;
     group_tag_ = 0;
   }
 
@@ -741,7 +829,8 @@ private:
   Control* control_;
   rebalancer_options options_;
   observer* observer_;
-  detail::layer_mover<Transport, Store> mover_{where_, transport_->rank(), *transport_, *store_};
+  detail::layer_mover<Transport, Store> mover_{
+      where_, transport_->rank(), *transport_, *store_, {options_.max_message_bytes, options_.rounds_per_batch}};
 
   rebalancer_state state_ = rebalancer_state::recording;
   status failure_;
@@ -761,7 +850,10 @@ private:
   std::vector<layer_split> splits_;
   std::vector<index_t> chunk_layers_;    // layers of all chunks, one chunk after the other
   std::vector<std::size_t> chunk_ends_;  // end of each chunk in it
+  index_t num_steps_ = 0;  // calls that the chunks take; more than chunks when a layer arrives over several steps
   index_t next_chunk_ = 0;
+  index_t next_round_ = 0;  // of the layer that is arriving over several steps
+  status part_received_;    // what its steps so far came to on this rank
   std::uint64_t group_tag_ = 0;
   std::vector<layer_transfer const*> group_;
   std::vector<index_t> committed_;

@@ -38,6 +38,13 @@ concept chunk_schedule = std::copyable<S> && requires(S const& s, std::span<laye
   { s.describe(out) } -> std::same_as<void>;
 };
 
+/// A schedule that also limits the bytes of a single layer: one above `s.step_bytes()` arrives over several steps and
+/// is committed with the last.
+template <class S>
+concept limits_step_bytes = chunk_schedule<S> && requires(S const& s) {
+  { s.step_bytes() } -> std::same_as<std::int64_t>;
+};
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -162,7 +162,8 @@ struct layers_per_chunk : detail::schedule_base<Filter, Order> {
   }
 };
 
-/// Schedule: as many layers a step as stay within a number of bytes over all ranks.
+/// Schedule: as many layers a step as stay within a number of bytes over all ranks. A layer above it arrives over
+/// several steps, in whole experts, and is committed with the last.
 template <class Filter = changed_layers, class Order = in_layer_order>
 struct bytes_per_step : detail::schedule_base<Filter, Order> {
   std::int64_t bytes = 1;
@@ -176,6 +177,7 @@ struct bytes_per_step : detail::schedule_base<Filter, Order> {
     }
     return {};
   }
+  [[nodiscard]] std::int64_t step_bytes() const noexcept { return bytes; }
   template <class Sink>
   void for_each_chunk(std::span<layer_work const> work, Sink&& sink) const {
     std::vector<layer_work> storage;
@@ -230,7 +232,7 @@ struct time_per_step : detail::schedule_base<Filter, Order> {
 
 static_assert(chunk_schedule<all_layers<>>);
 static_assert(chunk_schedule<layers_per_chunk<every_layer, by_gain>>);
-static_assert(chunk_schedule<bytes_per_step<>>);
+static_assert(limits_step_bytes<bytes_per_step<>>);
 static_assert(chunk_schedule<time_per_step<>>);
 
 BALLAST_END_NAMESPACE
