@@ -85,6 +85,40 @@ TEST_CASE("senders are spread over the holders") {
   CHECK(transfer.num_rounds == 2);
 }
 
+namespace {
+
+// The least rounds that any choice of sources allows, by trying all of them.
+index_t fewest_rounds(topology const& where, placement const& from, std::vector<expert_move> moves,
+                      std::size_t next = 0) {
+  if (next == moves.size()) {
+    std::vector<message_ends> ends;
+    for (auto const& move : moves) {
+      ends.push_back({where.rank_of_slot(move.source_slot), where.rank_of_slot(move.target_slot)});
+    }
+    return round_coloring{}.assign(where.num_ranks(), ends);
+  }
+  auto best = static_cast<index_t>(moves.size()) + 1;
+  for (auto const slot : from.replicas_of(0, moves[next].expert)) {
+    moves[next].source_slot = slot;
+    best = std::min(best, fewest_rounds(where, from, moves, next + 1));
+  }
+  return best;
+}
+
+}  // namespace
+
+TEST_CASE("no choice of sources needs fewer rounds") {
+  generator random{77};
+  topology const where{{5, 1, 2, 0}};
+  for (int trial = 0; trial < 300; ++trial) {
+    CAPTURE(trial);
+    placement_shape const sizes{1, random.between(3, 6), where.num_slots()};
+    auto const from = random_placement(sizes, random);
+    auto const transfer = transfer_of(where, from, random_placement(sizes, random));
+    CHECK(transfer.num_rounds == fewest_rounds(where, from, transfer.moves));
+  }
+}
+
 TEST_CASE("dead ranks neither send nor receive, and an expert that only they hold is named") {
   topology where{{3, 1, 2, 0}};
   where.set_live(0, false);

@@ -52,9 +52,11 @@ namespace detail {
 
 /// Working memory of `plan_layer_transfer`, kept between layers.
 struct transfer_scratch {
-  std::vector<index_t> sends_of_rank;
-  std::vector<message_ends> ends;
+  std::vector<index_t> sends_of_rank;  // [R]
+  std::vector<message_ends> ends;      // [moves]
   round_coloring coloring;
+  std::vector<index_t> found_by;  // [R] move through which the search reached a rank, or -1
+  std::vector<index_t> reached;   // ranks in the order in which the search reached them
 };
 
 /// Lowest slot of `slots` (a rank's slots, old contents) that holds `expert`, preferring one whose contents stay.
@@ -69,24 +71,105 @@ struct transfer_scratch {
   return found;
 }
 
-/// The holder that sends `expert` to `rank`: same node before other nodes, then the one with the fewest sends so far,
-/// then the lowest. -1 when no live rank holds it.
+/// Whether a slot may send to a rank: its own rank is alive, and it is on the rank's node when any live holder is.
+[[nodiscard]] inline bool may_send(topology const& where, index_t slot, index_t rank, bool near_only) {
+  auto const source = where.rank_of_slot(slot);
+  return where.is_live(source) && (!near_only || where.node_of_rank(source) == where.node_of_rank(rank));
+}
+[[nodiscard]] inline bool has_near_holder(topology const& where, std::span<index_t const> holders, index_t rank) {
+  return std::any_of(holders.begin(), holders.end(), [&](index_t slot) { return may_send(where, slot, rank, true); });
+}
+
+/// The holder that sends to `rank`: same node before other nodes, then the one with the fewest sends so far, then the
+/// lowest. -1 when no live rank holds the expert.
 [[nodiscard]] inline index_t choose_source(topology const& where, std::span<index_t const> holders, index_t rank,
                                            std::span<index_t const> sends_of_rank) {
+  bool const near_only = has_near_holder(where, holders, rank);
+  auto const sends = [&](index_t slot) { return sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(slot))]; };
   index_t best = -1;
-  bool best_near = false;
   for (auto const slot : holders) {
-    auto const source = where.rank_of_slot(slot);
-    if (!where.is_live(source)) { continue; }
-    bool const near = where.node_of_rank(source) == where.node_of_rank(rank);
-    auto const load = [&](index_t s) { return sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(s))]; };
-    if (best < 0 || (near && !best_near) || (near == best_near && load(slot) < load(best))) {
-      best = slot;
-      best_near = near;
-    }
+    if (may_send(where, slot, rank, near_only) && (best < 0 || sends(slot) < sends(best))) { best = slot; }
   }
   return best;
 }
+
+/// Takes sends from the busiest sender while that saves a round.
+///
+/// A sender hands a move to another holder of the same nearness, which may hand one of its own on, and so on until a
+/// rank is met that has two sends fewer. Where no such chain exists the busiest sender's count is the least possible.
+class sender_balancer {
+public:
+  sender_balancer(topology const& where, placement const& from, index_t layer, std::vector<expert_move>& moves,
+                  transfer_scratch& scratch)
+      : where_{where}, from_{from}, layer_{layer}, moves_{moves}, scratch_{scratch} {}
+
+  /// @param enough  sends a rank may have: the busiest receiver needs as many rounds anyway
+  /// @complexity O(chains * moves * holders)
+  void run(index_t enough) {
+    for (;;) {
+      auto const& sends = scratch_.sends_of_rank;
+      auto const busiest = static_cast<index_t>(std::max_element(sends.begin(), sends.end()) - sends.begin());
+      if (sends[static_cast<std::size_t>(busiest)] <= std::max(enough, 1) || !relieve(busiest)) { return; }
+    }
+  }
+
+private:
+  [[nodiscard]] index_t& sends_of(index_t rank) { return scratch_.sends_of_rank[static_cast<std::size_t>(rank)]; }
+
+  // Breadth-first from the busiest rank over "hands a move to".
+  [[nodiscard]] bool relieve(index_t busiest) {
+    scratch_.found_by.assign(scratch_.sends_of_rank.size(), -1);
+    scratch_.reached.assign(1, busiest);
+    for (std::size_t next = 0; next < scratch_.reached.size(); ++next) {
+      auto const giver = scratch_.reached[next];
+      for (std::size_t m = 0; m < moves_.size(); ++m) {
+        if (where_.rank_of_slot(moves_[m].source_slot) != giver) { continue; }
+        auto const taker = reach_from(static_cast<index_t>(m), busiest);
+        if (taker >= 0) {
+          hand_over(taker, busiest);
+          return true;
+        }
+      }
+    }
+    return false;
+  }
+
+  // Mark the holders that could take move `m`; return one that ends the chain, or -1.
+  [[nodiscard]] index_t reach_from(index_t m, index_t busiest) {
+    auto const& move = moves_[static_cast<std::size_t>(m)];
+    auto const target = where_.rank_of_slot(move.target_slot);
+    auto const holders = from_.replicas_of(layer_, move.expert);
+    bool const near_only = has_near_holder(where_, holders, target);
+    for (auto const slot : holders) {
+      auto const rank = where_.rank_of_slot(slot);
+      auto& found_by = scratch_.found_by[static_cast<std::size_t>(rank)];
+      if (rank == busiest || found_by >= 0 || !may_send(where_, slot, target, near_only)) { continue; }
+      found_by = m;
+      if (sends_of(rank) + 2 <= sends_of(busiest)) { return rank; }
+      scratch_.reached.push_back(rank);
+    }
+    return -1;
+  }
+
+  void hand_over(index_t taker, index_t busiest) {
+    ++sends_of(taker);
+    --sends_of(busiest);
+    for (auto rank = taker; rank != busiest;) {
+      auto& move = moves_[static_cast<std::size_t>(scratch_.found_by[static_cast<std::size_t>(rank)])];
+      auto const giver = where_.rank_of_slot(move.source_slot);
+      auto const holders = from_.replicas_of(layer_, move.expert);
+      move.source_slot = *std::find_if(holders.begin(), holders.end(),
+                                       [&](index_t slot) { return where_.rank_of_slot(slot) == rank; });
+      rank = giver;
+    }
+  }
+
+  topology const& where_;
+  placement const& from_;
+  index_t layer_;
+  std::vector<expert_move>& moves_;
+  transfer_scratch& scratch_;
+};
 
 }  // namespace detail
 
@@ -102,7 +185,9 @@ struct transfer_scratch {
 /// @param scratch  in/out: working memory, reused.
 /// @param out      out: the layer's transfer; storage reused.
 /// @return `errc::missing_expert` when no live rank holds an expert that has to move.
-/// @complexity O(R S^2 + moves * (holders + R)); no allocation once the scratch has grown.
+/// @complexity O(R S^2 + moves * (holders + R)) where greedy sources are good enough; no allocation once the scratch
+/// has
+///             grown.
 /// @throws std::bad_alloc
 /// @determinism ties go to the lowest slot.
 /// @source SGLang `update_expert_weights_single_layer`: same cases, but senders are spread by load, a local copy
@@ -124,6 +209,7 @@ struct transfer_scratch {
                       (from.has_shares() && !std::ranges::equal(from.shares(layer), to.shares(layer)));
   scratch.sends_of_rank.assign(static_cast<std::size_t>(where.num_ranks()), 0);
 
+  index_t busiest_receiver = 0;
   for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
     if (!where.is_live(rank)) { continue; }
     auto const first = where.first_slot(rank);
@@ -150,7 +236,9 @@ struct transfer_scratch {
       ++scratch.sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(source))];
       out.moves.push_back({expert, source, slot, 0});
     }
+    busiest_receiver = std::max(busiest_receiver, static_cast<index_t>(out.moves.size() - first_move));
   }
+  detail::sender_balancer{where, from, layer, out.moves, scratch}.run(busiest_receiver);
 
   scratch.ends.clear();
   for (auto const& move : out.moves) {
