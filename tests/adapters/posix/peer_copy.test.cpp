@@ -116,3 +116,26 @@ TEST_CASE("an expelled rank moves no bytes") {
     }
   });
 }
+
+TEST_CASE("the vote that follows a failed batch names the rank behind the failure on every rank") {
+  posix_runner runner;
+  ballast_test::check_complaints(runner.run(3, [](auto& self, law_log& log) {
+    ballast_test::batch_memory memory{self, log, 1000, 1000};
+    auto const batch = ballast_test::transport_law::single_message(1, 500);
+    auto const view = memory.view(batch);
+    ballast_test::meet(self, log);
+    bool received = true;
+    if (self.rank() != 0) {  // rank 0 is missing
+      log.expect_ok(self.transport.start(view.sends, view.receives), "start");
+      received = self.transport.wait(100 * millisecond).ok();
+      log.expect(received == (self.rank() == 2), "what rank ", self.rank(), " received");
+      auto const result = self.control.vote(received, patience);
+      log.expect(result.outcome == ballast::decision::drop, "the vote did not drop");
+      log.expect_failure(result.reason, {errc::deadline_exceeded}, "rank 1 voted no because rank 0 was late", "vote");
+    } else {
+      ballast_test::sleep_for(300 * millisecond);
+      static_cast<void>(self.control.vote(true, patience));
+    }
+    ballast_test::meet(self, log);
+  }));
+}

@@ -323,7 +323,7 @@ private:
     auto const got = options_.read_peer(pid, to.data(), num_to, from.data(), num_from);
     int const error = errno;
     if (group_->is_lost(message.peer)) {  // before trusting the bytes: the number may belong to a new process
-      failure_ = group_->lost("peer_copy", message.peer);
+      fail_by_loss(message.peer);
       return 0;
     }
     if (got <= 0) {
@@ -340,7 +340,7 @@ private:
 
   void fall_back(int error) {
     if (error == ESRCH) {
-      failure_ = group_->lost("peer_copy", active_peer());
+      fail_by_loss(active_peer());
       return;
     }
     if (error != EPERM && error != ENOSYS) {
@@ -460,7 +460,7 @@ private:
     }
     auto const look = [&](auto const& progress) {
       if (failure_.ok() && !progress.taken && !group_->is_live(progress.message->peer)) {
-        failure_ = group_->lost("peer_copy", progress.message->peer);
+        fail_by_loss(progress.message->peer);
       }
     };
     std::ranges::for_each(receives_, look);
@@ -470,31 +470,33 @@ private:
     }
   }
 
+  void fail_by_loss(index_t peer) {
+    group_->suspect(peer);
+    failure_ = group_->lost("peer_copy", peer);
+  }
+
   // A peer has ended the batch before this rank. The cause to name is the rank whose death made it do so, if there is
   // one.
   void given_up(index_t peer, std::string_view how) {
     for (index_t other = 0; other < num_ranks(); ++other) {
-      if (!group_->is_expelled(other) && group_->is_lost(other)) {
-        failure_ = group_->lost("peer_copy", other);
-        return;
-      }
+      if (!group_->is_expelled(other) && group_->is_lost(other)) { return fail_by_loss(other); }
     }
     failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", peer, how, rank())};
   }
 
-  [[nodiscard]] status late() const {
-    for (auto const& receive : receives_) {
-      if (receive.taken) { continue; }
+  [[nodiscard]] status late() {
+    auto const open = [](auto const& progress) { return !progress.taken; };
+    if (auto const at = std::ranges::find_if(receives_, open); at != receives_.end()) {
+      group_->suspect(at->message->peer);
       return {errc::deadline_exceeded,
               ballast::detail::concat("peer_copy: rank ", rank(), " waited in vain for a message of rank ",
-                                      receive.message->peer)};
+                                      at->message->peer)};
     }
-    for (auto const& send : sends_) {
-      if (send.taken) { continue; }
-      return {errc::deadline_exceeded, ballast::detail::concat("peer_copy: rank ", send.message->peer,
-                                                               " did not take a message of rank ", rank(), " in time")};
-    }
-    return {errc::deadline_exceeded, "peer_copy: the batch did not finish in time"};
+    auto const at = std::ranges::find_if(sends_, open);
+    BALLAST_ASSERT(at != sends_.end(), "peer_copy: late with nothing left to do");
+    group_->suspect(at->message->peer);
+    return {errc::deadline_exceeded, ballast::detail::concat("peer_copy: rank ", at->message->peer,
+                                                             " did not take a message of rank ", rank(), " in time")};
   }
 
   // End the batch: take back what nobody took, and turn down what this rank will not take any more.

@@ -175,10 +175,12 @@ public:
     auto const deadline = deadline_after(timeout);
     if (is_expelled(rank_)) { return {decision::undecided, stale()}; }
     ++votes_;
-    self().ballot.store(2 * votes_ + (yes ? 1 : 0));
+    auto const blamed = yes ? suspicion{} : std::exchange(suspicion_, {});
+    self().ballot.store(votes_ << ballot_shift | static_cast<std::uint64_t>(blamed.culprit) << 8 |
+                        static_cast<std::uint64_t>(blamed.why) << 4 | (yes ? 1u : 0u));
     ring_all();
     bool const in_time = await([&] { return try_to_decide(); }, deadline);
-    if (!in_time) { decide({decision::drop, cause::late, first_without_ballot()}); }
+    if (!in_time) { decide({decision::drop, {cause::late, first_without_ballot()}, {}}); }
     ring_all();
     return read_decision();
   }
@@ -205,6 +207,8 @@ public:
                                                     : "is dead";
     return {errc::peer_lost, ballast::detail::concat(who, ": rank ", rank, " (process ", peer.process.pid, ") ", how)};
   }
+  /// Whom to blame if this rank's next vote is a no: the others' reason then names that rank too.
+  void suspect(index_t rank) { suspicion_ = {is_lost(rank) ? cause::lost : cause::late, rank}; }
   /// Wake one rank, or all of them.
   void ring(index_t rank) const noexcept { segment_.member_of(rank).bell.ring(); }
   void ring_all() const noexcept {
@@ -443,15 +447,31 @@ private:
   // ---- votes ----
 
   enum class cause : std::uint64_t { none, voted_no, lost, late };
+  struct suspicion {
+    cause why = cause::none;
+    index_t culprit = 0;
+  };
   struct verdict {
     decision outcome;
-    cause why;
-    index_t culprit;
+    suspicion reason;
+    suspicion behind_it;  // why the rank that voted no did so, if it knew
   };
 
-  // A decision word: vote number, rank to blame, why, and 1 for commit or 2 for drop.
-  [[nodiscard]] std::uint64_t encode(verdict const& what) const noexcept {
-    return votes_ << 16 | static_cast<std::uint64_t>(what.culprit) << 8 | static_cast<std::uint64_t>(what.why) << 4 |
+  // A ballot: vote number, whom this rank blames for a no, why, and yes.
+  static constexpr int ballot_shift = 16;
+  [[nodiscard]] std::uint64_t ballot_of(index_t rank) const noexcept { return segment_.member_of(rank).ballot.load(); }
+  [[nodiscard]] bool has_voted(index_t rank) const noexcept { return ballot_of(rank) >> ballot_shift >= votes_; }
+
+  // A decision: vote number, the reason behind the reason, the reason, and 1 for commit or 2 for drop.
+  static constexpr int decision_shift = 28;
+  [[nodiscard]] static std::uint64_t pack(suspicion const& what) noexcept {
+    return static_cast<std::uint64_t>(what.culprit) << 4 | static_cast<std::uint64_t>(what.why);
+  }
+  [[nodiscard]] static suspicion unpack(std::uint64_t word) noexcept {
+    return {static_cast<cause>(word & 0xf), static_cast<index_t>(word >> 4 & 0xff)};
+  }
+  [[nodiscard]] std::uint64_t pack(verdict const& what) const noexcept {
+    return votes_ << decision_shift | pack(what.behind_it) << 16 | pack(what.reason) << 4 |
            (what.outcome == decision::commit ? 1u : 2u);
   }
   [[nodiscard]] std::atomic<std::uint64_t>& decision_word() const noexcept {
@@ -462,34 +482,34 @@ private:
   void decide(verdict const& what) const noexcept {
     auto& word = decision_word();
     auto seen = word.load();
-    while (seen >> 16 < votes_ && !word.compare_exchange_weak(seen, encode(what))) {}
+    while (seen >> decision_shift < votes_ && !word.compare_exchange_weak(seen, pack(what))) {}
   }
 
   // True once the vote has an outcome, here or elsewhere.
   [[nodiscard]] bool try_to_decide() {
-    if (decision_word().load() >> 16 >= votes_ || is_expelled(rank_)) { return true; }
+    if (decision_word().load() >> decision_shift >= votes_ || is_expelled(rank_)) { return true; }
     bool complete = true;
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
       if (is_expelled(rank)) { continue; }
-      auto& ballot = segment_.member_of(rank).ballot;
-      if (ballot.load() == 2 * votes_) {
-        decide({decision::drop, cause::voted_no, rank});
+      auto const ballot = ballot_of(rank);
+      if (ballot >> ballot_shift == votes_ && (ballot & 1) == 0) {
+        decide({decision::drop, {cause::voted_no, rank}, unpack(ballot >> 4)});
         return true;
       }
-      if (ballot.load() >= 2 * votes_) { continue; }
+      if (has_voted(rank)) { continue; }
       complete = false;
-      if (is_lost(rank) && ballot.load() < 2 * votes_) {
-        decide({decision::drop, cause::lost, rank});
+      if (is_lost(rank) && !has_voted(rank)) {
+        decide({decision::drop, {cause::lost, rank}, {}});
         return true;
       }
     }
-    if (complete) { decide({decision::commit, cause::none, 0}); }
+    if (complete) { decide({decision::commit, {}, {}}); }
     return complete;
   }
 
   [[nodiscard]] index_t first_without_ballot() const {
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
-      if (!is_expelled(rank) && segment_.member_of(rank).ballot.load() < 2 * votes_) { return rank; }
+      if (!is_expelled(rank) && !has_voted(rank)) { return rank; }
     }
     return rank_;
   }
@@ -498,17 +518,27 @@ private:
     using ballast::detail::concat;
     if (is_expelled(rank_)) { return {decision::undecided, stale()}; }
     auto const word = decision_word().load();
-    if (word >> 16 != votes_) {
+    if (word >> decision_shift != votes_) {
       return {
           decision::undecided,
           {errc::deadline_exceeded, concat("vote ", votes_, ": rank ", rank_, " is too late to learn the outcome")}};
     }
     if ((word & 0xf) == 1) { return {decision::commit, {}}; }
-    auto const culprit = static_cast<index_t>(word >> 8 & 0xff);
-    switch (static_cast<cause>(word >> 4 & 0xf)) {
-      case cause::voted_no: return {decision::drop, {errc::transport_failed, concat("rank ", culprit, " voted no")}};
-      case cause::lost: return {decision::drop, lost("vote", culprit)};
-      default: return {decision::drop, late("vote", concat("rank ", culprit))};
+    auto const reason = unpack(word >> 4);
+    switch (reason.why) {
+      case cause::lost: return {decision::drop, lost("vote", reason.culprit)};
+      case cause::voted_no: return {decision::drop, voted_no(reason.culprit, unpack(word >> 16))};
+      default: return {decision::drop, late("vote", concat("rank ", reason.culprit))};
+    }
+  }
+  [[nodiscard]] static status voted_no(index_t rank, suspicion const& behind_it) {
+    using ballast::detail::concat;
+    auto const vote = concat("rank ", rank, " voted no");
+    switch (behind_it.why) {
+      case cause::lost: return {errc::peer_lost, concat(vote, " because rank ", behind_it.culprit, " is lost")};
+      case cause::late:
+        return {errc::deadline_exceeded, concat(vote, " because rank ", behind_it.culprit, " was late")};
+      default: return {errc::transport_failed, vote};
     }
   }
 
@@ -534,6 +564,7 @@ private:
   index_t num_ranks_ = 0;
   std::uint64_t calls_ = 0;  // pieces of collective calls, counted alike on every rank
   std::uint64_t votes_ = 0;
+  suspicion suspicion_;  // what the next no will say
   std::vector<std::uint64_t> read_words_;
 };
 

@@ -40,7 +40,7 @@ struct alignas(64) member {
   alignas(64) doorbell bell;
   alignas(64) std::atomic<std::uint64_t> writing;  ///< call whose mail may be incomplete
   std::atomic<std::uint64_t> posted;               ///< last call whose mail is complete
-  std::atomic<std::uint64_t> ballot;               ///< 2 * vote + yes
+  std::atomic<std::uint64_t> ballot;               ///< number of the vote, and what this rank says
   alignas(64) mail mails[2];
 };
 
