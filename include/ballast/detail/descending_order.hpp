@@ -55,9 +55,10 @@ private:
     for (std::size_t first = 0; first < n; first += block) {
       std::array<std::int32_t, block> own{};
       std::array<std::int32_t, block> greater{};
-      std::copy_n(keys + first, block, own.begin());
+      for (std::size_t i = 0; i < block; ++i) { own[i] = keys[first + i]; }
       for (std::size_t j = 0; j < n; ++j) {
-        for (std::size_t i = 0; i < block; ++i) { greater[i] += keys[j] > own[i] ? 1 : 0; }
+        auto const key = keys[j];
+        for (std::size_t i = 0; i < block; ++i) { greater[i] += key > own[i] ? 1 : 0; }
       }
       std::size_t const last = std::min(block, n - first);
       for (std::size_t i = 0; i < last; ++i) {

@@ -23,6 +23,7 @@
 #include <span>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -108,14 +109,14 @@ private:
 
   template <std::size_t Lanes>
   void deal(std::size_t first) {
-    auto const start = [&]<std::size_t... Lane>(std::index_sequence<Lane...>) {
-      return std::array{start_dealing(Lane, first + Lane)...};
-    };
-    std::array<dealing, Lanes> const dealings = start(std::make_index_sequence<Lanes>{});
+    deal(first, std::make_index_sequence<Lanes>{});
+  }
+
+  template <std::size_t... Lane>
+  void deal(std::size_t first, std::index_sequence<Lane...>) {
+    std::array const lanes{start_dealing(Lane, first + Lane)...};
     auto const capacity = static_cast<index_t>(num_items_ / num_packs_);
-    for (std::size_t turn = 0; turn < num_items_; ++turn) {
-      for (auto const& lane : dealings) { lane.deal(turn, capacity); }
-    }
+    for (std::size_t turn = 0; turn < num_items_; ++turn) { (lanes[Lane].deal(turn, capacity), ...); }
   }
 
   dealing start_dealing(std::size_t scratch, std::size_t lane) {
@@ -322,7 +323,7 @@ private:
     auto const* counts = replicas_.counts(row * sizes_.nodes).data();
     offsets[0] = 0;
     for (std::size_t i = 0; i < experts.size(); ++i) { offsets[static_cast<std::size_t>(experts[i]) + 1] = counts[i]; }
-    for (std::size_t e = 1; e < offsets.size(); ++e) { offsets[e] += offsets[e - 1]; }
+    std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
   }
 
   void write_node(std::size_t lane, index_t first_slot, std::span<index_t const> experts, placement::layer_writer out) {
