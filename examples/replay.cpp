@@ -140,6 +140,7 @@ struct stage {
   std::int64_t bytes = 0;
   ballast::nanoseconds_t total = 0;
   ballast::nanoseconds_t longest = 0;
+  double last_balancedness = 1;
 
   void add(ballast::event const& what) {
     ++count;
@@ -147,6 +148,7 @@ struct stage {
     bytes += what.bytes;
     total += what.duration;
     longest = std::max(longest, what.duration);
+    last_balancedness = what.balancedness;
   }
 };
 
@@ -227,7 +229,20 @@ struct report {
     if (log.of(ballast::event_kind::commit).count > 0) { moved.add(pass, initial_balance, current_balance); }
   }
 
+  /// A plan was made on the sum of the last N passes. @param planned  its balancedness on them
+  void add_plan(index_t pass, setup const& setup, double planned) {
+    auto const loads = sum_steps(setup.trace, {std::max(pass - setup.interval, 0), pass});
+    auto const initial =
+        balance_of_pass(setup.where, setup.initial, {loads, setup.trace.num_layers, setup.trace.num_logical});
+    ++num_plans;
+    sum_without_plan += initial.balancedness();
+    sum_planned += planned;
+  }
+
   event_log log;
+  index_t num_plans = 0;
+  double sum_without_plan = 0;
+  double sum_planned = 0;
   comparison all;    ///< every pass
   comparison moved;  ///< the passes after the first commit
   std::int64_t slots_verified = 0;
@@ -285,8 +300,12 @@ private:
       tokens = deal(loads.row(layer));
       if (auto result = rebalancer_.record_logical(layer, tokens_); !result.ok()) { return result; }
     }
+    auto const plans = report_.log.of(ballast::event_kind::plan).count;
     auto const commits = report_.log.of(ballast::event_kind::commit).count;
     if (auto result = rebalancer_.on_forward_pass_end({.tokens = tokens}); !result.ok()) { return result; }
+    if (rank_ == 0 && report_.log.of(ballast::event_kind::plan).count != plans) {
+      report_.add_plan(step + 1, setup_, report_.log.of(ballast::event_kind::plan).last_balancedness);
+    }
     if (report_.log.of(ballast::event_kind::commit).count == commits) { return {}; }
     report_.slots_verified += weights_.num_slots();
     return weights_.verify(rebalancer_.current());
@@ -373,38 +392,44 @@ void print_setup(options const& options, setup const& setup) {
 }
 
 void print_comparison(report const& report) {
-  constexpr auto format = "%-26s %14s %14s\n";
+  constexpr auto format = "%-30s %15s %15s\n";
   auto const number = [](double value) {
     char text[16];
     std::snprintf(text, sizeof text, "%.4f", value);
     return std::string{text};
   };
-  auto const row = [&](char const* name, comparison const& of) {
-    std::printf(format, name, number(of.without.sum.balancedness()).c_str(),
-                number(of.with.sum.balancedness()).c_str());
+  auto const row = [&](char const* name, double without, double with) {
+    std::printf(format, name, number(without).c_str(), number(with).c_str());
+  };
+  auto const passes = [&](char const* name, comparison const& of) {
+    row(name, of.without.sum.balancedness(), of.with.sum.balancedness());
   };
   std::printf(
       "balancedness = load of the average rank / load of the busiest rank (1 is perfect; all wait for the busiest)\n");
   std::printf(format, "", "without", "with ballast");
-  row("all passes", report.all);
+  passes("all passes", report.all);
   if (report.moved.with.worst_pass == 0) {
     std::printf("no expert was moved: the replay ended before a plan was in force, or no plan changed a slot\n");
     return;
   }
-  row("after the first move", report.moved);
+  passes("passes after the first move", report.moved);
+  if (report.num_plans > 0) {
+    row("passes that plans looked at", report.sum_without_plan / report.num_plans,
+        report.sum_planned / report.num_plans);
+  }
   auto const worst = [&](score const& of) { return concat(number(of.worst), " (", of.worst_pass, ")"); };
   std::printf(format, "worst pass (its number)", worst(report.moved.without).c_str(), worst(report.moved.with).c_str());
 }
 
 void print_stages(report const& report) {
   using ballast::event_kind;
-  std::printf("\n%-26s %8s %10s %12s %12s %12s\n", "stage", "times", "moves", "bytes", "mean ms", "longest ms");
+  std::printf("\n%-30s %8s %10s %12s %12s %12s\n", "stage", "times", "moves", "bytes", "mean ms", "longest ms");
   auto const row = [&](char const* name, event_kind kind) {
     auto const& stage = report.log.of(kind);
     if (stage.count == 0) { return; }
     auto const ms = [](double nanoseconds) { return nanoseconds / 1e6; };
     bool const moves = kind == event_kind::commit;
-    std::printf("%-26s %8lld %10s %12s %12.3f %12.3f\n", name, static_cast<long long>(stage.count),
+    std::printf("%-30s %8lld %10s %12s %12.3f %12.3f\n", name, static_cast<long long>(stage.count),
                 moves ? concat(stage.moves).c_str() : "", moves ? in_units(stage.bytes).c_str() : "",
                 ms(static_cast<double>(stage.total) / static_cast<double>(stage.count)),
                 ms(static_cast<double>(stage.longest)));
