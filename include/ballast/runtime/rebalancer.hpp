@@ -13,6 +13,7 @@
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
+#include <ballast/placement/replica_shares.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
@@ -46,7 +47,8 @@ enum class rebalancer_state {
 
 /// Options of a rebalancer; the same on every rank.
 struct rebalancer_options {
-  index_t interval = 1000;                 ///< N, forward passes between plans, >= 1
+  index_t interval = 1000;     ///< N, forward passes between plans, >= 1
+  index_t share_interval = 0;  ///< M, passes between refreshes of the shares alone; 0: shares change with plans only
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks
   pass_gate gate{};                        ///< which passes count
@@ -149,6 +151,7 @@ public:
     failure_ = {};
     forget_cycle();
     waited_ = 0;
+    share_waited_ = 0;
     return {};
   }
 
@@ -165,6 +168,7 @@ public:
   void enable() noexcept {
     enabled_ = true;
     waited_ = 0;
+    share_waited_ = 0;
   }
   [[nodiscard]] bool enabled() const noexcept { return enabled_; }
 
@@ -205,14 +209,14 @@ public:
     BALLAST_EXPECTS(started_, "rebalancer: start() was not called, or failed");
     ++step_;
     recorder_.end_pass(options_.gate.admits(pass));
-    switch (state_) {
-      case rebalancer_state::failed:
-      case rebalancer_state::cohort_lost: return failure_;
-      case rebalancer_state::moving: return move_one_step();
-      case rebalancer_state::recording: break;
-    }
+    if (state_ == rebalancer_state::failed || state_ == rebalancer_state::cohort_lost) { return failure_; }
     if (!enabled_) { return {}; }
-    if (waited_ < options_.interval) {
+    bool const plans_now = state_ == rebalancer_state::recording && waited_ == options_.interval;
+    if (share_refresh_due() && !plans_now) {
+      if (auto result = refresh_shares(); !result.ok()) { return result; }
+    }
+    if (state_ == rebalancer_state::moving) { return move_one_step(); }
+    if (!plans_now) {
       ++waited_;
       return {};
     }
@@ -258,14 +262,14 @@ public:
   [[nodiscard]] status predict(prediction& out) {
     if (state_ == rebalancer_state::moving) { return {errc::busy, "predict: a rebalancing cycle is running"}; }
     if (auto result = reduce_loads(); !result.ok()) { return result; }
-    if (auto result = plan(policy_, history(), current_, where_, next_); !result.ok()) { return result; }
+    if (auto result = plan_next(); !result.ok()) { return result; }
     if (auto result = plan_moves(); !result.ok()) { return result; }
     out = {balancedness(where_, current_, loads()),
            balancedness(where_, next_, loads()),
            plan_.num_moves(),
            bytes_of(plan_.layers()),
            static_cast<index_t>(plan_.layers().size()),
-           num_chunks()};
+           num_steps_};
     forget_cycle();
     return {};
   }
@@ -303,6 +307,10 @@ private:
     if (options_.interval < 1) {
       return {errc::invalid_option,
               detail::concat("rebalancer: interval is ", options_.interval, ", must be at least 1")};
+    }
+    if (options_.share_interval < 0) {
+      return {errc::invalid_option,
+              detail::concat("rebalancer: share interval is ", options_.share_interval, ", must not be negative")};
     }
     if (options_.max_message_bytes < 0 || options_.rounds_per_batch < 0) {
       return {errc::invalid_option, detail::concat("rebalancer: messages of ", options_.max_message_bytes, " bytes, ",
@@ -347,7 +355,7 @@ private:
     std::uint64_t threshold = 0;
     std::memcpy(&threshold, &options_.utilization_threshold, sizeof threshold);
     words.add(options_.interval).add(threshold).add(options_.verify).add(options_.adopt_first_plan);
-    words.add(options_.max_message_bytes).add(options_.rounds_per_batch);
+    words.add(options_.share_interval).add(options_.max_message_bytes).add(options_.rounds_per_batch);
     words.add(store_->staging_limit());
     options_.gate.describe(words);
     return words.value();
@@ -376,15 +384,17 @@ private:
     if (auto result = reduce_loads(); !result.ok()) { return fail(std::move(result)); }
     if constexpr (Recorder::clears_on_dump) { recorder_.clear(); }
     measure_balance();
-    auto const balance = balance_in_force();
-    notify({.kind = event_kind::dump, .balancedness = balance, .duration = detail::now() - start});
-    if (options_.utilization_threshold < 1 && balance > options_.utilization_threshold) {
-      notify({.kind = event_kind::skip, .balancedness = balance});
+    notify({.kind = event_kind::dump, .balancedness = balance_in_force(), .duration = detail::now() - start});
+    // Re-split first, it is free; move only what a re-split cannot mend.
+    if (options_.share_interval > 0) {
+      if (auto result = resplit(); !result.ok()) { return result; }
+    }
+    if (options_.utilization_threshold < 1 && balance_in_force() > options_.utilization_threshold) {
+      notify({.kind = event_kind::skip, .balancedness = balance_in_force()});
       return {};
     }
     auto const plan_start = detail::now();
-    auto planned = plan(policy_, history(), current_, where_, next_);
-    if (auto result = prepare_moves(std::move(planned), plan_start); !result.ok()) { return result; }
+    if (auto result = prepare_moves(plan_next(), plan_start); !result.ok()) { return result; }
     if (num_steps_ == 0) { return {}; }
     if (num_steps_ > 1) {
       state_ = rebalancer_state::moving;
@@ -397,11 +407,20 @@ private:
   [[nodiscard]] status reduce_loads() {
     recorder_.history(history_);
     if (auto result = control_->all_reduce(history_, options_.timeout); !result.ok()) { return result; }
+    sum_history();
+    return {};
+  }
+  void sum_history() {
     for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
       sum_buckets(history(), layer,
                   std::span{loads_}.subspan(static_cast<std::size_t>(layer) * num_logical(), num_logical()));
     }
-    return {};
+  }
+
+  /// Let the policy fill `next_` in.
+  [[nodiscard]] status plan_next() {
+    auto planned = plan(policy_, history(), current_, where_, next_);
+    return planned.ok() && options_.share_interval > 0 ? split_optimally(next_) : planned;
   }
 
   /// From `next_` (or the failure to plan it) to chunks that every rank has agreed on.
@@ -525,41 +544,129 @@ private:
     } else {
       plan.add(std::string_view{"no plan"}).add(planned.code().value());
     }
-    digest epochs;
-    for (auto const epoch : epochs_) { epochs.add(epoch); }
     agreed_word const words[] = {{"step", step_},
                                  {"configuration", configuration()},
-                                 {"epochs", epochs.value()},
+                                 {"epochs", epoch_digest()},
                                  {"membership", control_->membership()},
                                  {"plan", plan.value()}};
     return agree(*control_, words, options_.timeout);
   }
 
+  [[nodiscard]] std::uint64_t epoch_digest() const noexcept {
+    digest epochs;
+    for (auto const epoch : epochs_) { epochs.add(epoch); }
+    return epochs.value();
+  }
+
   /// Take rank 0's plan over: the remedy for ranks that planned differently.
   [[nodiscard]] status adopt_first_plan(status const& planned) {
-    std::vector<index_t> words(
-        2 * static_cast<std::size_t>(current_.num_layers()) * static_cast<std::size_t>(current_.num_slots()) + 1);
-    if (rank() == 0 && planned.ok()) {
-      auto at = std::copy(next_.logical_of_slot().elements().begin(), next_.logical_of_slot().elements().end(),
-                          words.begin());
-      for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
-        auto const slots = next_.replica_slots(layer);
-        at = std::copy(slots.begin(), slots.end(), at);
-      }
-      *at = 1;
+    auto const cells = current_.logical_of_slot().elements().size();
+    // Map, replica order and shares, `[L, P]` each, then whether there is a plan and whether it has shares.
+    std::vector<std::uint32_t> words(3 * cells + 2);
+    if (rank() == 0 && planned.ok()) { write_plan(words); }
+    if (auto result = control_->broadcast(std::as_writable_bytes(std::span{words}), 0, options_.timeout);
+        !result.ok()) {
+      return result;
     }
-    auto const bytes = std::as_writable_bytes(std::span{words});
-    if (auto result = control_->broadcast(bytes, 0, options_.timeout); !result.ok()) { return result; }
-    if (words.back() != 1) { return {errc::disagreement, "plans differ and rank 0 has none to adopt"}; }
+    if (words[3 * cells] == 0) { return {errc::disagreement, "plans differ and rank 0 has none to adopt"}; }
     if (rank() == 0) { return planned; }
-    auto const map = std::span{words}.first(next_.logical_of_slot().elements().size());
-    if (auto result = next_.assign(current_.shape(), map); !result.ok()) { return result; }
-    for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
-      auto const slots = next_.edit(layer).replica_slots;
-      auto const from = map.size() + static_cast<std::size_t>(layer) * slots.size();
-      std::copy_n(words.begin() + static_cast<std::ptrdiff_t>(from), slots.size(), slots.begin());
-    }
+    if (auto result = read_plan(words); !result.ok()) { return result; }
     return plan_moves();
+  }
+  void write_plan(std::span<std::uint32_t> words) const {
+    auto const row = static_cast<std::size_t>(next_.num_slots());
+    auto const cells = row * static_cast<std::size_t>(next_.num_layers());
+    for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
+      auto const at = words.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(layer) * row);
+      auto const step = static_cast<std::ptrdiff_t>(cells);
+      std::ranges::copy(next_.logical_of_slot(layer), at);
+      std::ranges::copy(next_.replica_slots(layer), at + step);
+      if (next_.has_shares()) { std::ranges::copy(next_.shares(layer), at + 2 * step); }
+    }
+    words[3 * cells] = 1;
+    words[3 * cells + 1] = next_.has_shares() ? 1 : 0;
+  }
+  [[nodiscard]] status read_plan(std::span<std::uint32_t const> words) {
+    auto const row = static_cast<std::size_t>(current_.num_slots());
+    auto const cells = row * static_cast<std::size_t>(current_.num_layers());
+    std::vector<index_t> const map(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(cells));
+    if (auto result = next_.assign(current_.shape(), map); !result.ok()) { return result; }
+    if (words[3 * cells + 1] != 0) { next_.make_shares_even(); }
+    for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
+      auto const at = static_cast<std::size_t>(layer) * row;
+      std::ranges::copy(words.subspan(cells + at, row), next_.edit(layer).replica_slots.begin());
+      if (next_.has_shares()) {
+        std::ranges::copy(words.subspan(2 * cells + at, row), next_.edit_shares(layer).begin());
+      }
+    }
+    return {};
+  }
+
+  // ---- shares: the same map, another split ----
+
+  [[nodiscard]] bool share_refresh_due() noexcept {
+    if (options_.share_interval == 0 || ++share_waited_ < options_.share_interval) { return false; }
+    share_waited_ = 0;
+    return true;
+  }
+
+  /// Reduce the loads of the window so far and split every expert's tokens anew. Layers that are still to move take
+  /// part too: their transfers depend on maps, not on shares.
+  [[nodiscard]] status refresh_shares() {
+    recorder_.history(history_);
+    sum_history();
+    if (auto result = control_->all_reduce(loads_, options_.timeout); !result.ok()) { return fail(std::move(result)); }
+    measure_balance();
+    return resplit();
+  }
+
+  /// Publish the shares that balance `loads_` best on the maps in force: a commit of tables without bytes.
+  [[nodiscard]] status resplit() {
+    auto const start = detail::now();
+    resplit_ = current_;
+    auto const solved = split_optimally(resplit_);
+    committed_.clear();
+    digest shares;
+    for (index_t layer = 0; layer < current_.num_layers() && solved.ok(); ++layer) {
+      shares.add(resplit_.shares(layer));
+      if (!current_.has_shares() || !std::ranges::equal(current_.shares(layer), resplit_.shares(layer))) {
+        committed_.push_back(layer);
+      }
+    }
+    shares.add(solved.code().value());
+    agreed_word const words[] = {{"step", step_},
+                                 {"epochs", epoch_digest()},
+                                 {"membership", control_->membership()},
+                                 {"shares", shares.value()}};
+    auto agreed = agree(*control_, words, options_.timeout);
+    if (!agreed.ok()) { return fail(std::move(agreed)); }
+    if (!solved.ok()) { return fail(solved); }
+    if (committed_.empty()) { return {}; }
+    auto const vote = decide(true);
+    if (vote.outcome == decision::drop) { return fail(vote.reason); }
+    if (vote.outcome == decision::undecided) { return lose(vote.reason); }
+    for (auto const layer : committed_) {
+      auto& epoch = epochs_[static_cast<std::size_t>(layer)];
+      if (auto result = store_->commit(layer, {}, resplit_, epoch + 1); !result.ok()) {
+        return lose(std::move(result));
+      }
+      current_.copy_layer(resplit_, layer);
+      ++epoch;
+      measure_balance(layer);
+    }
+    notify({.kind = event_kind::shares,
+            .layers = committed_,
+            .balancedness = balance_in_force(),
+            .duration = detail::now() - start});
+    return {};
+  }
+
+  [[nodiscard]] status split_optimally(placement& in_out) {
+    for (index_t layer = 0; layer < in_out.num_layers(); ++layer) {
+      auto result = optimal_shares(where_, in_out, layer, loads().row(layer), share_solver_);
+      if (!result.ok()) { return result; }
+    }
+    return {};
   }
 
   // ---- a cycle: move and commit ----
@@ -689,14 +796,19 @@ private:
   /// Vote and commit. Every rank makes the same control calls, whatever went wrong on it.
   [[nodiscard]] status finish_group(placement const& tables, status received) {
     if (options_.verify) { received = verify(std::move(received)); }
-    auto vote = control_->vote(received.ok(), options_.timeout);
-    if (vote.outcome == decision::undecided) { vote = control_->recall(options_.timeout); }
+    auto vote = decide(received.ok());
     switch (vote.outcome) {
       case decision::commit: return commit_group(tables);
       case decision::drop: return fail(received.ok() ? std::move(vote.reason) : std::move(received));
       case decision::undecided: break;
     }
     return lose(std::move(vote.reason));
+  }
+
+  /// Vote, and ask the live ranks when this rank missed the outcome.
+  [[nodiscard]] vote_result decide(bool ready) {
+    auto vote = control_->vote(ready, options_.timeout);
+    return vote.outcome == decision::undecided ? control_->recall(options_.timeout) : vote;
   }
 
   [[nodiscard]] status verify(status received) {
@@ -836,7 +948,8 @@ private:
   status failure_;
   bool started_ = false;
   bool enabled_ = true;
-  index_t waited_ = 0;
+  index_t waited_ = 0;        // calls since the last plan
+  index_t share_waited_ = 0;  // calls since the last refresh of shares
   std::uint64_t step_ = 0;
   std::uint64_t observer_exceptions_ = 0;
   std::vector<epoch_t> epochs_;  // [L]
@@ -858,6 +971,8 @@ private:
   std::vector<layer_transfer const*> group_;
   std::vector<index_t> committed_;
   std::vector<index_t> staged_;
+  share_solver share_solver_;
+  placement resplit_;
   waypoint_planner waypoints_;
   placement waypoint_;  // valid in the layer that is being split only
   layer_transfer leg_;
