@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_COPY_BATCH_HPP
+#define BALLAST_CUDART_COPY_BATCH_HPP
+
+#include <ballast/cudart/error.hpp>
+#include <ballast/status.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+/// Copies collected for one stream, merged where they touch, and enqueued with one call.
+///
+/// @threads one thread at a time.
+class copy_batch {
+public:
+  /// Note a copy down. Copies of a batch must be independent of each other.
+  void add(std::byte* to, std::byte const* from, std::size_t bytes) {
+    if (bytes == 0) { return; }
+    if (!to_.empty() && static_cast<std::byte*>(to_.back()) + bytes_.back() == to &&
+        static_cast<std::byte const*>(from_.back()) + bytes_.back() == from) {
+      bytes_.back() += bytes;
+      return;
+    }
+    to_.push_back(to);
+    from_.push_back(from);
+    bytes_.push_back(bytes);
+  }
+  void clear() noexcept {
+    to_.clear();
+    from_.clear();
+    bytes_.clear();
+  }
+  [[nodiscard]] bool empty() const noexcept { return to_.empty(); }
+  [[nodiscard]] std::size_t size() const noexcept { return to_.size(); }
+
+  /// Enqueue everything on `on`, in no particular order among the copies, and forget it.
+  ///
+  /// @param on     a created stream that is not being captured.
+  /// @param flags  `cudaMemcpyFlagPreferOverlapWithCompute` asks for copy engines even where a kernel would be faster.
+  /// @complexity one call of the runtime; no allocation of ours.
+  /// @throws std::bad_alloc on failure
+  [[nodiscard]] status submit(cudaStream_t on, unsigned flags = cudaMemcpyFlagDefault) {
+    if (empty()) { return {}; }
+    cudaMemcpyAttributes attributes{};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    attributes.flags = flags;
+    std::size_t first = 0;
+    auto const result =
+        cudaMemcpyBatchAsync(to_.data(), from_.data(), bytes_.data(), to_.size(), &attributes, &first, 1, on);
+    clear();
+    return to_status(result, "cudaMemcpyBatchAsync");
+  }
+
+  /// Enqueue everything on `on` by way of pinned host memory, for devices that may not read each other's memory.
+  [[nodiscard]] status submit_through(std::span<std::byte> bounce, cudaStream_t on) {
+    status result;
+    for (std::size_t i = 0; i < to_.size() && result.ok(); ++i) {
+      auto* const to = static_cast<std::byte*>(to_[i]);
+      auto const* const from = static_cast<std::byte const*>(from_[i]);
+      for (std::size_t at = 0; at < bytes_[i] && result.ok(); at += bounce.size()) {
+        auto const bytes = std::min(bounce.size(), bytes_[i] - at);
+        result =
+            to_status(cudaMemcpyAsync(bounce.data(), from + at, bytes, cudaMemcpyDeviceToHost, on), "cudaMemcpyAsync");
+        if (!result.ok()) { break; }
+        result =
+            to_status(cudaMemcpyAsync(to + at, bounce.data(), bytes, cudaMemcpyHostToDevice, on), "cudaMemcpyAsync");
+      }
+    }
+    clear();
+    return result;
+  }
+
+private:
+  std::vector<void*> to_;
+  std::vector<void const*> from_;
+  std::vector<std::size_t> bytes_;
+};
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

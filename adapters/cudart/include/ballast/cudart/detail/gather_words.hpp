@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
+#define BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
+
+#include <ballast/status.hpp>
+#include <ballast/transport/control.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart::detail {
+
+/// An `all_gather` of as many words as each rank likes. @param all out: [R] the words of each rank
+template <control_plane Control>
+[[nodiscard]] status gather_words(Control& control, std::span<std::uint64_t const> mine,
+                                  std::vector<std::vector<std::uint64_t>>& all, nanoseconds_t timeout) {
+  auto const ranks = static_cast<std::size_t>(control.num_ranks());
+  std::uint64_t const size = mine.size();
+  std::vector<std::uint64_t> sizes(ranks);
+  if (auto result = control.all_gather({&size, 1}, sizes, timeout); !result.ok()) { return result; }
+  auto const longest = static_cast<std::size_t>(*std::max_element(sizes.begin(), sizes.end()));
+  std::vector<std::uint64_t> padded(mine.begin(), mine.end());
+  padded.resize(longest);
+  std::vector<std::uint64_t> words(longest * ranks);
+  if (auto result = control.all_gather(padded, words, timeout); !result.ok()) { return result; }
+  all.resize(ranks);
+  for (std::size_t r = 0; r < ranks; ++r) {
+    auto const first = words.begin() + static_cast<std::ptrdiff_t>(r * longest);
+    all[r].assign(first, first + static_cast<std::ptrdiff_t>(sizes[r]));
+  }
+  return {};
+}
+
+/// Wait until every rank is here and learn whether all are well.
+///
+/// @return this rank's own failure, or `errc::peer_lost` naming the first rank that reports one.
+template <control_plane Control>
+[[nodiscard]] status meet(Control& control, status mine, nanoseconds_t timeout) {
+  std::uint64_t const well = mine.ok() ? 1 : 0;
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(control.num_ranks()));
+  auto result = control.all_gather({&well, 1}, all, timeout);
+  if (!mine.ok()) { return mine; }
+  if (!result.ok()) { return result; }
+  auto const ill = std::find(all.begin(), all.end(), 0u);
+  if (ill == all.end()) { return {}; }
+  return {errc::peer_lost,
+          ballast::detail::concat("ipc_peers: rank ", ill - all.begin(), " could not share its memory")};
+}
+
+}  // namespace cudart::detail
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_DEVICE_STORE_HPP
+#define BALLAST_CUDART_DEVICE_STORE_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/device_tables.hpp>
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/dispatch/table_view.hpp>
+#include <ballast/dispatch/tables.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/runtime/registry.hpp>
+#include <ballast/runtime/store.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+/// Work that an engine does on a slot whose expert has just been replaced, such as deriving scales.
+struct slot_hook {
+  /// Enqueue on `compute_stream`, for one slot of this rank, in [0, S).
+  status (*call)(void* context, index_t layer, index_t slot, cudaStream_t compute_stream) = nullptr;
+  void* context = nullptr;
+};
+
+/// Options of `device_store`.
+struct device_store_options {
+  cudaStream_t compute_stream = nullptr;               ///< runs the forward passes; commits are enqueued only there
+  cudaStream_t copy_stream = nullptr;                  ///< what the transport enqueues on or orders itself behind
+  std::size_t staging_limit = std::size_t{256} << 20;  ///< bytes of staging that this rank may use at once
+  dispatch_mode dispatch = dispatch_mode::nearest;     ///< how tokens choose among replicas
+  slot_hook hook = {};                                 ///< runs after a commit's copies and before its tables
+};
+
+/// Expert weights in the memory of one device, and the tables that its router reads.
+///
+/// @tparam Tables  `dispatch_tables`, or `invariant_dispatch_tables` for engines without an all-to-all.
+/// @lifetime streams and registered memory belong to the engine and must outlive the store.
+/// @threads  one thread at a time; the rank's device is current there.
+template <class Tables = dispatch_tables>
+class device_store {
+public:
+  /// @param where    ranks and slots.
+  /// @param rank     this one.
+  /// @param initial  [L, P] the placement that the weights were loaded with; its tables are in force on return.
+  /// @throws std::system_error (`errc::invalid_option`, `errc::invalid_topology`, `cudart::category()`)
+  device_store(topology where, index_t rank, placement const& initial, device_store_options const& options)
+      : registry_{where.slots_per_rank(), initial.num_layers()},
+        options_{options},
+        tables_{make_tables(where, rank, initial, options), where, rank},
+        where_{std::move(where)},
+        committed_{event::create()} {
+    if (options.compute_stream == nullptr || options.copy_stream == nullptr) {
+      status{errc::invalid_option, "device_store: batched copies need created streams, not the default stream"}
+          .or_throw();
+    }
+    rewritten_.resize(static_cast<std::size_t>(where_.slots_per_rank()));
+    for (index_t layer = 0; layer < initial.num_layers(); ++layer) {
+      tables_.publish(where_, initial, layer, options.compute_stream).or_throw();
+    }
+    to_status(cudaStreamSynchronize(options.compute_stream), "cudaStreamSynchronize").or_throw();
+  }
+
+  /// Register one tensor of one layer; see `host_store::add`.
+  [[nodiscard]] status add(index_t layer, std::string_view name, void* base, std::size_t bytes,
+                           std::size_t stride = 0) {
+    return registry_.add(layer, name, static_cast<std::byte*>(base), bytes, stride);
+  }
+
+  [[nodiscard]] std::span<expert_tensor const> tensors(index_t layer) const { return registry_.tensors(layer); }
+  [[nodiscard]] std::span<segment const> regions() const { return registry_.regions(); }
+  void describe(digest& out) const { registry_.describe(out); }
+
+  [[nodiscard]] std::size_t staging_limit() const noexcept { return options_.staging_limit; }
+  /// Largest staging that was reserved so far, in bytes.
+  [[nodiscard]] std::size_t staging_high_water() const noexcept { return staging_.size(); }
+  [[nodiscard]] std::byte* staging() noexcept { return staging_.data(); }
+  [[nodiscard]] status reserve_staging(std::size_t bytes) {
+    if (bytes > options_.staging_limit) {
+      return {errc::out_of_memory,
+              ballast::detail::concat("device_store: ", bytes, " bytes of staging needed, the limit is ",
+                                      options_.staging_limit)};
+    }
+    if (bytes <= staging_.size()) { return {}; }
+    // On the compute stream: commits may still read the old staging.
+    if (auto result = staging_.allocate(bytes, options_.compute_stream); !result.ok()) {
+      return {errc::out_of_memory,
+              ballast::detail::concat("device_store: no memory for ", bytes, " bytes of staging: ", result.message())};
+    }
+    return note_enqueued();
+  }
+
+  /// Hold the copy stream back until all commits so far are done.
+  [[nodiscard]] status prepare() {
+    if (!std::exchange(ahead_, false)) { return {}; }
+    return committed_.hold_back(options_.copy_stream);
+  }
+
+  /// Enqueue the copies of a commit, the hook and the tables on the compute stream; see `expert_store`.
+  [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
+                              epoch_t /*epoch*/) {
+    if (auto result = enqueue_copies(copies); !result.ok()) { return result; }
+    if (auto result = run_hook(layer, copies); !result.ok()) { return result; }
+    if (auto result = tables_.publish(where_, tables, layer, options_.compute_stream); !result.ok()) { return result; }
+    return note_enqueued();
+  }
+
+  /// The tables as kernels see them. @lifetime valid, unchanged, until the store is destroyed
+  [[nodiscard]] dispatch_view view() const noexcept { return tables_.view(); }
+  [[nodiscard]] device_tables<Tables> const& tables() const noexcept { return tables_; }
+  /// Take another live mask over; in force for a layer from its next commit on.
+  void set_topology(topology where) {
+    BALLAST_EXPECTS(where.shape() == where_.shape(), "device_store: a topology of another shape");
+    where_ = std::move(where);
+  }
+
+  /// The digest of bytes in device memory, for verification mode. Waits for the copy stream.
+  [[nodiscard]] std::uint64_t checksum(std::span<segment const> segments) {
+    digest sum;
+    std::vector<std::byte> bytes;
+    for (auto const& part : segments) {
+      bytes.resize(part.size);
+      auto result = cudaMemcpyAsync(bytes.data(), part.data, part.size, cudaMemcpyDeviceToHost, options_.copy_stream);
+      if (result == cudaSuccess) { result = cudaStreamSynchronize(options_.copy_stream); }
+      // A digest of something else than the bytes: the ranks will not agree.
+      if (result != cudaSuccess) { sum.add("unreadable").add(static_cast<int>(result)); }
+      sum.add_bytes(bytes);
+    }
+    return sum.value();
+  }
+
+private:
+  [[nodiscard]] static Tables make_tables(topology const& where, index_t rank, placement const& initial,
+                                          device_store_options const& options) {
+    if constexpr (std::constructible_from<Tables, topology const&, placement_shape, rank_id, dispatch_mode>) {
+      return Tables{where, initial.shape(), rank_id{rank}, options.dispatch};
+    } else {
+      return Tables{where, initial.shape(), options.dispatch};
+    }
+  }
+
+  [[nodiscard]] status enqueue_copies(std::span<byte_copy const> copies) {
+    index_t phase = 0;
+    for (auto const& copy : copies) {
+      if (copy.phase != phase) {
+        if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
+        phase = copy.phase;
+      }
+      batch_.add(copy.to, copy.from, copy.bytes);
+    }
+    return batch_.submit(options_.compute_stream);
+  }
+
+  [[nodiscard]] status run_hook(index_t layer, std::span<byte_copy const> copies) {
+    if (options_.hook.call == nullptr) { return {}; }
+    rewritten_.assign(rewritten_.size(), 0);
+    for (auto const& copy : copies) {
+      for (auto const& tensor : tensors(layer)) {
+        if (copy.to < tensor.base) { continue; }
+        auto const distance = static_cast<std::size_t>(copy.to - tensor.base);
+        if (distance / tensor.stride < rewritten_.size() && distance % tensor.stride == 0) {
+          rewritten_[distance / tensor.stride] = 1;
+        }
+      }
+    }
+    for (std::size_t slot = 0; slot < rewritten_.size(); ++slot) {
+      if (rewritten_[slot] == 0) { continue; }
+      auto result =
+          options_.hook.call(options_.hook.context, layer, static_cast<index_t>(slot), options_.compute_stream);
+      if (!result.ok()) { return result; }
+    }
+    return {};
+  }
+
+  [[nodiscard]] status note_enqueued() {
+    ahead_ = true;
+    return committed_.record(options_.compute_stream);
+  }
+
+  ballast::detail::tensor_registry registry_;
+  device_store_options options_;
+  device_tables<Tables> tables_;
+  topology where_;
+  event committed_;     // the last thing of ours on the compute stream
+  bool ahead_ = false;  // the copy stream has not been ordered behind it yet
+  stream_memory staging_;
+  copy_batch batch_;
+  std::vector<unsigned char> rewritten_;
+};
+
+static_assert(expert_store<device_store<>>);
+static_assert(expert_store<device_store<invariant_dispatch_tables>>);
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_DEVICE_TABLES_HPP
+#define BALLAST_CUDART_DEVICE_TABLES_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
+#include <ballast/dispatch/table_view.hpp>
+#include <ballast/dispatch/tables.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+/// A copy of one rank's dispatch tables in device memory, and the map of its slots. Addresses never change.
+///
+/// @tparam Tables  `dispatch_tables` or `invariant_dispatch_tables`: the truth, of which this is a copy.
+/// @threads one thread at a time; the rank's device is current there.
+template <class Tables = dispatch_tables>
+class device_tables {
+public:
+  /// @param tables  of this rank; rows are published here from now on.
+  /// @param rank    whose slots `local_map()` describes.
+  /// @throws std::system_error in `cudart::category()`
+  device_tables(Tables tables, topology const& where, index_t rank)
+      : host_{std::move(tables)},
+        first_slot_{where.first_slot(rank)},
+        slots_{where.slots_per_rank()},
+        copied_{event::create()} {
+    auto const layers = static_cast<std::size_t>(host_.shape().num_layers);
+    ranges_ = device_memory<replica_range>::create(layers * row_ranges());
+    entries_ = device_memory<dispatch_entry>::create(layers * row_entries());
+    local_map_ = device_memory<index_t>::create(layers * row_map());
+    mirror_.allocate(layers * row_bytes()).or_throw();
+    in_flight_.resize(layers);
+  }
+
+  /// Rebuild one layer's tables and enqueue their copy; captured graphs that run behind it read the new rows.
+  ///
+  /// @param on  the engine's compute stream.
+  /// @complexity as `dispatch_tables::publish`, and one call of the runtime. Waits only when the stream has not even
+  ///             reached the layer's previous publication.
+  [[nodiscard]] status publish(topology const& where, placement const& from, index_t layer, cudaStream_t on) {
+    host_.publish(where, from, layer);
+    if (auto result = wait_for_mirror(layer); !result.ok()) { return result; }
+    auto const at = static_cast<std::size_t>(layer);
+    auto* mirror = mirror_.bytes().data() + at * row_bytes();
+    copy_row(host_.ranges().subspan(at * row_ranges(), row_ranges()), ranges_.data() + at * row_ranges(), mirror);
+    copy_row(host_.entries().subspan(at * row_entries(), row_entries()), entries_.data() + at * row_entries(), mirror);
+    copy_row(from.logical_of_slot(layer).subspan(static_cast<std::size_t>(first_slot_), row_map()),
+             local_map_.data() + at * row_map(), mirror);
+    if (auto result = batch_.submit(on); !result.ok()) { return result; }
+    in_flight_[at] = 1;
+    return copied_.record(on);
+  }
+
+  [[nodiscard]] Tables const& host() const noexcept { return host_; }
+  /// What kernels read; stays valid for the life of the tables, in captured graphs too.
+  [[nodiscard]] dispatch_view view() const noexcept {
+    auto result = host_.view();
+    result.ranges = ranges_.data();
+    result.entries = entries_.data();
+    return result;
+  }
+  /// [L, S] logical expert in each slot of this rank, in device memory.
+  [[nodiscard]] index_t const* local_map() const noexcept { return local_map_.data(); }
+
+private:
+  [[nodiscard]] std::size_t row_ranges() const noexcept { return static_cast<std::size_t>(host_.shape().num_logical); }
+  [[nodiscard]] std::size_t row_entries() const noexcept { return static_cast<std::size_t>(host_.shape().num_slots); }
+  [[nodiscard]] std::size_t row_map() const noexcept { return static_cast<std::size_t>(slots_); }
+  [[nodiscard]] std::size_t row_bytes() const noexcept {
+    return row_ranges() * sizeof(replica_range) + row_entries() * sizeof(dispatch_entry) +
+           (row_map() + 1) / 2 * 2 * sizeof(index_t);
+  }
+
+  /// The layer's row of the mirror is still being read when its last copy is not done.
+  [[nodiscard]] status wait_for_mirror(index_t layer) {
+    if (in_flight_[static_cast<std::size_t>(layer)] == 0) { return {}; }
+    if (auto result = to_status(cudaEventSynchronize(copied_.get()), "cudaEventSynchronize"); !result.ok()) {
+      return result;
+    }
+    std::fill(in_flight_.begin(), in_flight_.end(), static_cast<unsigned char>(0));
+    return {};
+  }
+
+  template <class T>
+  void copy_row(std::span<T const> from, T* to, std::byte*& mirror) {
+    auto const bytes = std::as_bytes(from);
+    std::copy(bytes.begin(), bytes.end(), mirror);
+    batch_.add(reinterpret_cast<std::byte*>(to), mirror, bytes.size());
+    mirror += bytes.size();
+  }
+
+  Tables host_;
+  index_t first_slot_;
+  index_t slots_;
+  device_memory<replica_range> ranges_;
+  device_memory<dispatch_entry> entries_;
+  device_memory<index_t> local_map_;
+  pinned_buffer mirror_;  // a row of all three for each layer
+  std::vector<unsigned char> in_flight_;
+  event copied_;
+  copy_batch batch_;
+};
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

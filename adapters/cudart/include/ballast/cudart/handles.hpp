@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_HANDLES_HPP
+#define BALLAST_CUDART_HANDLES_HPP
+
+#include <ballast/cudart/error.hpp>
+#include <ballast/status.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <span>
+#include <utility>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+/// Owns a CUDA stream that does not order itself against the legacy default stream.
+class stream {
+public:
+  /// On the current device. @throws std::system_error in `cudart::category()`
+  [[nodiscard]] static stream create() {
+    cudaStream_t handle = nullptr;
+    to_status(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags").or_throw();
+    return stream{handle};
+  }
+
+  stream() = default;
+  stream(stream&& other) noexcept : handle_{std::exchange(other.handle_, nullptr)} {}
+  stream& operator=(stream&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~stream() {
+    if (handle_ != nullptr) { static_cast<void>(cudaStreamDestroy(handle_)); }
+  }
+
+  [[nodiscard]] cudaStream_t get() const noexcept { return handle_; }
+
+private:
+  explicit stream(cudaStream_t handle) noexcept : handle_{handle} {}
+  cudaStream_t handle_ = nullptr;
+};
+
+/// Owns a CUDA event.
+class event {
+public:
+  /// On the current device; without timing unless asked for. @throws std::system_error in `cudart::category()`
+  [[nodiscard]] static event create(unsigned flags = cudaEventDisableTiming) {
+    cudaEvent_t handle = nullptr;
+    to_status(cudaEventCreateWithFlags(&handle, flags), "cudaEventCreateWithFlags").or_throw();
+    return event{handle};
+  }
+  /// Take over a handle that nobody else destroys.
+  [[nodiscard]] static event adopt(cudaEvent_t handle) noexcept { return event{handle}; }
+
+  event() = default;
+  event(event&& other) noexcept : handle_{std::exchange(other.handle_, nullptr)} {}
+  event& operator=(event&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~event() {
+    if (handle_ != nullptr) { static_cast<void>(cudaEventDestroy(handle_)); }
+  }
+
+  [[nodiscard]] cudaEvent_t get() const noexcept { return handle_; }
+  [[nodiscard]] status record(cudaStream_t on) const {
+    return to_status(cudaEventRecord(handle_, on), "cudaEventRecord");
+  }
+  /// What is enqueued on `waiter` from now on starts after the last record of this event.
+  [[nodiscard]] status hold_back(cudaStream_t waiter) const {
+    return to_status(cudaStreamWaitEvent(waiter, handle_, 0), "cudaStreamWaitEvent");
+  }
+  /// `cudaSuccess` when the last record has been reached, `cudaErrorNotReady` before, anything else is a failure.
+  [[nodiscard]] cudaError_t query() const noexcept {
+    auto const result = cudaEventQuery(handle_);
+    if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
+    return result;
+  }
+
+private:
+  explicit event(cudaEvent_t handle) noexcept : handle_{handle} {}
+  cudaEvent_t handle_ = nullptr;
+};
+
+/// Owns pinned host memory.
+class pinned_buffer {
+public:
+  pinned_buffer() = default;
+  pinned_buffer(pinned_buffer&& other) noexcept
+      : data_{std::exchange(other.data_, nullptr)}, size_{std::exchange(other.size_, 0)} {}
+  pinned_buffer& operator=(pinned_buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~pinned_buffer() {
+    if (data_ != nullptr) { static_cast<void>(cudaFreeHost(data_)); }
+  }
+  [[nodiscard]] status allocate(std::size_t bytes) {
+    if (data_ != nullptr) { return {}; }
+    auto result = to_status(cudaMallocHost(&data_, bytes), "cudaMallocHost");
+    size_ = result.ok() ? bytes : 0;
+    return result;
+  }
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {static_cast<std::byte*>(data_), size_}; }
+
+private:
+  void* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// Owns an array in the memory of the current device, zero at first.
+template <class T>
+class device_memory {
+public:
+  /// @throws std::system_error in `cudart::category()`
+  [[nodiscard]] static device_memory create(std::size_t count) {
+    device_memory result;
+    void* memory = nullptr;
+    auto const bytes = (count == 0 ? 1 : count) * sizeof(T);
+    to_status(cudaMalloc(&memory, bytes), "cudaMalloc").or_throw();
+    result.data_ = static_cast<T*>(memory);
+    result.size_ = count;
+    to_status(cudaMemset(memory, 0, bytes), "cudaMemset").or_throw();
+    // Streams of ours do not order themselves behind the default stream.
+    to_status(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize").or_throw();
+    return result;
+  }
+
+  device_memory() = default;
+  device_memory(device_memory&& other) noexcept
+      : data_{std::exchange(other.data_, nullptr)}, size_{std::exchange(other.size_, 0)} {}
+  device_memory& operator=(device_memory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~device_memory() {
+    if (data_ != nullptr) { static_cast<void>(cudaFree(data_)); }
+  }
+  [[nodiscard]] T* data() const noexcept { return data_; }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+private:
+  T* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// Owns device memory that is given and taken in the order of a stream, so that nobody waits for the device.
+///
+/// @lifetime the stream must outlive it.
+class stream_memory {
+public:
+  stream_memory() = default;
+  stream_memory(stream_memory&& other) noexcept
+      : data_{std::exchange(other.data_, nullptr)},
+        size_{std::exchange(other.size_, 0)},
+        order_{std::exchange(other.order_, nullptr)} {}
+  stream_memory& operator=(stream_memory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    std::swap(order_, other.order_);
+    return *this;
+  }
+  ~stream_memory() {
+    if (data_ != nullptr) { static_cast<void>(cudaFreeAsync(data_, order_)); }
+  }
+
+  /// Replace what is held; nothing changes on failure. @param order the stream that gives, and later takes back
+  [[nodiscard]] status allocate(std::size_t bytes, cudaStream_t order) {
+    stream_memory fresh;
+    if (auto result = to_status(cudaMallocAsync(&fresh.data_, bytes, order), "cudaMallocAsync"); !result.ok()) {
+      fresh.data_ = nullptr;
+      return result;
+    }
+    fresh.size_ = bytes;
+    fresh.order_ = order;
+    *this = std::move(fresh);
+    return {};
+  }
+  [[nodiscard]] std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+private:
+  void* data_ = nullptr;
+  std::size_t size_ = 0;
+  cudaStream_t order_ = nullptr;
+};
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_IPC_PEERS_HPP
+#define BALLAST_CUDART_IPC_PEERS_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/cudart/detail/descriptor_exchange.hpp>
+#include <ballast/cudart/detail/gather_words.hpp>
+#include <ballast/cudart/detail/shared_boards.hpp>
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/memory.hpp>
+#include <ballast/cudart/peer_directory.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/status.hpp>
+#include <ballast/transport/control.hpp>
+#include <ballast/transport/transport.hpp>
+#include <ballast/types.hpp>
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+namespace detail {
+
+inline constexpr std::size_t handle_words = 8;
+static_assert(sizeof(cudaIpcMemHandle_t) == handle_words * 8 && sizeof(cudaIpcEventHandle_t) == handle_words * 8);
+using ipc_words = std::array<std::uint64_t, handle_words>;
+
+/// A piece of a rank's memory as the other processes hear of it.
+struct exported_piece {
+  std::uint64_t how = 0;
+  std::uint64_t size = 0;
+  ipc_words handle{};
+};
+/// A region as the other processes hear of it: it lies in `num_pieces` consecutive pieces.
+struct exported_region {
+  std::uint64_t first_piece = 0;
+  std::uint64_t num_pieces = 0;
+  std::uint64_t offset = 0;  ///< from the start of the first piece
+  std::uint64_t size = 0;
+};
+/// What a rank has to show.
+struct exported_memory {
+  std::vector<exported_piece> pieces;
+  std::vector<exported_region> regions;
+};
+
+[[nodiscard]] inline std::vector<std::uint64_t> to_words(exported_memory const& memory, ipc_words const& readable) {
+  std::vector<std::uint64_t> words{readable.begin(), readable.end()};
+  words.push_back(memory.pieces.size());
+  for (auto const& piece : memory.pieces) {
+    words.insert(words.end(), {piece.how, piece.size});
+    words.insert(words.end(), piece.handle.begin(), piece.handle.end());
+  }
+  for (auto const& region : memory.regions) {
+    words.insert(words.end(), {region.first_piece, region.num_pieces, region.offset, region.size});
+  }
+  return words;
+}
+inline void from_words(std::span<std::uint64_t const> words, exported_memory& memory, ipc_words& readable) {
+  auto const take = [&words](std::size_t count) {
+    auto const taken = words.first(count);
+    words = words.subspan(count);
+    return taken;
+  };
+  auto const take_handle = [&] {
+    ipc_words handle{};
+    std::ranges::copy(take(handle_words), handle.begin());
+    return handle;
+  };
+  readable = take_handle();
+  memory.pieces.resize(static_cast<std::size_t>(take(1)[0]));
+  for (auto& piece : memory.pieces) {
+    auto const head = take(2);
+    piece = {head[0], head[1], take_handle()};
+  }
+  while (!words.empty()) {
+    auto const region = take(4);
+    memory.regions.push_back({region[0], region[1], region[2], region[3]});
+  }
+}
+
+/// Addresses under which this process sees a peer's memory. Closed on destruction.
+class imported_memory {
+public:
+  imported_memory() = default;
+  imported_memory(imported_memory const&) = delete;
+  imported_memory& operator=(imported_memory const&) = delete;
+  ~imported_memory() {
+    for (auto* const address : opened_) { static_cast<void>(cudaIpcCloseMemHandle(address)); }
+    auto const& driver = driver_api::get();
+    for (auto const& part : mapped_) { static_cast<void>(driver.mem_unmap(to_device(part.data), part.size)); }
+    for (auto const& range : reserved_) {
+      static_cast<void>(driver.mem_address_free(to_device(range.data), range.size));
+    }
+    for (auto const handle : handles_) { static_cast<void>(driver.mem_release(handle)); }
+  }
+
+  /// Open everything that a peer exports; `descriptors` are those of its pieces of that kind, in order.
+  [[nodiscard]] status open(exported_memory const& from, std::span<owned_descriptor const> descriptors) {
+    std::vector<void*> addresses(from.pieces.size());
+    std::vector<CUmemGenericAllocationHandle> imported(from.pieces.size());
+    for (std::size_t i = 0, next = 0; i < from.pieces.size(); ++i) {
+      auto const& piece = from.pieces[i];
+      auto result = static_cast<memory_export>(piece.how) == memory_export::ipc_handle
+                        ? open_handle(piece, addresses[i])
+                        : import_descriptor(descriptors[next++].get(), imported[i]);
+      if (!result.ok()) { return result; }
+    }
+    for (auto const& region : from.regions) {
+      auto const first = static_cast<std::size_t>(region.first_piece);
+      auto* base = static_cast<std::byte*>(addresses[first]);
+      if (base == nullptr) {
+        auto const count = static_cast<std::size_t>(region.num_pieces);
+        auto result =
+            map(std::span{from.pieces}.subspan(first, count), std::span{imported}.subspan(first, count), base);
+        if (!result.ok()) { return result; }
+      }
+      regions_.push_back({base + region.offset, static_cast<std::size_t>(region.size)});
+    }
+    return {};
+  }
+
+  [[nodiscard]] std::vector<segment> const& regions() const noexcept { return regions_; }
+
+private:
+  [[nodiscard]] status open_handle(exported_piece const& piece, void*& address) {
+    auto const handle = std::bit_cast<cudaIpcMemHandle_t>(piece.handle);
+    auto result = cudart::to_status(cudaIpcOpenMemHandle(&address, handle, cudaIpcMemLazyEnablePeerAccess),
+                                    "cudaIpcOpenMemHandle");
+    if (result.ok()) { opened_.push_back(address); }
+    return result;
+  }
+
+  [[nodiscard]] status import_descriptor(int descriptor, CUmemGenericAllocationHandle& handle) {
+    auto const& driver = driver_api::get();
+    if (!driver.loaded.ok()) { return driver.loaded; }
+    // The driver takes the descriptor's number in a pointer.
+    auto* const as_pointer = reinterpret_cast<void*>(static_cast<std::intptr_t>(descriptor));
+    auto result = to_status(
+        driver.mem_import_from_shareable_handle(&handle, as_pointer, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+        "cuMemImportFromShareableHandle");
+    if (result.ok()) { handles_.push_back(handle); }
+    return result;
+  }
+
+  /// Map consecutive pieces side by side.
+  [[nodiscard]] status map(std::span<exported_piece const> pieces,
+                           std::span<CUmemGenericAllocationHandle const> handles, std::byte*& base) {
+    auto const& driver = driver_api::get();
+    std::size_t total = 0;
+    for (auto const& piece : pieces) { total += static_cast<std::size_t>(piece.size); }
+    CUdeviceptr reserved = 0;
+    if (auto result = to_status(driver.mem_address_reserve(&reserved, total, 0, 0, 0), "cuMemAddressReserve");
+        !result.ok()) {
+      return result;
+    }
+    base = to_address(reserved);
+    reserved_.push_back({base, total});
+    std::size_t offset = 0;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      auto const size = static_cast<std::size_t>(pieces[i].size);
+      if (auto result = to_status(driver.mem_map(reserved + offset, size, 0, handles[i], 0), "cuMemMap");
+          !result.ok()) {
+        return result;
+      }
+      mapped_.push_back({base + offset, size});
+      offset += size;
+    }
+    CUmemAccessDesc access{};
+    access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    if (auto result = cudart::to_status(cudaGetDevice(&access.location.id), "cudaGetDevice"); !result.ok()) {
+      return result;
+    }
+    return to_status(driver.mem_set_access(reserved, total, &access, 1), "cuMemSetAccess");
+  }
+
+  std::vector<segment> regions_;
+  std::vector<void*> opened_;
+  std::vector<segment> reserved_;
+  std::vector<segment> mapped_;
+  std::vector<CUmemGenericAllocationHandle> handles_;
+};
+
+/// Collects what this rank exports. Pieces that several regions lie in are exported once.
+class memory_exporter {
+public:
+  [[nodiscard]] status add(segment region) {
+    std::vector<memory_piece> pieces;
+    if (auto result = find_pieces(region, pieces); !result.ok()) { return result; }
+    exported_region exported;
+    exported.num_pieces = pieces.size();
+    exported.offset = static_cast<std::uint64_t>(region.data - pieces.front().base);
+    exported.size = region.size;
+    // A region's pieces lie side by side in the list, because it is mapped side by side.
+    auto const known = std::search(known_.begin(), known_.end(), pieces.begin(), pieces.end(),
+                                   [](memory_piece const& a, memory_piece const& b) { return a.base == b.base; });
+    exported.first_piece = static_cast<std::uint64_t>(known - known_.begin());
+    if (known == known_.end()) {
+      for (auto const& piece : pieces) {
+        if (auto result = export_piece(piece); !result.ok()) { return result; }
+      }
+    }
+    memory_.regions.push_back(exported);
+    return {};
+  }
+  [[nodiscard]] exported_memory const& memory() const noexcept { return memory_; }
+  [[nodiscard]] std::vector<owned_descriptor> const& descriptors() const noexcept { return descriptors_; }
+
+private:
+  [[nodiscard]] status export_piece(memory_piece const& piece) {
+    exported_piece exported{static_cast<std::uint64_t>(piece.how), piece.size, {}};
+    if (piece.how == memory_export::ipc_handle) {
+      cudaIpcMemHandle_t handle{};
+      if (auto result = cudart::to_status(cudaIpcGetMemHandle(&handle, piece.base), "cudaIpcGetMemHandle");
+          !result.ok()) {
+        return result;
+      }
+      exported.handle = std::bit_cast<ipc_words>(handle);
+    } else {
+      auto const& driver = driver_api::get();
+      CUmemGenericAllocationHandle handle = 0;
+      if (auto result =
+              to_status(driver.mem_retain_allocation_handle(&handle, piece.base), "cuMemRetainAllocationHandle");
+          !result.ok()) {
+        return result;
+      }
+      int descriptor = -1;
+      auto result = to_status(
+          driver.mem_export_to_shareable_handle(&descriptor, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+          "cuMemExportToShareableHandle");
+      static_cast<void>(driver.mem_release(handle));
+      if (!result.ok()) { return result; }
+      descriptors_.emplace_back(descriptor);
+    }
+    memory_.pieces.push_back(exported);
+    known_.push_back(piece);
+    return {};
+  }
+
+  exported_memory memory_;
+  std::vector<memory_piece> known_;
+  std::vector<owned_descriptor> descriptors_;
+};
+
+}  // namespace detail
+
+/// One process for each rank, all on one host: memory and events are shared by CUDA IPC or by file descriptors, boards
+/// lie in shared memory.
+///
+/// @tparam Control  carries the handles, once; `posix::process_group` or any other control plane.
+/// @lifetime the control plane must outlive it; exported memory must outlive every peer's `ipc_peers`.
+template <control_plane Control>
+class ipc_peers {
+public:
+  /// @param control  the group, met already. The rank's device is current.
+  /// @param timeout  nanoseconds, of each exchange of `expose`.
+  /// @throws std::system_error in `cudart::category()`
+  explicit ipc_peers(Control& control, nanoseconds_t timeout = 30'000'000'000)
+      : control_{&control}, timeout_{timeout}, state_{std::make_unique<state>()} {
+    state_->readable.resize(static_cast<std::size_t>(control.num_ranks()));
+    state_->memory.resize(state_->readable.size());
+    own_readable() = event::create(cudaEventDisableTiming | cudaEventInterprocess);
+    to_status(cudaGetDevice(&device_), "cudaGetDevice").or_throw();
+  }
+
+  [[nodiscard]] index_t rank() const noexcept { return control_->rank(); }
+  [[nodiscard]] index_t num_ranks() const noexcept { return control_->num_ranks(); }
+
+  /// Export this rank's memory and open the peers'; called by all ranks together, once.
+  [[nodiscard]] status expose(std::span<segment const> regions) {
+    if (state_->boards.is_open()) { return {errc::busy, "ipc_peers: memory is exposed already"}; }
+    detail::memory_exporter exporter;
+    detail::ipc_words readable{};
+    auto mine = detail::meet(*control_, export_all(regions, exporter, readable), timeout_);
+    if (!mine.ok()) { return mine; }
+    std::vector<std::vector<std::uint64_t>> words;
+    if (auto result = detail::gather_words(*control_, detail::to_words(exporter.memory(), readable), words, timeout_);
+        !result.ok()) {
+      return result;
+    }
+    if (auto result = state_->boards.open(*control_, timeout_); !result.ok()) { return result; }
+    return open_peers(words, exporter.descriptors());
+  }
+
+  [[nodiscard]] std::size_t num_regions(index_t peer) const { return memory(peer).size(); }
+  [[nodiscard]] segment region(index_t peer, std::uint32_t i) const { return memory(peer)[i]; }
+  /// The peers' memory is mapped for this rank's device.
+  [[nodiscard]] int device(index_t /*peer*/) const noexcept { return device_; }
+  [[nodiscard]] event const& readable(index_t peer) const { return state_->readable[static_cast<std::size_t>(peer)]; }
+  [[nodiscard]] pair_board& board(index_t sender, index_t receiver) const {
+    return state_->boards.at(sender, receiver);
+  }
+
+private:
+  struct state {
+    detail::shared_boards boards;
+    std::vector<event> readable;
+    std::vector<std::unique_ptr<detail::imported_memory>> memory;
+  };
+
+  [[nodiscard]] event& own_readable() { return state_->readable[static_cast<std::size_t>(rank())]; }
+  [[nodiscard]] std::vector<segment> const& memory(index_t peer) const {
+    static std::vector<segment> const nothing;
+    auto const& imported = state_->memory[static_cast<std::size_t>(peer)];
+    return imported == nullptr ? nothing : imported->regions();
+  }
+
+  [[nodiscard]] status export_all(std::span<segment const> regions, detail::memory_exporter& exporter,
+                                  detail::ipc_words& readable) {
+    for (std::size_t i = 0; i < regions.size(); ++i) {
+      if (auto result = exporter.add(regions[i]); !result.ok()) {
+        return {result.code(),
+                ballast::detail::concat("ipc_peers: region ", i, " of rank ", rank(), ": ", result.message())};
+      }
+    }
+    cudaIpcEventHandle_t handle{};
+    auto result = to_status(cudaIpcGetEventHandle(&handle, own_readable().get()), "cudaIpcGetEventHandle");
+    readable = std::bit_cast<detail::ipc_words>(handle);
+    return result;
+  }
+
+  [[nodiscard]] status open_peers(std::span<std::vector<std::uint64_t> const> words,
+                                  std::span<detail::owned_descriptor const> descriptors) {
+    std::vector<detail::exported_memory> all(words.size());
+    std::vector<detail::ipc_words> events(words.size());
+    std::vector<std::size_t> counts(words.size());
+    for (std::size_t r = 0; r < words.size(); ++r) {
+      detail::from_words(words[r], all[r], events[r]);
+      counts[r] = static_cast<std::size_t>(
+          std::count_if(all[r].pieces.begin(), all[r].pieces.end(), [](detail::exported_piece const& piece) {
+            return static_cast<memory_export>(piece.how) == memory_export::file_descriptor;
+          }));
+    }
+    std::vector<std::vector<detail::owned_descriptor>> received(all.size());
+    if (auto result = detail::exchange_descriptors(*control_, descriptors, counts, received, timeout_); !result.ok()) {
+      return result;
+    }
+    status result;
+    for (std::size_t r = 0; r < all.size() && result.ok(); ++r) {
+      if (static_cast<index_t>(r) != rank()) { result = open_peer(r, all[r], events[r], received[r]); }
+    }
+    return detail::meet(*control_, std::move(result), timeout_);
+  }
+
+  [[nodiscard]] status open_peer(std::size_t peer, detail::exported_memory const& memory,
+                                 detail::ipc_words const& readable,
+                                 std::span<detail::owned_descriptor const> descriptors) {
+    cudaEvent_t opened = nullptr;
+    auto result = to_status(cudaIpcOpenEventHandle(&opened, std::bit_cast<cudaIpcEventHandle_t>(readable)),
+                            "cudaIpcOpenEventHandle");
+    if (!result.ok()) { return result; }
+    state_->readable[peer] = event::adopt(opened);
+    state_->memory[peer] = std::make_unique<detail::imported_memory>();
+    result = state_->memory[peer]->open(memory, descriptors);
+    if (result.ok()) { return result; }
+    return {result.code(), ballast::detail::concat("ipc_peers: memory of rank ", peer, ": ", result.message())};
+  }
+
+  Control* control_;
+  nanoseconds_t timeout_;
+  std::unique_ptr<state> state_;
+  int device_ = 0;
+};
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

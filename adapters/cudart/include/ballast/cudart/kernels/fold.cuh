@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_KERNELS_FOLD_CUH
+#define BALLAST_CUDART_KERNELS_FOLD_CUH
+
+#ifndef __CUDACC__
+  #error "ballast/cudart/kernels/fold.cuh holds kernels: include it from a .cu file"
+#endif
+
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/record_view.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/status.hpp>
+#include <ballast/types.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+/// How an all-to-all library reports what arrived at a rank's slots.
+enum class count_form : std::uint32_t {
+  tokens,       ///< tokens of this dispatch by slot
+  prefix_sums,  ///< inclusive running sums over the slots
+  cumulative,   ///< tokens by slot since the library's counter was last cleared, which is never
+};
+
+/// Tokens that arrived at this rank's slots in one layer, in device memory.
+template <std::integral Count>
+struct arrivals {
+  Count const* values = nullptr;         ///< [S] or longer; what follows the first S belongs to reserved slots
+  count_form form = count_form::tokens;  ///< what `values` mean
+  Count* seen = nullptr;                 ///< in/out: [S] values of the call before, for `count_form::cumulative`
+};
+
+namespace detail {
+
+inline constexpr unsigned fold_threads = 128;
+inline constexpr std::size_t fold_width = 4;
+
+/// What the fold of a pass does with its counts.
+struct fold_command {
+  load_t* bucket = nullptr;  ///< [L, E], padded to a multiple of `fold_width`
+  bool counted = false;      ///< false: forget the pass
+  bool fresh = false;        ///< the bucket's old contents are forgotten
+};
+
+/// Close a pass: add its counts to a bucket of the window and clear them. One thread takes `fold_width` cells.
+static __global__ void __launch_bounds__(fold_threads)
+    fold_kernel(std::uint32_t* pass, fold_command to, unsigned num_groups) {
+  auto const group = blockIdx.x * blockDim.x + threadIdx.x;
+  if (group >= num_groups) { return; }
+  auto* const counts = reinterpret_cast<uint4*>(pass) + group;
+  if (to.counted) {
+    auto* const cells = reinterpret_cast<longlong2*>(to.bucket) + std::size_t{2} * group;
+    auto const fresh = *counts;
+    longlong2 low{0, 0};
+    longlong2 high{0, 0};
+    if (!to.fresh) {
+      low = cells[0];
+      high = cells[1];
+    }
+    auto const add = [](long long sum, std::uint32_t tokens) {
+      return min(sum + static_cast<long long>(tokens), static_cast<long long>(max_layer_tokens));
+    };
+    cells[0] = {add(low.x, fresh.x), add(low.y, fresh.y)};
+    cells[1] = {add(high.x, fresh.z), add(high.y, fresh.w)};
+  }
+  *counts = uint4{0, 0, 0, 0};
+}
+
+template <std::integral Count>
+__global__ void arrivals_kernel(record_view const counters, index_t const layer, arrivals<Count> const from) {
+  auto const slot = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (slot >= counters.slots_per_rank) { return; }
+  auto tokens = static_cast<long long>(from.values[slot]);
+  if (from.form == count_form::prefix_sums && slot > 0) { tokens -= static_cast<long long>(from.values[slot - 1]); }
+  if (from.form == count_form::cumulative) {
+    auto const now = from.values[slot];
+    tokens -= static_cast<long long>(from.seen[slot]);
+    from.seen[slot] = now;
+  }
+  if (*counters.gate == 0 || tokens <= 0) { return; }
+  auto const expert = counters.local_map[static_cast<std::ptrdiff_t>(layer) * counters.slots_per_rank + slot];
+  atomicAdd(&counters.pass[static_cast<std::ptrdiff_t>(layer) * counters.num_logical + expert],
+            static_cast<std::uint32_t>(tokens));
+}
+
+static __global__ void add_counts_kernel(load_t const* from, std::uint32_t* to, index_t count) {
+  auto const i = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < count) { to[i] += static_cast<std::uint32_t>(from[i]); }
+}
+
+/// Cells of a bucket or pass with its padding.
+[[nodiscard]] constexpr std::size_t padded_cells(index_t num_layers, index_t num_logical) noexcept {
+  auto const cells = static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical);
+  return (cells + fold_width - 1) / fold_width * fold_width;
+}
+
+[[nodiscard]] inline status add_counts(cudaStream_t stream, load_t const* from, std::uint32_t* to, index_t count) {
+  auto const blocks = (static_cast<unsigned>(count) + fold_threads - 1) / fold_threads;
+  add_counts_kernel<<<blocks, fold_threads, 0, stream>>>(from, to, count);
+  return to_status(cudaGetLastError(), "add_counts_kernel");
+}
+
+[[nodiscard]] inline status fold(cudaStream_t stream, record_view const& counters, fold_command to) {
+  auto const groups = static_cast<unsigned>(padded_cells(counters.num_layers, counters.num_logical) / fold_width);
+  if (groups == 0) { return {}; }
+  fold_kernel<<<(groups + fold_threads - 1) / fold_threads, fold_threads, 0, stream>>>(counters.pass, to, groups);
+  return to_status(cudaGetLastError(), "fold_kernel");
+}
+
+}  // namespace detail
+
+/// Count the tokens that arrived at this rank's slots of one layer, under the map in force where the stream is.
+///
+/// @param stream    the engine's compute stream, where commits run too.
+/// @param counters  of this rank.
+/// @param layer     in [0, L).
+/// @param from      [S] counts in device memory; negative ones and those of reserved slots are ignored.
+/// @complexity O(S); one launch, no allocation.
+/// @throws std::bad_alloc on failure
+template <std::integral Count>
+[[nodiscard]] status record_arrivals(cudaStream_t stream, record_view const& counters, index_t layer,
+                                     arrivals<Count> const& from) {
+  constexpr unsigned threads = 128;
+  auto const blocks = (static_cast<unsigned>(counters.slots_per_rank) + threads - 1) / threads;
+  detail::arrivals_kernel<<<blocks, threads, 0, stream>>>(counters, layer, from);
+  return to_status(cudaGetLastError(), "arrivals_kernel");
+}
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

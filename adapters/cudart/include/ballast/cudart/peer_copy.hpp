@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_PEER_COPY_HPP
+#define BALLAST_CUDART_PEER_COPY_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/peer_directory.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/status.hpp>
+#include <ballast/transport/transport.hpp>
+#include <ballast/types.hpp>
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <ctime>
+#include <numeric>
+#include <span>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+/// Whether copies between two devices may go straight, given their ordinals.
+using peer_access_test = bool (*)(int from, int to);
+
+/// What the driver says, with the access switched on.
+[[nodiscard]] inline bool enable_peer_access(int from, int to) {
+  if (from == to) { return true; }
+  int possible = 0;
+  if (cudaDeviceCanAccessPeer(&possible, to, from) != cudaSuccess || possible == 0) { return false; }
+  int current = 0;
+  static_cast<void>(cudaGetDevice(&current));
+  static_cast<void>(cudaSetDevice(to));
+  auto const result = cudaDeviceEnablePeerAccess(from, 0);
+  static_cast<void>(cudaGetLastError());
+  static_cast<void>(cudaSetDevice(current));
+  return result == cudaSuccess || result == cudaErrorPeerAccessAlreadyEnabled;
+}
+
+/// Options of `peer_copy`.
+struct peer_copy_options {
+  index_t num_streams = 2;                            ///< messages are dealt over that many streams
+  peer_access_test can_access = &enable_peer_access;  ///< where it says no, bytes go through the host
+  std::size_t bounce_bytes = std::size_t{4} << 20;    ///< pinned memory of each stream for copies through the host
+};
+
+/// Reads experts out of the peers' memory with the copy engines: a `peer_copier` without a kernel.
+///
+/// A rank that opens a batch records an event behind its commits and then offers its messages to each peer, as a digest
+/// of tags and sizes. A peer that expects just these orders its copies behind the event, so no copy waits for anything
+/// that a host has still to do. A batch is over on a rank when its own copies are done and every peer that reads from
+/// it has said the same. An offer that nobody expects is never read.
+///
+/// @tparam Directory  where the peers' memory is: `local_peers::member`, `ipc_peers`.
+/// @threads one thread at a time; the rank's device is current there.
+/// @lifetime the directory's group and all registered memory must outlive it.
+template <peer_directory Directory>
+class peer_copy {
+public:
+  /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`)
+  explicit peer_copy(Directory directory, peer_copy_options options = {})
+      : directory_{std::move(directory)}, options_{options} {
+    if (options.num_streams < 1 || options.bounce_bytes == 0) {
+      status{errc::invalid_option, ballast::detail::concat("peer_copy: ", options.num_streams, " streams and ",
+                                                           options.bounce_bytes, " bounce bytes must be positive")}
+          .or_throw();
+    }
+    lanes_.resize(static_cast<std::size_t>(options.num_streams));
+    for (auto& lane : lanes_) {
+      lane.copies = stream::create();
+      lane.done = event::create();
+    }
+    peers_.resize(static_cast<std::size_t>(directory_.num_ranks()));
+  }
+
+  [[nodiscard]] index_t rank() const noexcept { return directory_.rank(); }
+  [[nodiscard]] index_t num_ranks() const noexcept { return directory_.num_ranks(); }
+  /// The stream that a store orders behind its commits.
+  [[nodiscard]] cudaStream_t copy_stream() const noexcept { return lanes_.front().copies.get(); }
+
+  /// Make this rank's memory readable by its peers; see `peer_copier`.
+  [[nodiscard]] status expose(std::span<segment const> regions) {
+    if (open_) { return {errc::busy, "peer_copy: a batch is open"}; }
+    return directory_.expose(regions);
+  }
+
+  /// Open a batch; see `data_transport`.
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    if (open_) { return {errc::busy, "peer_copy: a batch is already open"}; }
+    if (!broken_.ok()) { return broken_; }
+    for (auto const& send : sends) {
+      if (!is_peer(send.peer)) { return bad_peer("send to", send.peer); }
+    }
+    for (auto const& receive : receives) {
+      if (!is_peer(receive.peer)) { return bad_peer("receive from", receive.peer); }
+    }
+    sends_ = sends;
+    receives_ = receives;
+    waiting_.resize(receives.size());
+    std::iota(waiting_.begin(), waiting_.end(), std::size_t{0});
+    sign_messages();
+    for (auto& lane : lanes_) { lane.used = false; }
+    failure_ = {};
+    told_peers_ = false;
+    open_ = true;
+    if (failure_ = directory_.readable(rank()).record(copy_stream()); failure_.ok()) {
+      for (auto const& send : sends_) {
+        directory_.board(rank(), send.peer).offered.store(at(send.peer).sent, std::memory_order_release);
+      }
+      static_cast<void>(progress());
+    }
+    return {};
+  }
+
+  /// Make progress; see `data_transport`.
+  [[nodiscard]] transfer_state poll() { return open_ ? progress() : transfer_state::idle; }
+
+  /// Make progress until the batch ends; see `data_transport`.
+  [[nodiscard]] status wait(nanoseconds_t timeout) {
+    if (!open_) { return {}; }
+    auto const begin = ballast::detail::now();
+    while (progress() == transfer_state::pending) {
+      auto const waited = ballast::detail::now() - begin;
+      if (waited >= timeout) {
+        failure_ = late();
+        break;
+      }
+      pause(waited);
+    }
+    open_ = false;
+    if (!failure_.ok()) {
+      for (auto const& send : sends_) {
+        directory_.board(rank(), send.peer).offered.store(0, std::memory_order_release);
+      }
+      drain(timeout);
+    }
+    sends_ = {};
+    receives_ = {};
+    return std::exchange(failure_, {});
+  }
+
+private:
+  struct copy_lane {
+    stream copies;
+    event done;
+    copy_batch direct;
+    copy_batch staged;
+    pinned_buffer bounce;
+    bool used = false;
+  };
+  /// One peer in the open batch.
+  struct peer_progress {
+    std::uint64_t sent = 0;      ///< digest of what it is to take from us; 0: nothing
+    std::uint64_t expected = 0;  ///< digest of what we are to take from it
+    bool offers = false;         ///< its offer has been seen
+    bool direct = true;          ///< copies need not go through the host
+  };
+  [[nodiscard]] peer_progress& at(index_t peer) { return peers_[static_cast<std::size_t>(peer)]; }
+  [[nodiscard]] peer_progress const& at(index_t peer) const { return peers_[static_cast<std::size_t>(peer)]; }
+
+  [[nodiscard]] bool is_peer(index_t other) const noexcept {
+    return other >= 0 && other < num_ranks() && other != rank();
+  }
+  [[nodiscard]] status bad_peer(char const* what, index_t peer) const {
+    return {errc::transport_failed,
+            ballast::detail::concat("peer_copy: rank ", rank(), " cannot ", what, " rank ", peer)};
+  }
+
+  [[nodiscard]] transfer_state progress() {
+    if (failure_.ok() && !waiting_.empty()) { enqueue_ready(); }
+    if (!failure_.ok()) { return transfer_state::failed; }
+    if (!waiting_.empty() || !copies_done()) {
+      return failure_.ok() ? transfer_state::pending : transfer_state::failed;
+    }
+    if (!told_peers_) {
+      for (auto const& receive : receives_) {
+        directory_.board(receive.peer, rank()).taken.store(at(receive.peer).expected, std::memory_order_release);
+      }
+      told_peers_ = true;
+    }
+    return readers_finished() ? transfer_state::done : transfer_state::pending;
+  }
+
+  /// Enqueue the copies from every peer whose offer is here.
+  void enqueue_ready() {
+    auto const first_left = std::remove_if(waiting_.begin(), waiting_.end(), [&](std::size_t i) {
+      return failure_.ok() && has_offered(receives_[i].peer) && (collect(receives_[i], lane_of(i)), true);
+    });
+    if (first_left == waiting_.end()) { return; }
+    waiting_.erase(first_left, waiting_.end());
+    for (auto& lane : lanes_) {
+      if (!failure_.ok()) { break; }
+      submit(lane);
+    }
+    if (!failure_.ok()) {
+      for (auto& lane : lanes_) {
+        lane.direct.clear();
+        lane.staged.clear();
+      }
+    }
+  }
+
+  [[nodiscard]] copy_lane& lane_of(std::size_t message) { return lanes_[message % lanes_.size()]; }
+
+  /// Whether a peer offers what we expect. When it first does, all our streams are ordered behind its commits.
+  [[nodiscard]] bool has_offered(index_t peer) {
+    auto& other = at(peer);
+    if (other.offers) { return true; }
+    if (directory_.board(peer, rank()).offered.load(std::memory_order_acquire) != other.expected) { return false; }
+    other.offers = true;
+    other.direct = options_.can_access(directory_.device(peer), directory_.device(rank()));
+    auto const& readable = directory_.readable(peer);
+    if (readable.query() == cudaSuccess) { return true; }
+    for (auto& lane : lanes_) {
+      if (failure_.ok()) { failure_ = readable.hold_back(lane.copies.get()); }
+    }
+    return failure_.ok();
+  }
+
+  /// Digest what goes to and comes from each peer: independent of order, and a message listed twice counts once.
+  void sign_messages() {
+    std::fill(peers_.begin(), peers_.end(), peer_progress{});
+    sign(sends_, &peer_progress::sent, [](outgoing_message const& send) { return total(send.segments); });
+    sign(receives_, &peer_progress::expected, [](incoming_message const& receive) { return total(receive.segments); });
+  }
+  template <class Message, class SizeOf>
+  void sign(std::span<Message const> messages, std::uint64_t peer_progress::* to, SizeOf size_of) {
+    signatures_.clear();
+    for (auto const& message : messages) {
+      signatures_.push_back({message.peer, digest{}.add(message.tag).add(size_of(message)).value()});
+    }
+    std::sort(signatures_.begin(), signatures_.end());
+    auto const end = std::unique(signatures_.begin(), signatures_.end());
+    for (auto signature = signatures_.begin(); signature != end; ++signature) {
+      at(signature->first).*to += signature->second;
+    }
+    for (auto const& message : messages) {
+      if (auto& sum = at(message.peer).*to; sum == 0) { sum = 1; }
+    }
+  }
+  template <class Parts>
+  [[nodiscard]] static std::size_t total(Parts const& parts) noexcept {
+    std::size_t bytes = 0;
+    for (auto const& part : parts) { bytes += part.size; }
+    return bytes;
+  }
+
+  void collect(incoming_message const& receive, copy_lane& lane) {
+    auto& copies = at(receive.peer).direct ? lane.direct : lane.staged;
+    std::size_t target = 0;
+    std::size_t target_at = 0;
+    for (auto const& source : receive.source) {
+      if (source.region >= directory_.num_regions(receive.peer)) {
+        failure_ = {errc::transport_failed,
+                    ballast::detail::concat("peer_copy: rank ", receive.peer, " exposes ",
+                                            directory_.num_regions(receive.peer), " regions, none is ", source.region)};
+        return;
+      }
+      auto const region = directory_.region(receive.peer, source.region);
+      if (source.offset > region.size || source.size > region.size - source.offset) {
+        failure_ = {errc::transport_failed,
+                    ballast::detail::concat("peer_copy: bytes [", source.offset, ", ", source.offset + source.size,
+                                            ") leave region ", source.region, " of rank ", receive.peer, ", which has ",
+                                            region.size)};
+        return;
+      }
+      auto const* const from = region.data + source.offset;
+      for (std::size_t at = 0; at < source.size;) {
+        while (target < receive.segments.size() && target_at == receive.segments[target].size) {
+          ++target;
+          target_at = 0;
+        }
+        if (target == receive.segments.size()) { break; }
+        auto const run = std::min(source.size - at, receive.segments[target].size - target_at);
+        copies.add(receive.segments[target].data + target_at, from + at, run);
+        at += run;
+        target_at += run;
+      }
+    }
+    refuse_other_size(receive);
+  }
+
+  void refuse_other_size(incoming_message const& receive) {
+    if (total(receive.source) != total(receive.segments)) {
+      failure_ = {errc::transport_failed,
+                  ballast::detail::concat("peer_copy: rank ", receive.peer, " gives ", total(receive.source),
+                                          " bytes, rank ", rank(), " takes ", total(receive.segments))};
+    }
+  }
+
+  void submit(copy_lane& lane) {
+    if (lane.direct.empty() && lane.staged.empty()) { return; }
+    auto const on = lane.copies.get();
+    // Staging is free for new bytes only behind this rank's own commits, which the first stream is ordered behind.
+    if (!lane.used && &lane != &lanes_.front()) { failure_ = directory_.readable(rank()).hold_back(on); }
+    if (failure_.ok()) { failure_ = lane.direct.submit(on, cudaMemcpyFlagPreferOverlapWithCompute); }
+    if (failure_.ok() && !lane.staged.empty()) {
+      failure_ = lane.bounce.allocate(options_.bounce_bytes);
+      if (failure_.ok()) { failure_ = lane.staged.submit_through(lane.bounce.bytes(), on); }
+    }
+    if (failure_.ok()) { failure_ = lane.done.record(on); }
+    lane.used = true;
+  }
+
+  [[nodiscard]] bool copies_done() {
+    for (auto const& lane : lanes_) {
+      if (!lane.used) { continue; }
+      auto const result = lane.done.query();
+      if (result == cudaErrorNotReady) { return false; }
+      if (result != cudaSuccess) {
+        failure_ = to_status(result, "cudaEventQuery");
+        return false;
+      }
+    }
+    return true;
+  }
+
+  [[nodiscard]] bool has_taken(index_t peer) const {
+    return directory_.board(rank(), peer).taken.load(std::memory_order_acquire) == at(peer).sent;
+  }
+  [[nodiscard]] bool readers_finished() const {
+    return std::all_of(sends_.begin(), sends_.end(),
+                       [&](outgoing_message const& send) { return has_taken(send.peer); });
+  }
+
+  [[nodiscard]] status late() const {
+    if (!waiting_.empty()) {
+      return {errc::deadline_exceeded,
+              ballast::detail::concat("peer_copy: rank ", receives_[waiting_.front()].peer, " did not offer what rank ",
+                                      rank(), " expects in time")};
+    }
+    for (auto const& send : sends_) {
+      if (told_peers_ && !has_taken(send.peer)) {
+        return {errc::deadline_exceeded, ballast::detail::concat("peer_copy: rank ", send.peer,
+                                                                 " did not take what rank ", rank(), " sends in time")};
+      }
+    }
+    return {errc::deadline_exceeded,
+            ballast::detail::concat("peer_copy: the copies of rank ", rank(), " did not finish in time")};
+  }
+
+  /// After a failure, let what is under way finish: it still writes to this rank's memory.
+  void drain(nanoseconds_t timeout) {
+    auto const begin = ballast::detail::now();
+    for (auto const& lane : lanes_) {
+      while (lane.used && cudaStreamQuery(lane.copies.get()) == cudaErrorNotReady) {
+        auto const waited = ballast::detail::now() - begin;
+        if (waited >= timeout) {
+          broken_ = {errc::transport_failed, ballast::detail::concat("peer_copy: copies of rank ", rank(),
+                                                                     " never finished after: ", failure_.message())};
+          failure_ = broken_;
+          return;
+        }
+        pause(waited);
+      }
+    }
+    static_cast<void>(cudaGetLastError());
+  }
+
+  /// Give the processor away: at once at first, for a while when it takes long.
+  static void pause(nanoseconds_t waited) noexcept {
+    constexpr nanoseconds_t patience = 500'000;
+    if (waited < patience) {
+      static_cast<void>(sched_yield());
+    } else {
+      std::timespec const nap{0, 50'000};
+      static_cast<void>(nanosleep(&nap, nullptr));
+    }
+  }
+
+  Directory directory_;
+  peer_copy_options options_;
+  std::vector<copy_lane> lanes_;
+  std::vector<peer_progress> peers_;
+  bool open_ = false;
+  bool told_peers_ = false;
+  std::span<outgoing_message const> sends_;
+  std::span<incoming_message const> receives_;
+  std::vector<std::size_t> waiting_;  // messages whose peer has not offered them
+  std::vector<std::pair<index_t, std::uint64_t>> signatures_;
+  status failure_;
+  status broken_;
+};
+
+static_assert(peer_copier<peer_copy<local_peers::member>>);
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

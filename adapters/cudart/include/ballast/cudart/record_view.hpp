@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_RECORD_VIEW_HPP
+#define BALLAST_CUDART_RECORD_VIEW_HPP
+
+#include <ballast/config.hpp>
+#include <ballast/types.hpp>
+
+#include <concepts>
+#include <cstdint>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart {
+
+/// Element types in which routers hand their choices out.
+template <class Id>
+concept router_id = std::same_as<Id, std::int32_t> || std::same_as<Id, std::int64_t>;
+
+/// Counters of one rank in device memory as plain pointers and sizes.
+///
+/// Pointers and sizes never change for the life of the recorder, so that a captured graph may hold a copy of the view.
+struct record_view {
+  std::uint32_t* pass = nullptr;        ///< [L, E] tokens of the pass in progress
+  std::uint32_t const* gate = nullptr;  ///< 0 while nothing is to be counted
+  index_t const* local_map = nullptr;   ///< [L, S] logical expert in each slot of this rank
+  index_t num_layers = 0;               ///< L
+  index_t num_logical = 0;              ///< E
+  index_t slots_per_rank = 0;           ///< S
+};
+
+/// The choices of one layer's router in device memory.
+template <router_id Id>
+struct routing {
+  Id const* ids = nullptr;                         ///< [T, k] logical experts, row by row
+  index_t num_tokens = 0;                          ///< T, rows that there is room for
+  index_t top_k = 1;                               ///< k
+  std::int32_t const* num_valid_tokens = nullptr;  ///< in device memory; rows from there on are padding. Null: none are
+};
+
+}  // namespace cudart
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/kernels/fold.cuh>
+#include <ballast/cudart/kernels/route.cuh>
+#include <ballast/dispatch/table_view.hpp>
+
+#include "support.hpp"
+
+#include <benchmark/benchmark.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace {
+
+using ballast::index_t;
+using ballast::cudart::device_memory;
+using ballast_bench::check;
+using ballast_bench::launch_graph;
+using ballast_bench::to_device;
+
+enum class work { record, dispatch, fused, one_atomic_an_id };
+
+__global__ void empty_kernel() {}
+
+template <class Id>
+__global__ void one_atomic_an_id(Id const* ids, std::uint32_t num_ids, std::uint32_t* counts, index_t num_logical) {
+  auto const i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < num_ids && ids[i] >= 0 && ids[i] < num_logical) { atomicAdd(&counts[ids[i]], 1u); }
+}
+
+/// Tables with an eighth more slots than experts: the first experts have two candidates, the others one.
+struct tables {
+  tables(index_t num_layers, index_t num_logical, ballast::dispatch_rule rule) {
+    auto const extra = num_logical / 8;
+    view.num_layers = num_layers;
+    view.num_logical = num_logical;
+    view.num_slots = num_logical + extra;
+    view.salt = 1;
+    view.rule = rule;
+    std::vector<ballast::replica_range> host_ranges;
+    std::vector<ballast::dispatch_entry> host_entries;
+    for (index_t layer = 0; layer < num_layers; ++layer) {
+      index_t next = 0;
+      for (index_t e = 0; e < num_logical; ++e) {
+        index_t const count = e < extra ? 2 : 1;
+        host_ranges.push_back({next, count});
+        for (index_t i = 0; i < count; ++i, ++next) {
+          host_entries.push_back(ballast::make_dispatch_entry(next, next, 0));
+        }
+      }
+    }
+    ranges = to_device(host_ranges);
+    entries = to_device(host_entries);
+    view.ranges = ranges.data();
+    view.entries = entries.data();
+  }
+  ballast::dispatch_view view;
+  device_memory<ballast::replica_range> ranges;
+  device_memory<ballast::dispatch_entry> entries;
+};
+
+struct counters {
+  counters(index_t num_layers, index_t num_logical)
+      : pass{device_memory<std::uint32_t>::create(ballast::cudart::detail::padded_cells(num_layers, num_logical))},
+        gate{to_device(std::vector<std::uint32_t>{1})} {
+    view.pass = pass.data();
+    view.gate = gate.data();
+    view.num_layers = num_layers;
+    view.num_logical = num_logical;
+  }
+  ballast::cudart::record_view view;
+  device_memory<std::uint32_t> pass;
+  device_memory<std::uint32_t> gate;
+};
+
+/// Device-to-device copy rate of this card, bytes read plus bytes written per microsecond.
+double copy_rate(cudaStream_t stream) {
+  static double const rate = [stream] {
+    constexpr std::size_t bytes = std::size_t{256} << 20;
+    auto const from = device_memory<std::byte>::create(bytes);
+    auto const to = device_memory<std::byte>::create(bytes);
+    ballast_bench::stopwatch watch;
+    std::vector<double> times;
+    for (int i = 0; i < 20; ++i) {
+      watch.start(stream);
+      check(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream), "cudaMemcpyAsync");
+      times.push_back(watch.stop(stream));
+    }
+    return 2.0 * static_cast<double>(bytes) / ballast_bench::median(times);
+  }();
+  return rate;
+}
+
+/// Replay a graph of launches and, in turn with it, one of empty kernels.
+void race_with_empty(benchmark::State& state, cudaStream_t stream, launch_graph const& graph, double bytes) {
+  launch_graph const empty{stream, [stream](int) { empty_kernel<<<1, 32, 0, stream>>>(); }};
+  ballast_bench::stopwatch watch;
+  std::vector<double> times;
+  std::vector<double> empty_times;
+  for (int i = 0; i < 5; ++i) {
+    static_cast<void>(graph.time(stream, watch));
+    static_cast<void>(empty.time(stream, watch));
+  }
+  for (auto _ : state) {
+    empty_times.push_back(empty.time(stream, watch));
+    times.push_back(graph.time(stream, watch));
+    state.SetIterationTime(times.back() * 1e-6);
+  }
+  state.counters["median_us"] = ballast_bench::median(times);
+  state.counters["empty_us"] = ballast_bench::median(empty_times);
+  state.counters["x_empty"] = ballast_bench::median(times) / ballast_bench::median(empty_times);
+  if (bytes > 0) { state.counters["bytes_us"] = bytes / copy_rate(stream); }
+}
+
+template <class Id>
+void route(benchmark::State& state, work what, ballast::dispatch_rule rule) {
+  auto const num_tokens = static_cast<std::size_t>(state.range(0));
+  auto const num_logical = static_cast<std::size_t>(state.range(1));
+  constexpr std::size_t top_k = 8;
+  constexpr auto num_layers = launch_graph::launches;
+  static ballast_bench::token_trace const trace;
+
+  auto const stream = ballast::cudart::stream::create();
+  std::vector<device_memory<Id>> ids;
+  std::vector<device_memory<Id>> physical;
+  for (std::size_t layer = 0; layer < num_layers; ++layer) {
+    auto const choices = trace.choices(num_tokens, top_k, num_logical, layer);
+    ids.push_back(to_device(std::vector<Id>(choices.begin(), choices.end())));
+    physical.push_back(device_memory<Id>::create(choices.size()));
+  }
+  auto const num_valid = to_device(std::vector<std::int32_t>{static_cast<std::int32_t>(num_tokens)});
+  counters const counts{num_layers, static_cast<index_t>(num_logical)};
+  tables const map{num_layers, static_cast<index_t>(num_logical), rule};
+  auto const num_ids = static_cast<std::uint32_t>(num_tokens * top_k);
+
+  launch_graph const graph{
+      stream.get(), [&](int i) {
+        auto const at = static_cast<std::size_t>(i);
+        ballast::cudart::routing<Id> const input{ids[at].data(), static_cast<index_t>(num_tokens), top_k,
+                                                 num_valid.data()};
+        switch (what) {
+          case work::record: ballast::cudart::record(stream.get(), counts.view, i, input).or_throw(); break;
+          case work::dispatch:
+            ballast::cudart::dispatch(stream.get(), map.view, i, input, physical[at].data()).or_throw();
+            break;
+          case work::fused:
+            ballast::cudart::dispatch_and_record(stream.get(), counts.view, map.view, i, input, physical[at].data())
+                .or_throw();
+            break;
+          case work::one_atomic_an_id:
+            one_atomic_an_id<<<(num_ids + 255) / 256, 256, 0, stream.get()>>>(
+                input.ids, num_ids, counts.pass.data() + at * num_logical, static_cast<index_t>(num_logical));
+            break;
+        }
+      }};
+  auto const passes = what == work::dispatch || what == work::fused ? 2.0 : 1.0;
+  race_with_empty(state, stream.get(), graph, passes * static_cast<double>(num_ids * sizeof(Id)));
+}
+
+void fold(benchmark::State& state) {
+  auto const num_layers = static_cast<index_t>(state.range(0));
+  auto const num_logical = static_cast<index_t>(state.range(1));
+  auto const stream = ballast::cudart::stream::create();
+  counters const counts{num_layers, num_logical};
+  auto const cells = ballast::cudart::detail::padded_cells(num_layers, num_logical);
+  auto const bucket = device_memory<ballast::load_t>::create(cells);
+  launch_graph const graph{
+      stream.get(),
+      [&](int) { ballast::cudart::detail::fold(stream.get(), counts.view, {bucket.data(), true, false}).or_throw(); }};
+  race_with_empty(state, stream.get(), graph,
+                  static_cast<double>(cells) * (2 * sizeof(std::uint32_t) + 2 * sizeof(ballast::load_t)));
+}
+
+template <class Id>
+void add_route(std::string const& name, work what, ballast::dispatch_rule rule = ballast::dispatch_rule::hashed) {
+  auto* const benchmark =
+      benchmark::RegisterBenchmark((name + "/" + (sizeof(Id) == 4 ? "int32" : "int64")).c_str(),
+                                   [what, rule](benchmark::State& state) { route<Id>(state, what, rule); });
+  benchmark->ArgNames({"tokens", "experts"})->UseManualTime()->Iterations(200)->Unit(benchmark::kMicrosecond);
+  for (auto const experts : {64, 256, 512, 1024, 4096}) {
+    if (experts != 256) {
+      benchmark->Args({4096, experts});
+      continue;
+    }
+    for (auto const tokens : {64, 1024, 4096, 16384}) { benchmark->Args({tokens, experts}); }
+  }
+}
+
+int const registered = [] {
+  add_route<std::int32_t>("record", work::record);
+  add_route<std::int64_t>("record", work::record);
+  add_route<std::int32_t>("dispatch_hashed", work::dispatch);
+  add_route<std::int64_t>("dispatch_hashed", work::dispatch);
+  add_route<std::int32_t>("dispatch_rotated", work::dispatch, ballast::dispatch_rule::rotated);
+  add_route<std::int64_t>("dispatch_rotated", work::dispatch, ballast::dispatch_rule::rotated);
+  add_route<std::int32_t>("fused_hashed", work::fused);
+  add_route<std::int64_t>("fused_hashed", work::fused);
+  add_route<std::int32_t>("fused_rotated", work::fused, ballast::dispatch_rule::rotated);
+  add_route<std::int64_t>("fused_rotated", work::fused, ballast::dispatch_rule::rotated);
+  add_route<std::int32_t>("one_atomic_an_id", work::one_atomic_an_id);
+  add_route<std::int64_t>("one_atomic_an_id", work::one_atomic_an_id);
+  benchmark::RegisterBenchmark("fold", fold)
+      ->ArgNames({"layers", "experts"})
+      ->UseManualTime()
+      ->Iterations(200)
+      ->Unit(benchmark::kMicrosecond)
+      ->Args({58, 256})
+      ->Args({92, 896});
+  return 0;
+}();
+
+}  // namespace

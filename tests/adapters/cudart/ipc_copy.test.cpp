@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/ipc_peers.hpp>
+#include <ballast/cudart/peer_copy.hpp>
+#include <ballast/posix/process_group.hpp>
+
+#include "support/gpu.hpp"
+#include "support/posix_runner.hpp"
+#include "support/transport_laws.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+using namespace ballast;
+
+namespace {
+
+ballast_test::gpu_only const needs_gpu;
+using peers = cudart::ipc_peers<posix::process_group>;
+using transport = cudart::peer_copy<peers>;
+
+/// Memory of `cuMemCreate`, exported by file descriptor, in physical pieces of the smallest size.
+class vmm_memory : public ballast_test::gpu_memory {
+public:
+  [[nodiscard]] std::byte* allocate(std::size_t bytes) {
+    static_cast<void>(cudaFree(nullptr));  // the driver's functions need a context
+    CUmemAllocationProp properties{};
+    properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+    constexpr std::size_t granularity = std::size_t{2} << 20;
+    auto const pieces = (bytes + granularity - 1) / granularity + 1;
+    CUdeviceptr base = 0;
+    check(driver().mem_address_reserve(&base, pieces * granularity, 0, 0, 0), "cuMemAddressReserve");
+    for (std::size_t i = 0; i < pieces; ++i) {
+      CUmemGenericAllocationHandle handle = 0;
+      check(create()(&handle, granularity, &properties, 0), "cuMemCreate");
+      check(driver().mem_map(base + i * granularity, granularity, 0, handle, 0), "cuMemMap");
+      check(driver().mem_release(handle), "cuMemRelease");
+    }
+    CUmemAccessDesc access{};
+    access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    check(driver().mem_set_access(base, pieces * granularity, &access, 1), "cuMemSetAccess");
+    // Across the boundary of two pieces where it is long enough; unmapped when the process ends.
+    auto const shift = bytes < granularity ? granularity - bytes / 2 : 17;
+    return cudart::detail::to_address(base) + shift;
+  }
+
+private:
+  static void check(CUresult result, char const* call) { cudart::detail::to_status(result, call).or_throw(); }
+  static cudart::detail::driver_api const& driver() {
+    cudart::detail::driver_api::get().loaded.or_throw();
+    return cudart::detail::driver_api::get();
+  }
+  static decltype(&cuMemCreate) create() {
+    void* address = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    ballast_test::check_cuda(
+        cudaGetDriverEntryPointByVersion("cuMemCreate", &address, 12000, cudaEnableDefault, &found), "cuMemCreate");
+    return reinterpret_cast<decltype(&cuMemCreate)>(address);
+  }
+};
+
+/// Ranks are forked processes, all on one device.
+template <class Memory>
+struct ipc_copy_runner {
+  static constexpr bool can_lose_ranks = true;
+  std::vector<index_t> group_sizes = {1, 2, 4, 8};
+
+  [[nodiscard]] std::vector<index_t> const& sizes() const { return group_sizes; }
+
+  template <class Body>
+  [[nodiscard]] std::vector<std::string> run(index_t num_ranks, Body body) const {
+    auto const name = ballast_test::fresh_group_name();
+    return ballast_test::run_processes(
+        num_ranks, [&](index_t rank, ballast_test::process_exit exit, ballast_test::law_log& log) {
+          posix::process_group group;
+          if (!log.expect_ok(group.join(name, rank, num_ranks, ballast_test::patience), "join")) { return; }
+          transport wires{peers{group}};
+          ballast_test::law_endpoint<posix::process_group, transport, Memory> self{
+              group, wires, [exit] { exit.die(); }, {}};
+          body(self, log);
+        });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("peer copies between processes obey the laws of transports") {
+  ballast_test::check_transport_laws(ipc_copy_runner<ballast_test::gpu_memory>{}, 30);
+}
+
+TEST_CASE("memory of the virtual memory API is shared by file descriptors") {
+  using namespace ballast_test;
+  ipc_copy_runner<vmm_memory> const runner{{2, 4}};
+  for (auto const size : runner.sizes()) {
+    check_complaints(
+        runner.run(size, [](auto& self, law_log& log) { transport_law::moves_random_batches(self, log, 5, 20); }));
+  }
+}
+
+TEST_CASE("memory that no other process can open is refused with the remedy, on every rank") {
+  using namespace ballast_test;
+  ipc_copy_runner<gpu_memory> const runner{{2}};
+  check_complaints(runner.run(2, [](auto& self, law_log& log) {
+    void* pooled = nullptr;
+    check_cuda(cudaMallocAsync(&pooled, 4096, nullptr), "cudaMallocAsync");
+    check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    segment mine{self.memory.allocate(4096), 4096};
+    if (self.rank() == 1) { mine.data = static_cast<std::byte*>(pooled); }
+    auto const result = self.transport.expose({&mine, 1});
+    log.expect(!result.ok(), "pooled memory was accepted");
+    auto const* const wanted = self.rank() == 1 ? "cudaMalloc" : "rank 1";
+    log.expect(result.message().find(wanted) != std::string::npos, "no ", wanted, " in: ", result.message());
+  }));
+}

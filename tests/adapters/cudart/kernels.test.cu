@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/device_tables.hpp>
+#include <ballast/cudart/kernels/device_recorder.cuh>
+#include <ballast/cudart/kernels/fold.cuh>
+#include <ballast/cudart/kernels/route.cuh>
+#include <ballast/dispatch/tables.hpp>
+#include <ballast/load/window_recorder.hpp>
+
+#include "support/gpu.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+using namespace ballast;
+
+namespace {
+
+ballast_test::gpu_only const needs_gpu;
+
+template <class T>
+class on_device {
+public:
+  explicit on_device(std::vector<T> const& host) : memory_{cudart::device_memory<T>::create(host.size() + padding)} {
+    write(host);
+  }
+  void write(std::vector<T> const& host) {
+    ballast_test::check_cuda(cudaMemcpy(data(), host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice),
+                             "cudaMemcpy");
+    ballast_test::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  }
+  [[nodiscard]] T* data() const { return memory_.data(); }
+  [[nodiscard]] std::vector<T> read() const {
+    std::vector<T> host(memory_.size() - padding);
+    ballast_test::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    ballast_test::check_cuda(cudaMemcpy(host.data(), data(), host.size() * sizeof(T), cudaMemcpyDeviceToHost),
+                             "cudaMemcpy");
+    return host;
+  }
+
+private:
+  static constexpr std::size_t padding = 8;  // room to shift arrays off their alignment
+  cudart::device_memory<T> memory_;
+};
+
+/// Skewed ids with every kind that must not be counted: negative, reserved, out of range, and beyond 32 bits.
+template <class Id>
+std::vector<Id> make_ids(std::size_t count, index_t num_logical, std::uint64_t seed) {
+  std::vector<Id> ids(count);
+  for (auto& id : ids) {
+    seed = seed * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
+    auto const draw = static_cast<std::uint32_t>(seed >> 33);
+    auto const a = draw % static_cast<std::uint32_t>(num_logical);
+    auto const b = (draw >> 12) % static_cast<std::uint32_t>(num_logical);
+    id = static_cast<Id>(a < b ? a : b);
+    if (draw % 23 == 0) { id = static_cast<Id>(num_logical + static_cast<index_t>(draw % 5)); }
+    if (draw % 29 == 0) { id = -1; }
+    if (draw % 31 == 0) { id = sizeof(Id) == 8 ? static_cast<Id>(std::int64_t{1} << 32) : static_cast<Id>(-77); }
+  }
+  return ids;
+}
+
+struct sizes {
+  index_t num_tokens;
+  index_t top_k;
+  index_t num_logical;
+};
+
+placement random_placement(placement_shape shape, std::uint64_t seed) {
+  std::vector<index_t> map(static_cast<std::size_t>(shape.num_layers) * static_cast<std::size_t>(shape.num_slots));
+  for (std::size_t i = 0; i < map.size(); ++i) {
+    auto const slot = static_cast<index_t>(i % static_cast<std::size_t>(shape.num_slots));
+    map[i] = slot < shape.num_logical
+                 ? slot
+                 : static_cast<index_t>((i * 7 + seed * 13) % static_cast<std::size_t>(shape.num_logical));
+  }
+  for (index_t layer = 0; layer < shape.num_layers; ++layer) {
+    auto* const row = map.data() + static_cast<std::ptrdiff_t>(layer) * shape.num_slots;
+    for (index_t i = shape.num_slots - 1; i > 0; --i) {
+      seed = seed * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
+      std::swap(row[i], row[static_cast<index_t>((seed >> 33) % static_cast<std::uint64_t>(i + 1))]);
+    }
+  }
+  placement result;
+  result.assign(shape, map).or_throw();
+  return result;
+}
+
+template <class Id>
+void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::int32_t num_valid) {
+  constexpr index_t layer = 2;
+  constexpr index_t num_layers = 4;
+  topology const where{{4, 2, size.num_logical / 4 + 3, 2}};
+  placement_shape const shape{num_layers, size.num_logical, where.num_slots()};
+  auto const holds = random_placement(shape, 3);
+  auto const stream = cudart::stream::create();
+  cudart::device_tables<> tables{dispatch_tables{where, shape, rank_id{1}, mode}, where, 1};
+  for (index_t l = 0; l < num_layers; ++l) { tables.publish(where, holds, l, stream.get()).or_throw(); }
+  cudart::device_recorder const recorder{stream.get(), num_layers, size.num_logical};
+
+  auto const count = static_cast<std::size_t>(size.num_tokens) * static_cast<std::size_t>(size.top_k);
+  auto const ids = make_ids<Id>(count, size.num_logical, 11);
+  on_device<Id> const device_ids{std::vector<Id>(count + shift, Id{-1})};
+  ballast_test::check_cuda(
+      cudaMemcpy(device_ids.data() + shift, ids.data(), count * sizeof(Id), cudaMemcpyHostToDevice), "cudaMemcpy");
+  on_device<Id> physical{std::vector<Id>(count + shift, Id{-9})};
+  on_device<std::int32_t> const valid{{num_valid}};
+  cudart::routing<Id> const input{device_ids.data() + shift, size.num_tokens, size.top_k, valid.data()};
+
+  auto masked = ids;
+  auto const num_counted =
+      static_cast<std::size_t>(num_valid < 0 ? 0 : num_valid) * static_cast<std::size_t>(size.top_k);
+  for (std::size_t i = num_counted; i < count; ++i) { masked[i] = -1; }
+  std::vector<Id> wanted(count);
+  dispatch_ids(tables.host().view(), layer, size.top_k, std::span<Id const>{masked}, std::span{wanted});
+  std::vector<std::uint32_t> counts(static_cast<std::size_t>(num_layers * size.num_logical));
+  for (auto const id : masked) {
+    if (id >= 0 && id < size.num_logical) {
+      ++counts[static_cast<std::size_t>(layer * size.num_logical + static_cast<index_t>(id))];
+    }
+  }
+
+  auto const read_counts = [&] {
+    std::vector<std::uint32_t> result(counts.size());
+    ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+    ballast_test::check_cuda(cudaMemcpy(result.data(), recorder.view().pass, result.size() * 4, cudaMemcpyDeviceToHost),
+                             "cudaMemcpy");
+    ballast_test::check_cuda(cudaMemset(recorder.view().pass, 0, result.size() * 4), "cudaMemset");
+    ballast_test::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    return result;
+  };
+  auto const read_physical = [&] {
+    ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+    auto const all = physical.read();
+    return std::vector<Id>(all.begin() + static_cast<std::ptrdiff_t>(shift), all.end());
+  };
+  cudart::record(stream.get(), recorder.view(), layer, input).or_throw();
+  CHECK(read_counts() == counts);
+  cudart::dispatch(stream.get(), tables.view(), layer, input, physical.data() + shift).or_throw();
+  CHECK(read_physical() == wanted);
+  physical.write(std::vector<Id>(count + shift, Id{-9}));
+  cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), layer, input, physical.data() + shift)
+      .or_throw();
+  CHECK(read_physical() == wanted);
+  CHECK(read_counts() == counts);
+  // In place.
+  cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), layer, input, device_ids.data() + shift)
+      .or_throw();
+  CHECK(read_counts() == counts);
+  auto const in_place = device_ids.read();
+  CHECK(std::vector<Id>(in_place.begin() + static_cast<std::ptrdiff_t>(shift), in_place.end()) == wanted);
+}
+
+/// A graph of `launch`, made but not run.
+template <class Launch>
+cudaGraphExec_t capture(cudaStream_t stream, Launch launch) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  ballast_test::check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
+  launch();
+  ballast_test::check_cuda(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+  ballast_test::check_cuda(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+  ballast_test::check_cuda(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  return executable;
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("record and dispatch equal the host's, id for id", Id, std::int32_t, std::int64_t) {
+  for (auto const mode :
+       {dispatch_mode::nearest, dispatch_mode::even, dispatch_mode::round_robin, dispatch_mode::by_share}) {
+    CAPTURE(static_cast<int>(mode));
+    check_route<Id>({777, 6, 64}, mode, 0, 700);
+    check_route<Id>({64, 8, 256}, mode, 1, 64);
+  }
+  check_route<Id>({1, 1, 4}, dispatch_mode::even, 0, 1);
+  check_route<Id>({16384, 8, 256}, dispatch_mode::even, 0, 16000);
+  check_route<Id>({4096, 8, 4096}, dispatch_mode::even, 0, 4096);
+  check_route<Id>({4096, 8, 1000}, dispatch_mode::even, 3, 9999);
+  check_route<Id>({301, 7, 60}, dispatch_mode::nearest, 0, 0);
+  check_route<Id>({301, 7, 72}, dispatch_mode::nearest, 0, -5);
+}
+
+TEST_CASE("a closed gate counts nothing, and is read when a graph runs") {
+  auto const stream = cudart::stream::create();
+  cudart::device_recorder recorder{stream.get(), 1, 64, {4, 2}};
+  auto const ids = make_ids<std::int32_t>(4096, 64, 5);
+  on_device<std::int32_t> const device_ids{ids};
+  cudart::routing<std::int32_t> const input{device_ids.data(), 512, 8, nullptr};
+  auto const graph = capture(stream.get(), [&] { cudart::record(stream.get(), recorder.view(), 0, input).or_throw(); });
+  auto const replay = [&] { ballast_test::check_cuda(cudaGraphLaunch(graph, stream.get()), "cudaGraphLaunch"); };
+  window_recorder twin{1, 64, {4, 2}};
+
+  recorder.end_pass(true);  // the capture
+  twin.end_pass(true);
+  for (int pass = 0; pass < 9; ++pass) {
+    bool const open = pass % 3 != 1;
+    recorder.set_gate(open).or_throw();
+    replay();
+    replay();
+    if (open) {
+      twin.record_top_k(0, ids);
+      twin.record_top_k(0, ids);
+    }
+    recorder.end_pass(pass != 4);
+    twin.end_pass(pass != 4);
+    std::vector<load_t> found(2 * 64);
+    std::vector<load_t> wanted(found.size());
+    recorder.history(found);
+    twin.history(wanted);
+    CAPTURE(pass);
+    CHECK(found == wanted);
+  }
+  CHECK(recorder.failure().ok());
+  ballast_test::check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+}
+
+TEST_CASE("the window on the device is the window on the host") {
+  auto const stream = cudart::stream::create();
+  topology const where{{2, 1, 40, 1}};
+  auto const holds = trivial_placement({3, 61, 80});
+  for (window_options const options : {window_options{1, 8}, {5, 2}, {12, 8}, {3, 3}}) {
+    cudart::device_recorder recorder{stream.get(), 3, 61, options};
+    window_recorder twin{3, 61, options};
+    CHECK(recorder.num_buckets() == twin.num_buckets());
+    for (std::size_t pass = 0; pass < 30; ++pass) {
+      auto const layer = static_cast<index_t>(pass % 3);
+      auto const ids = make_ids<std::int32_t>(50 * pass, 61, pass);
+      on_device<std::int32_t> const device_ids{ids};
+      cudart::record(stream.get(), recorder.view(), layer,
+                     cudart::routing<std::int32_t>{device_ids.data(), static_cast<index_t>(50 * pass), 1, nullptr})
+          .or_throw();
+      twin.record_top_k(layer, ids);
+      std::vector<load_t> const local(41, static_cast<load_t>(pass));
+      recorder.record_local(layer, local, 1, holds.logical_of_slot(layer), where).or_throw();
+      twin.record_local(layer, local, 1, holds.logical_of_slot(layer), where).or_throw();
+      bool const counted = pass % 7 != 3;
+      recorder.end_pass(counted);
+      twin.end_pass(counted);
+      if (pass == 17) {
+        recorder.clear();
+        twin.clear();
+      }
+      std::vector<load_t> found(static_cast<std::size_t>(recorder.num_buckets()) * 3 * 61);
+      std::vector<load_t> wanted(found.size());
+      recorder.history(found);
+      twin.history(wanted);
+      CHECK(found == wanted);
+    }
+    CHECK(recorder.failure().ok());
+  }
+}
+
+TEST_CASE_TEMPLATE("arrivals of an all-to-all library are counted for the experts in the slots", Count, std::int32_t,
+                   std::int64_t) {
+  auto const stream = cudart::stream::create();
+  topology const where{{4, 1, 150, 1}};
+  auto const holds = random_placement({2, 500, 600}, 9);
+  cudart::device_tables<> tables{dispatch_tables{where, holds.shape(), rank_id{2}, dispatch_mode::even}, where, 2};
+  for (index_t layer = 0; layer < 2; ++layer) { tables.publish(where, holds, layer, stream.get()).or_throw(); }
+  cudart::device_recorder recorder{stream.get(), 2, 500, {1, 1}, tables.local_map(), 150};
+  window_recorder twin{2, 500, {1, 1}};
+
+  std::vector<Count> counts(151);
+  for (std::size_t i = 0; i < counts.size(); ++i) { counts[i] = static_cast<Count>(i * i % 37); }
+  std::vector<Count> sums(counts);
+  for (std::size_t i = 1; i < sums.size(); ++i) { sums[i] += sums[i - 1]; }
+  on_device<Count> const device_counts{counts};
+  on_device<Count> const device_sums{sums};
+  on_device<Count> const seen{std::vector<Count>(150, Count{3})};
+  auto later = counts;
+  for (auto& count : later) { count += 3; }
+  on_device<Count> const total{later};
+  cudart::record_arrivals(stream.get(), recorder.view(), 1, cudart::arrivals<Count>{device_counts.data()}).or_throw();
+  cudart::record_arrivals(stream.get(), recorder.view(), 1,
+                          cudart::arrivals<Count>{device_sums.data(), cudart::count_form::prefix_sums})
+      .or_throw();
+  for (int again = 0; again < 2; ++again) {  // nothing arrives the second time
+    cudart::record_arrivals(stream.get(), recorder.view(), 1,
+                            cudart::arrivals<Count>{total.data(), cudart::count_form::cumulative, seen.data()})
+        .or_throw();
+  }
+  for (int times = 0; times < 3; ++times) {
+    twin.record_local(1, counts, 2, holds.logical_of_slot(1), where).or_throw();
+  }
+  recorder.end_pass(true);
+  twin.end_pass(true);
+  std::vector<load_t> found(2 * 500);
+  std::vector<load_t> wanted(found.size());
+  recorder.history(found);
+  twin.history(wanted);
+  CHECK(found == wanted);
+}
+
+TEST_CASE("a graph that was captured before the tables changed reads the new ones") {
+  auto const stream = cudart::stream::create();
+  topology const where{{8, 2, 36, 1}};
+  placement_shape const shape{2, 256, 288};
+  cudart::device_tables<> tables{dispatch_tables{where, shape, rank_id{5}, dispatch_mode::nearest}, where, 5};
+  cudart::device_recorder recorder{stream.get(), 2, 256, {100, 1}};
+  auto const publish = [&](std::uint64_t seed) {
+    auto const holds = random_placement(shape, seed);
+    for (index_t layer = 0; layer < 2; ++layer) { tables.publish(where, holds, layer, stream.get()).or_throw(); }
+  };
+  auto const ids = make_ids<std::int32_t>(1000 * 8, 256, 4);
+  on_device<std::int32_t> const device_ids{ids};
+  on_device<std::int32_t> const physical{std::vector<std::int32_t>(ids.size())};
+  cudart::routing<std::int32_t> const input{device_ids.data(), 1000, 8, nullptr};
+  publish(1);
+  auto const graph = capture(stream.get(), [&] {
+    cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), 1, input, physical.data()).or_throw();
+  });
+  for (std::uint64_t move = 1; move <= 10; ++move) {
+    publish(move);
+    ballast_test::check_cuda(cudaGraphLaunch(graph, stream.get()), "cudaGraphLaunch");
+    std::vector<std::int32_t> wanted(ids.size());
+    dispatch_ids(tables.host().view(), 1, 8, std::span<std::int32_t const>{ids}, std::span{wanted});
+    CHECK(physical.read() == wanted);
+    recorder.end_pass(true);
+  }
+  window_recorder twin{2, 256, {100, 1}};
+  for (int move = 1; move <= 10; ++move) {
+    twin.record_top_k(1, ids);
+    twin.end_pass(true);
+  }
+  std::vector<load_t> found(2 * 256);
+  std::vector<load_t> wanted(found.size());
+  recorder.history(found);
+  twin.history(wanted);
+  CHECK(found == wanted);
+  ballast_test::check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_TESTS_SUPPORT_GPU_HPP
+#define BALLAST_TESTS_SUPPORT_GPU_HPP
+
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <cuda_runtime_api.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace ballast_test {
+
+/// Whether there is a device. Asked in a fork: a process that has talked to the driver cannot fork ranks that use it.
+[[nodiscard]] inline bool has_gpu() {
+  auto const child = ::fork();
+  if (child == 0) {
+    int count = 0;
+    ::_exit(cudaGetDeviceCount(&count) == cudaSuccess && count > 0 ? 0 : 1);
+  }
+  int exit_status = 1;
+  ::waitpid(child, &exit_status, 0);
+  return exit_status == 0;
+}
+
+/// One of these at namespace scope makes a test program end as skipped where there is no device.
+struct gpu_only {
+  gpu_only() {
+    if (has_gpu()) { return; }
+    std::puts("skipped: no CUDA device");
+    std::exit(77);
+  }
+};
+
+inline void check_cuda(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
+
+/// Device memory in the form that the transport laws want.
+class gpu_memory {
+public:
+  [[nodiscard]] std::byte* allocate(std::size_t bytes) {
+    blocks_.push_back(ballast::cudart::device_memory<std::byte>::create(bytes));
+    return blocks_.back().data();
+  }
+  void write(std::byte* to, std::span<std::byte const> bytes) {
+    check_cuda(cudaMemcpy(to, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
+    check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize");
+  }
+  void read(std::byte const* from, std::span<std::byte> bytes) {
+    check_cuda(cudaMemcpy(bytes.data(), from, bytes.size(), cudaMemcpyDeviceToHost), "cudaMemcpy");
+  }
+
+private:
+  std::vector<ballast::cudart::device_memory<std::byte>> blocks_;
+};
+
+/// Bytes of one expert in one tensor, and how far apart two slots are.
+struct gpu_tensor_shape {
+  std::size_t bytes = 0;
+  std::size_t stride = 0;
+};
+
+/// One rank's expert weights in device memory, whose every byte says to which (layer, tensor, expert) it belongs, with
+/// guard bytes in the gaps between slots and around each tensor.
+class gpu_weights {
+public:
+  gpu_weights(ballast::topology const& where, ballast::index_t rank, ballast::placement const& holds,
+              std::vector<gpu_tensor_shape> tensors)
+      : first_slot_{where.first_slot(rank)}, slots_{where.slots_per_rank()}, tensors_{std::move(tensors)} {
+    for (ballast::index_t layer = 0; layer < holds.num_layers(); ++layer) {
+      for (std::size_t t = 0; t < tensors_.size(); ++t) {
+        auto const bytes = expected(holds, layer, t);
+        blocks_.push_back(memory_.allocate(bytes.size()));
+        memory_.write(blocks_.back(), bytes);
+      }
+    }
+  }
+
+  /// Register everything with a store.
+  template <class Store>
+  void add_to(Store& store) {
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      auto const& shape = tensors_[i % tensors_.size()];
+      store
+          .add(static_cast<ballast::index_t>(i / tensors_.size()),
+               ballast::detail::concat("tensor", i % tensors_.size()), blocks_[i] + margin, shape.bytes, shape.stride)
+          .or_throw();
+    }
+  }
+
+  /// Empty when every slot holds what `tables` names and no guard byte has changed; otherwise the first wrong place.
+  [[nodiscard]] std::string first_error(ballast::placement const& tables) {
+    check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    for (ballast::index_t layer = 0; layer < tables.num_layers(); ++layer) {
+      for (std::size_t t = 0; t < tensors_.size(); ++t) {
+        auto const wanted = expected(tables, layer, t);
+        std::vector<std::byte> found(wanted.size());
+        memory_.read(blocks_[static_cast<std::size_t>(layer) * tensors_.size() + t], found);
+        for (std::size_t i = 0; i < found.size(); ++i) {
+          if (found[i] != wanted[i]) {
+            return ballast::detail::concat("layer ", layer, ", tensor ", t, ", byte ", i, ", slots from ", first_slot_);
+          }
+        }
+      }
+    }
+    return {};
+  }
+
+private:
+  static constexpr std::size_t margin = 256;
+  static constexpr std::byte guard{0xa5};
+
+  [[nodiscard]] std::vector<std::byte> expected(ballast::placement const& tables, ballast::index_t layer,
+                                                std::size_t tensor) const {
+    auto const& shape = tensors_[tensor];
+    std::vector<std::byte> bytes(2 * margin + static_cast<std::size_t>(slots_) * shape.stride, guard);
+    for (ballast::index_t slot = 0; slot < slots_; ++slot) {
+      auto const expert = tables.logical_of_slot(layer)[static_cast<std::size_t>(first_slot_ + slot)];
+      auto state = static_cast<std::uint64_t>(layer) * 0x9e3779b97f4a7c15u + tensor * 0xbf58476d1ce4e5b9u +
+                   static_cast<std::uint64_t>(expert) * 0x94d049bb133111ebu;
+      auto* const at = bytes.data() + margin + static_cast<std::size_t>(slot) * shape.stride;
+      for (std::size_t i = 0; i < shape.bytes; ++i) {
+        state = state * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
+        at[i] = static_cast<std::byte>(state >> 56);
+      }
+    }
+    return bytes;
+  }
+
+  ballast::index_t first_slot_;
+  ballast::index_t slots_;
+  std::vector<gpu_tensor_shape> tensors_;
+  gpu_memory memory_;
+  std::vector<std::byte*> blocks_;  // [L * tensors]
+};
+
+}  // namespace ballast_test
+
+#endif
