@@ -109,7 +109,6 @@ public:
     validate().or_throw();
     epochs_.assign(static_cast<std::size_t>(current_.num_layers()), 0);
     next_ = current_;
-    history_.assign(static_cast<std::size_t>(recorder_.num_buckets()) * num_cells(), 0);
     loads_.assign(num_cells(), 0);
     balances_.assign(static_cast<std::size_t>(current_.num_layers()), {});
   }
@@ -405,10 +404,15 @@ private:
 
   /// Sum the recorded loads over the ranks: `history_` [H, L, E] and, over the buckets, `loads_` [L, E].
   [[nodiscard]] status reduce_loads() {
-    recorder_.history(history_);
+    read_history();
     if (auto result = control_->all_reduce(history_, options_.timeout); !result.ok()) { return result; }
     sum_history();
     return {};
+  }
+  void read_history() {
+    // A recorder that keeps every pass has more buckets each time.
+    history_.resize(static_cast<std::size_t>(recorder_.num_buckets()) * num_cells());
+    recorder_.history(history_);
   }
   void sum_history() {
     for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
@@ -613,7 +617,7 @@ private:
   /// Reduce the loads of the window so far and split every expert's tokens anew. Layers that are still to move take
   /// part too: their transfers depend on maps, not on shares.
   [[nodiscard]] status refresh_shares() {
-    recorder_.history(history_);
+    read_history();
     sum_history();
     if (auto result = control_->all_reduce(loads_, options_.timeout); !result.ok()) { return fail(std::move(result)); }
     measure_balance();
