@@ -30,7 +30,8 @@ enum class share_precision {
 /// The optimum over all splits is the largest of w(A) / |ranks that hold a member of A| over sets A of experts. The
 /// solver finds it as a maximum flow: tokens move from ranks above a target to ranks below it, along replicas; where
 /// they get stuck, the ranks they can reach are a *bottleneck*, whose mean load is the next target. Targets only rise
-/// and the flow stays valid, so a layer costs a handful of breadth-first searches.
+/// and the flow stays valid, so a layer costs a handful of breadth-first searches. Spanning trees bring most of the
+/// load where it belongs before the first search.
 ///
 /// Copies of one expert on one rank act as one. Replicas on dead ranks take nothing. After `open` the map can be
 /// changed slot by slot (`replace`) and solved again, starting from the flow at hand; copying a solver copies its
@@ -71,7 +72,7 @@ public:
   /// Move tokens until the busiest rank is as light as the replicas allow.
   ///
   /// @return load of the busiest rank, in units of 1 / 2^18 token.
-  /// @pre `open` succeeded
+  /// @pre `open` succeeded, and every expert that `replace` took away has a slot again
   /// @complexity O(targets * searches * P); measured in `docs/shares.md`. No allocation.
   /// @throws nothing
   /// @determinism integer arithmetic, ranks and slots in ascending order.
@@ -79,7 +80,9 @@ public:
     auto const slack = [precision](load_t load) { return precision == share_precision::exact ? 0 : load >> 10; };
     in_bottleneck_ = live_;
     bound_ = divide_up(total_, num_live_);
-    sweep(bound_ + slack(bound_));
+    list_replicated();
+    raise_bound_to_small_sets();
+    level_out(bound_ + slack(bound_));
     while (!drain(bound_ + slack(bound_))) {
       bound_ = std::max(bound_, mean_of_reached());
       in_bottleneck_ = reached_;
@@ -122,15 +125,16 @@ public:
   /// split evenly, and so is everything if rounding would make the split worse than that.
   ///
   /// @param out  out: [P]
+  /// @pre `solve` was called since `open` and the last `replace`
   /// @complexity O(P), no allocation.
   /// @throws nothing
   void write_shares(std::span<share_t> out) {
     BALLAST_EXPECTS(out.size() == next_.size(), "share_solver: output is not [P]");
-    std::fill(out.begin(), out.end(), share_t{0});
-    write_even(out);
-    auto const even = max_load_under(out);
     write_split(out);
-    if (max_load_under(out) > even) { write_even(out); }
+    if (max_load() + largest_rounding() < even_max_load()) { return; }
+    auto const split = max_load_under(out);
+    write_even(out);
+    if (max_load_under(out) > split) { write_split(out); }
   }
 
 private:
@@ -174,6 +178,7 @@ private:
     arc_to_.resize(ranks);
     path_.resize(ranks);
     movable_.resize(slots);
+    replicated_.reserve(loads.size());
     num_movable_.resize(ranks);
     total_ = 0;
     for (auto const tokens : loads) { total_ += tokens * detail::load_unit; }
@@ -185,16 +190,19 @@ private:
         if (at(live_, rank) != 0) { link(slot); }
       }
     }
+    // Rings start at their lowest slot, as `placement::make_shares_even` does.
+    for (auto& head : head_) { head = head == none ? none : at(next_, head); }
   }
+  /// Append to the ring of the slot's expert; `head_` is then its last slot.
   void link(index_t slot) {
-    auto& head = at(head_, at(logical_of_slot_, slot));
-    if (head == none) {
-      head = slot;
+    auto& last = at(head_, at(logical_of_slot_, slot));
+    if (last == none) {
       at(next_, slot) = slot;
     } else {
-      at(next_, slot) = at(next_, head);
-      at(next_, head) = slot;
+      at(next_, slot) = at(next_, last);
+      at(next_, last) = slot;
     }
+    last = slot;
   }
   void remove(index_t slot) {
     auto const expert = at(logical_of_slot_, slot);
@@ -241,6 +249,7 @@ private:
   }
   void split_evenly(index_t expert) {
     auto const head = at(head_, expert);
+    if (at(next_, head) == head) { return add_flow(head, units(expert)); }
     auto const count = load_t{count_replicas(head)};
     auto rest = units(expert) % count;
     for_each_replica(head, [&](index_t slot) {
@@ -249,45 +258,109 @@ private:
     });
   }
   void split_as(index_t expert, std::span<share_t const> shares) {
+    auto const head = at(head_, expert);
     auto rest = units(expert);
-    for_each_replica(at(head_, expert), [&](index_t slot) {
+    if (at(next_, head) == head) { return add_flow(head, rest); }
+    for_each_replica(head, [&](index_t slot) {
       auto const wanted = detail::shared_load(at(tokens_, expert), shares[static_cast<std::size_t>(slot)]);
       auto const load = std::min(rest, wanted);
       add_flow(slot, load);
       rest -= load;
     });
-    add_flow(at(head_, expert), rest);
+    add_flow(head, rest);
   }
 
   // ---- moving tokens ----
 
-  /// List the slots whose load may go elsewhere, rank by rank.
-  void list_movable() {
+  /// List the experts with several replicas, and rank by rank the slots whose load may go elsewhere.
+  void list_replicated() {
+    replicated_.clear();
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
       auto const first = rank * slots_per_rank_;
       auto end = first;
       for (index_t slot = first; slot < first + slots_per_rank_; ++slot) {
         auto const next = at(next_, slot);
-        if (next != none && next != slot && at(tokens_, at(logical_of_slot_, slot)) > 0) { at(movable_, end++) = slot; }
+        if (next == none || next == slot) { continue; }
+        auto const expert = at(logical_of_slot_, slot);
+        if (at(head_, expert) == slot) { replicated_.push_back(slot); }
+        if (at(tokens_, expert) > 0) { at(movable_, end++) = slot; }
       }
       at(num_movable_, rank) = end - first;
     }
   }
-  /// Level neighbours out a few times, which leaves little for the flow to do.
-  void sweep(load_t target) {
-    list_movable();
-    constexpr int sweeps = 3;
-    for (int i = 0; i < sweeps && max_load() > target; ++i) {
-      for (index_t rank = 0; rank < num_ranks(); ++rank) {
-        auto const first = rank * slots_per_rank_;
-        for (index_t m = first; m < first + at(num_movable_, rank); ++m) { level_out(at(movable_, m)); }
+  /// Look at what cannot leave a rank, and a pair of ranks with a common expert: often the bottleneck already, and
+  /// always a good first target.
+  void raise_bound_to_small_sets() {
+    std::copy(rank_load_.begin(), rank_load_.end(), scratch_.begin());
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      auto const first = rank * slots_per_rank_;
+      for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
+        at(scratch_, rank) -= at(flow_, at(movable_, m));
+      }
+    }
+    for (index_t rank = 0; rank < num_ranks(); ++rank) { raise_bound(at(scratch_, rank), rank, rank); }
+    for (auto const head : replicated_) {
+      auto const other = at(next_, head);
+      auto const a = at(rank_of_slot_, head);
+      auto const b = at(rank_of_slot_, other);
+      if (at(next_, other) != head || a == b) { continue; }
+      raise_bound(divide_up(at(scratch_, a) + at(scratch_, b) + units(at(logical_of_slot_, head)), 2), a, b);
+    }
+  }
+  void raise_bound(load_t load, index_t a, index_t b) {
+    if (load <= bound_) { return; }
+    bound_ = load;
+    std::fill(in_bottleneck_.begin(), in_bottleneck_.end(), flag{0});
+    at(in_bottleneck_, a) = 1;
+    at(in_bottleneck_, b) = 1;
+  }
+  /// Come close to `target` cheaply, which leaves little for the searches to do.
+  void level_out(load_t target) {
+    constexpr int sweeps = 2;
+    for (int i = 0; i < sweeps && max_load() > target; ++i) { level_out_neighbours(); }
+    if (max_load() > target) { level_out_along_trees(divide_up(total_, num_live_)); }
+  }
+  void level_out_neighbours() {
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      auto const first = rank * slots_per_rank_;
+      for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
+        auto const slot = at(movable_, m);
+        auto const other = at(next_, slot);
+        auto const half = (load_at(slot) - load_at(other)) / 2;
+        move(slot, other, std::clamp(half, -at(flow_, other), at(flow_, slot)));
       }
     }
   }
-  void level_out(index_t slot) {
-    auto const other = at(next_, slot);
-    auto const difference = load_at(slot) - load_at(other);
-    move(slot, other, std::clamp(difference / 2, -at(flow_, other), at(flow_, slot)));
+  /// Move load along spanning trees of the replicas, from the leaves to the roots: each rank passes on what it has
+  /// above `target`, or asks its parent for what it lacks. Where no replica runs short this already is the optimum.
+  void level_out_along_trees(load_t target) {
+    std::fill(reached_.begin(), reached_.end(), flag{0});
+    index_t end = 0;
+    for (index_t root = 0, i = 0; root < num_ranks(); ++root) {
+      if (at(reached_, root) == 0) { visit(root, 0, end); }
+      for (; i < end; ++i) { visit_children(at(queue_, i), end); }
+    }
+    for (index_t i = end - 1; i >= 0; --i) {
+      auto const rank = at(queue_, i);
+      auto const own = at(arc_to_, rank);
+      if (own == none) { continue; }
+      auto const of_parent = at(arc_slot_, rank);
+      move(own, of_parent, std::clamp(at(rank_load_, rank) - target, -at(flow_, of_parent), at(flow_, own)));
+    }
+  }
+  /// Here `arc_to_` is a rank's slot towards its parent, and `arc_slot_` the parent's slot of the same expert.
+  void visit_children(index_t rank, index_t& end) {
+    auto const first = rank * slots_per_rank_;
+    for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
+      auto const slot = at(movable_, m);
+      for (auto to = at(next_, slot); to != slot; to = at(next_, to)) {
+        auto const child = at(rank_of_slot_, to);
+        if (at(reached_, child) != 0) { continue; }
+        visit(child, 0, end);
+        at(arc_slot_, child) = slot;
+        at(arc_to_, child) = to;
+      }
+    }
   }
   void move(index_t from, index_t to, load_t load) {
     add_flow(from, -load);
@@ -309,8 +382,8 @@ private:
       if (at(rank_load_, rank) > target) { visit(rank, 0, end); }
     }
     num_sources_ = end;
-    bool open_rank = false;
-    for (index_t i = 0; i < end; ++i) {
+    index_t depth = num_ranks();  // of the nearest rank with room; nothing behind it matters
+    for (index_t i = 0; i < end && at(level_, at(queue_, i)) < depth; ++i) {
       auto const rank = at(queue_, i);
       auto const first = rank * slots_per_rank_;
       for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
@@ -320,11 +393,11 @@ private:
           auto const other = at(rank_of_slot_, to);
           if (at(reached_, other) != 0) { continue; }
           visit(other, at(level_, rank) + 1, end);
-          open_rank = open_rank || at(rank_load_, other) < target;
+          if (at(rank_load_, other) < target) { depth = at(level_, other); }
         }
       }
     }
-    return open_rank;
+    return depth < num_ranks();
   }
   void visit(index_t rank, index_t level, index_t& end) {
     at(reached_, rank) = 1;
@@ -407,20 +480,17 @@ private:
   // ---- shares ----
 
   void write_even(std::span<share_t> out) const {
-    for (auto const head : head_) {
-      if (head == none) { continue; }
-      auto const count = static_cast<share_t>(count_replicas(head));
-      auto rest = share_one % count;
-      for_each_replica(head, [&](index_t slot) {
-        out[static_cast<std::size_t>(slot)] = share_one / count + (rest > 0 ? 1 : 0);
-        rest -= rest > 0 ? 1 : 0;
-      });
-    }
+    write_singles(out);
+    for (auto const head : replicated_) { write_even(head, out); }
   }
-  /// Replace the even shares of experts that have load; what rounding leaves over goes to the lightest rank.
+  /// Load flows to share; what rounding leaves over goes to the lightest rank.
   void write_split(std::span<share_t> out) const {
-    for (auto const head : head_) {
-      if (head == none || at(next_, head) == head || at(tokens_, at(logical_of_slot_, head)) == 0) { continue; }
+    write_singles(out);
+    for (auto const head : replicated_) {
+      if (at(tokens_, at(logical_of_slot_, head)) == 0) {
+        write_even(head, out);
+        continue;
+      }
       auto rest = share_one;
       auto lightest = head;
       for_each_replica(head, [&](index_t slot) {
@@ -431,6 +501,31 @@ private:
       });
       out[static_cast<std::size_t>(lightest)] += rest;
     }
+  }
+  void write_singles(std::span<share_t> out) const {
+    for (std::size_t slot = 0; slot < out.size(); ++slot) {
+      out[slot] = next_[slot] == static_cast<index_t>(slot) ? share_one : 0;
+    }
+  }
+  void write_even(index_t head, std::span<share_t> out) const {
+    auto const count = static_cast<share_t>(count_replicas(head));
+    auto rest = share_one % count;
+    for_each_replica(head, [&](index_t slot) {
+      out[static_cast<std::size_t>(slot)] = share_one / count + (rest > 0 ? 1 : 0);
+      rest -= rest > 0 ? 1 : 0;
+    });
+  }
+  /// More than the load of any rank can change when its shares are rounded: c / 2^30 of each expert, and one unit.
+  [[nodiscard]] load_t largest_rounding() const {
+    return (total_ >> 30) * (num_ranks() + 1) * slots_per_rank_ + slots_per_rank_ + 1;
+  }
+  [[nodiscard]] load_t even_max_load() {
+    std::copy(rank_load_.begin(), rank_load_.end(), scratch_.begin());
+    for (auto const head : replicated_) {
+      auto const part = units(at(logical_of_slot_, head)) / count_replicas(head);
+      for_each_replica(head, [&](index_t slot) { at(scratch_, at(rank_of_slot_, slot)) += part - at(flow_, slot); });
+    }
+    return *std::max_element(scratch_.begin(), scratch_.end());
   }
   /// Load of the busiest rank as `rank_loads` computes it.
   [[nodiscard]] load_t max_load_under(std::span<share_t const> shares) {
@@ -465,6 +560,7 @@ private:
   std::vector<load_t> scratch_;           ///< [R] rank loads under rounded shares
   std::vector<flag> live_;                ///< [R]
   std::vector<flag> in_bottleneck_;       ///< [R]
+  std::vector<index_t> replicated_;       ///< heads of the experts with several replicas
   std::vector<index_t> movable_;          ///< [P] rank by rank, slots whose load has another place to go
   std::vector<index_t> num_movable_;      ///< [R]
   std::vector<flag> reached_;             ///< [R] by the last search
