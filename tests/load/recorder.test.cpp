@@ -8,11 +8,13 @@
 #include "support/allocation_counter.hpp"
 #include "support/archetypes.hpp"
 #include "support/histories.hpp"
+#include "support/trace_files.hpp"
 
 #include <doctest/doctest.h>
 
 #include <array>
 #include <cstdint>
+#include <fstream>
 #include <limits>
 #include <ostream>
 #include <random>
@@ -297,6 +299,34 @@ TEST_CASE("top-k ids and the all-to-all's counts of the same tokens agree") {
   by_id.end_pass(true);
   by_slot.end_pass(true);
   CHECK(total_of(by_id) == total_of(by_slot));
+}
+
+TEST_CASE("a model's router choices, fed token by token, add up to its recorded trace") {
+  auto const folder = std::string{BALLAST_TEST_DATA_DIR};
+  auto const trace = ballast_test::read_trace(folder + "/traces/deepseek-v2-lite/intent_512tok.csv");
+  std::ifstream file{folder + "/tokens/deepseek_v2_lite_intent.csv"};
+  char comma = 0;
+  int num_tokens = 0;
+  index_t num_layers = 0;
+  std::size_t top_k = 0;
+  file >> num_tokens >> comma >> num_layers >> comma >> top_k;
+  REQUIRE(num_tokens == 1024);
+  REQUIRE(num_layers == trace.layers);
+  pass_recorder recorder{num_layers, trace.experts};
+  std::vector<std::int32_t> ids(top_k);
+  for (int token = 0; token < num_tokens; ++token) {
+    for (index_t layer = 0; layer < num_layers; ++layer) {
+      for (auto& id : ids) {
+        file >> id;
+        file.get();
+      }
+      recorder.record_top_k(layer, ids);
+    }
+    if (token % 512 == 511) { recorder.end_pass(true); }
+  }
+  REQUIRE(recorder.num_buckets() == 2);
+  auto const expected = trace.history(0, 2).tokens();
+  CHECK(ballast_test::history_of(recorder) == loads(expected.begin(), expected.end()));
 }
 
 TEST_CASE("prefill by ids and decode by local counts in one window: nothing is counted twice") {
