@@ -36,6 +36,17 @@ TEST_CASE("half of the past stays") {
   CHECK(history_of(recorder) == loads{300});
 }
 
+TEST_CASE("halves of a token are kept, and round up when read") {
+  decay_recorder recorder{1, 1, {.keep = 32768}};
+  run(recorder, 1);
+  run(recorder, 0);
+  CHECK(history_of(recorder) == loads{1});
+  run(recorder, 0);
+  CHECK(history_of(recorder) == loads{0});
+  run(recorder, 3);
+  CHECK(history_of(recorder) == loads{3});
+}
+
 TEST_CASE("the extremes: all of the past and none of it") {
   decay_recorder all{1, 1, {.keep = 65536}};
   decay_recorder none{1, 1, {.keep = 0}};

@@ -243,6 +243,15 @@ TEST_CASE("local counts of all ranks add up to the physical counts of all ranks"
   CHECK(total_of(recorder) == loads{1 + 4 + 32, 2, 8, 16});
 }
 
+TEST_CASE("prefix sums are taken apart slot by slot") {
+  topology const where{{.num_ranks = 2, .num_nodes = 1, .slots_per_rank = 4}};
+  std::vector<index_t> const map{7, 6, 5, 4, 3, 2, 1, 0};
+  window_recorder recorder{1, 8};
+  REQUIRE(recorder.record_local_prefix_sums(0, std::vector<std::int32_t>{1, 3, 3, 11}, 1, map, where).ok());
+  recorder.end_pass(true);
+  CHECK(total_of(recorder) == loads{8, 0, 2, 1, 0, 0, 0, 0});
+}
+
 TEST_CASE("local counts that are wrong are refused") {
   topology const where{{.num_ranks = 2, .num_nodes = 1, .slots_per_rank = 2}};
   std::vector<index_t> const map{0, 1, 2, 3};

@@ -107,6 +107,19 @@ TEST_CASE("after a clear, fewer passes than the window are all there is") {
   CHECK(history_of(recorder) == loads{0, sum_of(11, 14)});
 }
 
+TEST_CASE("a cleared recorder cuts its buckets as a new one does") {
+  window_recorder fresh{1, 1, {.passes = 7, .buckets = 3}};
+  run(fresh, 0, 7);
+  for (index_t before = 1; before < 20; ++before) {
+    CAPTURE(before);
+    window_recorder used{1, 1, {.passes = 7, .buckets = 3}};
+    run(used, 0, before);
+    used.clear();
+    run(used, 0, 7);
+    CHECK(history_of(used) == history_of(fresh));
+  }
+}
+
 TEST_CASE("the order of passes inside a bucket does not matter") {
   window_recorder forward{1, 1, {.passes = 8, .buckets = 1}};
   window_recorder backward{1, 1, {.passes = 8, .buckets = 1}};
