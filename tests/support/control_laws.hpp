@@ -7,6 +7,7 @@
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 
+#include "support/check_complaints.hpp"
 #include "support/group_runner.hpp"
 #include "support/law_log.hpp"
 

@@ -8,6 +8,7 @@
 #include "support/law_log.hpp"
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <ctime>
 #include <functional>

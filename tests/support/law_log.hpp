@@ -6,12 +6,10 @@
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
-#include <doctest/doctest.h>
-
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <utility>
 #include <vector>
 
 namespace ballast_test {
@@ -46,16 +44,6 @@ private:
   ballast::index_t rank_;
   std::vector<std::string> complaints_;
 };
-
-/// Hand complaints to doctest, in the thread that runs the test case.
-inline void check_complaints(std::vector<std::string> const& complaints) {
-  std::size_t shown = 0;
-  for (auto const& complaint : complaints) {
-    if (++shown > 20) { break; }
-    FAIL_CHECK(complaint);
-  }
-  CHECK(complaints.empty());
-}
 
 }  // namespace ballast_test
 

@@ -61,7 +61,8 @@ TEST_CASE("a receiver never accepts bytes that it read while the sender gave up"
     if (self.rank() == 0) {
       log.expect_failure(self.transport.wait(100 * millisecond), {errc::deadline_exceeded}, "rank 1", "the sender");
     } else {
-      log.expect_failure(self.transport.wait(patience), {errc::transport_failed}, "rank 0 took back", "the receiver");
+      log.expect_failure(self.transport.wait(patience), {errc::transport_failed}, "rank 0 took back a message to rank 1",
+                         "the receiver");
     }
     ballast_test::meet(self, log);
   });

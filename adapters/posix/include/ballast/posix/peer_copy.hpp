@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -108,6 +109,7 @@ public:
   /// Make progress; see `data_transport`. Copies at most `bytes_per_poll` bytes.
   [[nodiscard]] transfer_state poll() {
     if (!open_) { return transfer_state::idle; }
+    group_->give_sign();
     if (failure_.ok()) { offer_messages(); }
     if (failure_.ok()) { receive_some(); }
     if (failure_.ok()) { look_around(); }
@@ -123,7 +125,7 @@ public:
       in_time = group_->await([&] { return poll() != transfer_state::pending || more_to_copy_; }, deadline) &&
                 ballast::detail::now() < deadline;
     } while (in_time && where() == transfer_state::pending);
-    if (where() == transfer_state::pending) { failure_ = late(); }
+    if (where() == transfer_state::pending) { fail_late(timeout); }
     close();
     return std::exchange(failure_, {});
   }
@@ -274,6 +276,7 @@ private:
     auto const bytes = entry_->bytes.load();
     if (bytes != left_) {
       finish(offer_state::offered, offer_state::refused);
+      group_->suspect(message.peer, true);
       failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", message.peer, " sent ", bytes,
                                                                   " bytes, rank ", rank(), " expects ", left_)};
       return;
@@ -357,7 +360,7 @@ private:
   [[nodiscard]] static std::size_t fill(std::span<::iovec> out, cursor at, Segments const& segments, std::size_t budget,
                                         Address address) {
     std::size_t count = 0;
-    for (; count < out.size() && at.segment < segments.size() && budget > 0; ++at.segment, at.offset = 0) {
+    for (; count < out.size() && segments.size() > at.segment && budget > 0; ++at.segment, at.offset = 0) {
       auto const& part = segments[at.segment];
       auto const bytes = std::min(part.size - at.offset, budget);
       if (bytes == 0) { continue; }
@@ -458,6 +461,7 @@ private:
       failure_ = group_->stale();
       return;
     }
+    failure_ = group_->doomed();
     auto const look = [&](auto const& progress) {
       if (failure_.ok() && !progress.taken && !group_->is_live(progress.message->peer)) {
         fail_by_loss(progress.message->peer);
@@ -475,32 +479,47 @@ private:
     failure_ = group_->lost("peer_copy", peer);
   }
 
-  // A peer has ended the batch before this rank. The cause to name is the rank whose death made it do so, if there is
-  // one.
+  // A peer has ended the batch before this rank. The cause to name is what made it do so, if it can be known.
   void given_up(index_t peer, std::string_view how) {
-    for (index_t other = 0; other < num_ranks(); ++other) {
-      if (!group_->is_expelled(other) && group_->is_lost(other)) { return fail_by_loss(other); }
-    }
+    if (fail_by_cause()) { return; }
     failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", peer, how, rank())};
   }
 
-  [[nodiscard]] status late() {
-    auto const open = [](auto const& progress) { return !progress.taken; };
-    if (auto const at = std::ranges::find_if(receives_, open); at != receives_.end()) {
-      group_->suspect(at->message->peer);
-      return {errc::deadline_exceeded,
-              ballast::detail::concat("peer_copy: rank ", rank(), " waited in vain for a message of rank ",
-                                      at->message->peer)};
+  // A rank that is dead, although this batch may not need it, or one that has given the bytes up.
+  [[nodiscard]] bool fail_by_cause() {
+    for (index_t other = 0; other < num_ranks() && failure_.ok(); ++other) {
+      if (!group_->is_expelled(other) && group_->is_lost(other)) { fail_by_loss(other); }
     }
-    auto const at = std::ranges::find_if(sends_, open);
-    BALLAST_ASSERT(at != sends_.end(), "peer_copy: late with nothing left to do");
-    group_->suspect(at->message->peer);
-    return {errc::deadline_exceeded, ballast::detail::concat("peer_copy: rank ", at->message->peer,
-                                                             " did not take a message of rank ", rank(), " in time")};
+    if (failure_.ok()) { failure_ = group_->doomed(); }
+    return !failure_.ok();
+  }
+
+  void fail_late(nanoseconds_t timeout) {
+    if (fail_by_cause()) { return; }
+    auto const open = [](auto const& progress) { return !progress.taken; };
+    std::string what;
+    if (auto const receive = std::ranges::find_if(receives_, open); receive != receives_.end()) {
+      auto const peer = receive->message->peer;
+      group_->suspect(peer);
+      what = ballast::detail::concat("rank ", rank(), " waited in vain for a message of rank ", peer);
+    } else if (auto const send = std::ranges::find_if(sends_, open); send != sends_.end()) {
+      auto const peer = send->message->peer;
+      group_->suspect(peer);
+      what = ballast::detail::concat("rank ", peer, " did not take a message of rank ", rank(), " in time");
+    }
+    // A peer that is late may itself be waiting for somebody else.
+    auto const silent = group_->most_silent([](index_t) { return true; });
+    if (silent >= 0 && group_->silence_of(silent) > timeout / 2) {
+      group_->suspect(silent);
+      what += ballast::detail::concat("; rank ", silent, " has given no sign for ",
+                                      group_->silence_of(silent) / 1'000'000, " ms");
+    }
+    failure_ = {errc::deadline_exceeded, "peer_copy: " + what};
   }
 
   // End the batch: take back what nobody took, and turn down what this rank will not take any more.
   void close() {
+    if (!failure_.ok()) { group_->give_up_batch(); }
     for (auto& send : sends_) { withdraw(send); }
     if (active_ != none) {
       for (auto const from : {offer_state::reading, offer_state::wanted}) {

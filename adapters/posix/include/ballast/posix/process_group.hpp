@@ -39,7 +39,7 @@ namespace posix {
 /// by compare-and-swap. A rank that was stopped in a vote and resumes reads what the others read, so no vote is ever
 /// `undecided` (unless the rank was expelled meanwhile, or resumes after thousands of further votes).
 ///
-/// `expel` shrinks the group: the other ranks' calls no longer wait for that rank, and its own fail. An expelled rank
+/// `expel` shrinks the group: calls that wait for that rank fail, later ones do without it, and its own all fail. It
 /// adds nothing to `all_reduce`; in `all_gather` the words of the lowest live rank stand in for its own, so that
 /// comparisons hold.
 ///
@@ -173,14 +173,17 @@ public:
 
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
     auto const deadline = deadline_after(timeout);
+    auto const expelled_before = segment_.header().expelled.load();
     if (is_expelled(rank_)) { return {decision::undecided, stale()}; }
     ++votes_;
     auto const blamed = yes ? suspicion{} : std::exchange(suspicion_, {});
     self().ballot.store(votes_ << ballot_shift | static_cast<std::uint64_t>(blamed.culprit) << 8 |
                         static_cast<std::uint64_t>(blamed.why) << 4 | (yes ? 1u : 0u));
     ring_all();
-    bool const in_time = await([&] { return try_to_decide(); }, deadline);
-    if (!in_time) { decide({decision::drop, {cause::late, first_without_ballot()}, {}}); }
+    bool const in_time = await([&] { return try_to_decide(expelled_before); }, deadline);
+    if (!in_time) {
+      decide({decision::drop, {cause::late, most_silent([&](index_t rank) { return !has_voted(rank); })}, {}});
+    }
     ring_all();
     return read_decision();
   }
@@ -208,17 +211,57 @@ public:
     return {errc::peer_lost, ballast::detail::concat(who, ": rank ", rank, " (process ", peer.process.pid, ") ", how)};
   }
   /// Whom to blame if this rank's next vote is a no: the others' reason then names that rank too.
-  void suspect(index_t rank) { suspicion_ = {is_lost(rank) ? cause::lost : cause::late, rank}; }
+  /// @param at_fault  it sent what it should not have; otherwise it is dead or late
+  void suspect(index_t rank, bool at_fault = false) {
+    suspicion_ = {at_fault ? cause::wrong : is_live(rank) ? cause::late : cause::lost, rank};
+  }
   /// Wake one rank, or all of them.
   void ring(index_t rank) const noexcept { segment_.member_of(rank).bell.ring(); }
   void ring_all() const noexcept {
     for (index_t rank = 0; rank < num_ranks_; ++rank) { ring(rank); }
+  }
+  /// Let the others see that this rank is at work; see `most_silent`.
+  void give_sign() const noexcept { self().last_sign.store(ballast::detail::now()); }
+  /// The other live rank that has given no sign for longest, or -1. A rank in one of this group's waits gives one every
+  /// few milliseconds, so this tells a rank that hangs elsewhere from those that wait for it.
+  template <class Predicate>
+  [[nodiscard]] index_t most_silent(Predicate considered) const {
+    index_t found = -1;
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      if (rank == rank_ || is_expelled(rank) || !considered(rank)) { continue; }
+      if (found < 0 || last_sign(rank) < last_sign(found)) { found = rank; }
+    }
+    return found;
+  }
+  /// Nanoseconds since that rank gave a sign.
+  [[nodiscard]] nanoseconds_t silence_of(index_t rank) const { return ballast::detail::now() - last_sign(rank); }
+  /// Tell the others that this rank's batch has failed, and by whose fault if `suspect` was called: theirs, should they
+  /// still be at work on it, is in vain. Holds until this rank's next control call has been answered.
+  void give_up_batch() const noexcept {
+    self().distress.store(position() << distress_shift | pack(suspicion_) << 1 | 1);
+    ring_all();
+  }
+  /// A failure when another rank has given up a batch since the last control call, or said no in the vote that is next.
+  [[nodiscard]] status doomed() const {
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      if (rank == rank_ || is_expelled(rank)) { continue; }
+      auto const distress = segment_.member_of(rank).distress.load();
+      auto const ballot = ballot_of(rank);
+      auto const by_ballot = ballot >> ballot_shift == votes_ + 1 && (ballot & 1) == 0;
+      auto const by_distress = (distress & 1) != 0 && distress >> distress_shift == position();
+      if (!by_ballot && !by_distress) { continue; }
+      auto const behind_it = unpack(by_ballot ? ballot >> 4 : distress >> 1);
+      if (behind_it.why != cause::none && behind_it.culprit == rank_) { continue; }  // this rank knows better
+      return dropped_by(rank, by_ballot ? " voted no" : " gave up", behind_it);
+    }
+    return {};
   }
   /// Sleep until `done()` holds; it is asked again at every ring and every few milliseconds. @return false when late
   template <class Done>
   [[nodiscard]] bool await(Done done, nanoseconds_t deadline) {
     for (;;) {
       auto const heard = self().bell.listen();
+      give_sign();
       if (done()) { return true; }
       auto const left = deadline - ballast::detail::now();
       if (left <= 0) { return false; }
@@ -246,6 +289,7 @@ private:
     std::size_t total_words;
   };
 
+  [[nodiscard]] nanoseconds_t last_sign(index_t rank) const { return segment_.member_of(rank).last_sign.load(); }
   [[nodiscard]] detail::member& self() const noexcept { return segment_.member_of(rank_); }
 
   // ---- meeting ----
@@ -347,6 +391,7 @@ private:
   [[nodiscard]] status exchange(call const& what, std::span<std::uint64_t const> mine, nanoseconds_t timeout, Use use,
                                 bool stand_in) {
     auto const deadline = deadline_after(timeout);
+    auto const expelled = segment_.header().expelled.load();
     auto const pieces = std::max<std::size_t>(1, (what.total_words + detail::mail_words - 1) / detail::mail_words);
     auto const first_call = calls_ + 1;
     calls_ += pieces;
@@ -356,8 +401,8 @@ private:
       auto const size = first < mine.size() ? std::min(detail::mail_words, mine.size() - first) : 0;
       auto const number = first_call + piece;
       post(what, number, size == 0 ? mine.first(0) : mine.subspan(first, size));
-      result = await_posts(what, number, deadline);
-      if (result.ok()) { result = read_posts(what, number, first, use, stand_in); }
+      result = await_posts(what, number, expelled, deadline);
+      if (result.ok()) { result = read_posts(what, number, expelled, first, use, stand_in); }
     }
     return is_expelled(rank_) ? stale() : result;
   }
@@ -378,31 +423,39 @@ private:
     ring_all();
   }
 
-  [[nodiscard]] status await_posts(call const& what, std::uint64_t number, nanoseconds_t deadline) {
-    auto const waits_for = [&](index_t rank) {
-      return !is_expelled(rank) && segment_.member_of(rank).posted.load() < number;
+  // Ranks that were out when the call began are not waited for; one that is expelled meanwhile fails it.
+  [[nodiscard]] status await_posts(call const& what, std::uint64_t number, std::uint64_t expelled,
+                                   nanoseconds_t deadline) {
+    auto const is_missing = [&](index_t rank) {
+      return (expelled >> rank & 1) == 0 && segment_.member_of(rank).posted.load() < number;
     };
     index_t gone = -1;
     bool const in_time = await(
         [&] {
           bool complete = true;
           for (index_t rank = 0; rank < num_ranks_; ++rank) {
-            if (!waits_for(rank)) { continue; }
+            if (!is_missing(rank)) { continue; }
             complete = false;
-            if (is_lost(rank) && waits_for(rank)) { gone = rank; }
+            if (!is_live(rank) && is_missing(rank)) { gone = rank; }
           }
           return complete || gone >= 0 || is_expelled(rank_);
         },
         deadline);
     if (is_expelled(rank_)) { return stale(); }
-    if (gone >= 0) { return lost(what.name, gone); }
-    if (!in_time) { return late(what.name, names_of(waits_for)); }
+    if (gone >= 0) {
+      suspect(gone);
+      return lost(what.name, gone);
+    }
+    if (!in_time) {
+      if (auto const silent = most_silent(is_missing); silent >= 0) { suspect(silent); }
+      return late(what.name, names_of(is_missing));
+    }
     return {};
   }
 
   template <class Use>
-  [[nodiscard]] status read_posts(call const& what, std::uint64_t number, std::size_t first, Use use, bool stand_in) {
-    auto const expelled = segment_.header().expelled.load();
+  [[nodiscard]] status read_posts(call const& what, std::uint64_t number, std::uint64_t expelled, std::size_t first,
+                                  Use use, bool stand_in) {
     auto const lowest_live = static_cast<index_t>(std::countr_one(expelled));
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
       bool const absent = (expelled >> rank & 1) != 0;
@@ -446,7 +499,7 @@ private:
 
   // ---- votes ----
 
-  enum class cause : std::uint64_t { none, voted_no, lost, late };
+  enum class cause : std::uint64_t { none, voted_no, lost, late, wrong };
   struct suspicion {
     cause why = cause::none;
     index_t culprit = 0;
@@ -461,6 +514,10 @@ private:
   static constexpr int ballot_shift = 16;
   [[nodiscard]] std::uint64_t ballot_of(index_t rank) const noexcept { return segment_.member_of(rank).ballot.load(); }
   [[nodiscard]] bool has_voted(index_t rank) const noexcept { return ballot_of(rank) >> ballot_shift >= votes_; }
+
+  // Distress: how many control calls came before, whom this rank blames and why, and 1.
+  static constexpr int distress_shift = 16;
+  [[nodiscard]] std::uint64_t position() const noexcept { return calls_ + votes_; }
 
   // A decision: vote number, the reason behind the reason, the reason, and 1 for commit or 2 for drop.
   static constexpr int decision_shift = 28;
@@ -486,11 +543,11 @@ private:
   }
 
   // True once the vote has an outcome, here or elsewhere.
-  [[nodiscard]] bool try_to_decide() {
+  [[nodiscard]] bool try_to_decide(std::uint64_t expelled_before) {
     if (decision_word().load() >> decision_shift >= votes_ || is_expelled(rank_)) { return true; }
     bool complete = true;
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
-      if (is_expelled(rank)) { continue; }
+      if ((expelled_before >> rank & 1) != 0) { continue; }
       auto const ballot = ballot_of(rank);
       if (ballot >> ballot_shift == votes_ && (ballot & 1) == 0) {
         decide({decision::drop, {cause::voted_no, rank}, unpack(ballot >> 4)});
@@ -498,20 +555,13 @@ private:
       }
       if (has_voted(rank)) { continue; }
       complete = false;
-      if (is_lost(rank) && !has_voted(rank)) {
+      if (!is_live(rank) && !has_voted(rank)) {
         decide({decision::drop, {cause::lost, rank}, {}});
         return true;
       }
     }
     if (complete) { decide({decision::commit, {}, {}}); }
     return complete;
-  }
-
-  [[nodiscard]] index_t first_without_ballot() const {
-    for (index_t rank = 0; rank < num_ranks_; ++rank) {
-      if (!is_expelled(rank) && !has_voted(rank)) { return rank; }
-    }
-    return rank_;
   }
 
   [[nodiscard]] vote_result read_decision() const {
@@ -527,18 +577,20 @@ private:
     auto const reason = unpack(word >> 4);
     switch (reason.why) {
       case cause::lost: return {decision::drop, lost("vote", reason.culprit)};
-      case cause::voted_no: return {decision::drop, voted_no(reason.culprit, unpack(word >> 16))};
+      case cause::voted_no: return {decision::drop, dropped_by(reason.culprit, " voted no", unpack(word >> 16))};
       default: return {decision::drop, late("vote", concat("rank ", reason.culprit))};
     }
   }
-  [[nodiscard]] static status voted_no(index_t rank, suspicion const& behind_it) {
+  [[nodiscard]] static status dropped_by(index_t rank, char const* how, suspicion const& behind_it) {
     using ballast::detail::concat;
-    auto const vote = concat("rank ", rank, " voted no");
+    auto const what = concat("rank ", rank, how);
     switch (behind_it.why) {
-      case cause::lost: return {errc::peer_lost, concat(vote, " because rank ", behind_it.culprit, " is lost")};
+      case cause::lost: return {errc::peer_lost, concat(what, " because rank ", behind_it.culprit, " is lost")};
       case cause::late:
-        return {errc::deadline_exceeded, concat(vote, " because rank ", behind_it.culprit, " was late")};
-      default: return {errc::transport_failed, vote};
+        return {errc::deadline_exceeded, concat(what, " because rank ", behind_it.culprit, " was late")};
+      case cause::wrong:
+        return {errc::transport_failed, concat(what, " because of what rank ", behind_it.culprit, " sent")};
+      default: return {errc::transport_failed, what};
     }
   }
 
