@@ -85,18 +85,40 @@ public:
 
   /// Bring this rank's arrivals of rounds [first, last) into staging and hand its own experts to their takers.
   ///
-  /// @param timeout  nanoseconds.
+  /// @param timeout  nanoseconds, of each batch.
   /// @return the first failure; the live weights are untouched in any case.
   [[nodiscard]] status receive(index_t first, index_t last, nanoseconds_t timeout) {
-    auto const step = limits_.rounds_per_batch > 0 ? limits_.rounds_per_batch : std::max(last - first, 1);
-    for (; first < last; first += step) {
-      auto const sends = in_rounds(sends_, first, std::min(first + step, last));
-      auto const receives = in_rounds(receives_, first, std::min(first + step, last));
-      if (auto result = transport_->start(sends, receives); !result.ok()) { return result; }
+    if (auto result = begin_receive(first, last); !result.ok()) { return result; }
+    while (next_round_ < last_round_) {
       if (auto result = transport_->wait(timeout); !result.ok()) { return result; }
+      if (auto result = begin_receive(next_round_, last); !result.ok()) { return result; }
     }
+    return first < last ? transport_->wait(timeout) : status{};
+  }
+
+  /// The same without waiting: hand the first batch to the transport.
+  [[nodiscard]] status begin_receive(index_t first, index_t last) {
+    last_round_ = last;
+    next_round_ = limits_.rounds_per_batch > 0 ? std::min(first + limits_.rounds_per_batch, last) : last;
+    if (first >= last) { return {}; }
+    return transport_->start(in_rounds(sends_, first, next_round_), in_rounds(receives_, first, next_round_));
+  }
+  /// Make progress on what `begin_receive` began. @param arrived out: whether everything is there
+  [[nodiscard]] status poll_receive(bool& arrived) {
+    arrived = false;
+    switch (transport_->poll()) {
+      case transfer_state::pending: return {};
+      case transfer_state::idle: arrived = true; return {};
+      case transfer_state::done:
+      case transfer_state::failed: break;
+    }
+    if (auto result = transport_->wait(0); !result.ok()) { return result; }
+    if (next_round_ < last_round_) { return begin_receive(next_round_, last_round_); }
+    arrived = true;
     return {};
   }
+  /// Give up what `begin_receive` began. @return why it had not finished
+  [[nodiscard]] status abandon_receive() { return transport_->wait(0); }
 
   /// Digests of what this rank sends, at the group's index of each message. @param out in/out: [num_messages()]
   void checksum_sends(std::span<std::int64_t> out) {
@@ -287,6 +309,8 @@ private:
   std::size_t staged_bytes_ = 0;
   std::size_t num_messages_ = 0;
   index_t num_rounds_ = 0;
+  index_t next_round_ = 0;  // first round after the running batch
+  index_t last_round_ = 0;  // end of what `begin_receive` was asked for
   std::uint64_t tag_base_ = 0;
   std::vector<segment> segments_;
   std::vector<remote_segment> remotes_;

@@ -54,8 +54,9 @@ struct rebalancer_options {
   pass_gate gate{};                        ///< which passes count
   std::int64_t max_message_bytes = 0;      ///< longer messages travel in pieces; 0: no limit
   index_t rounds_per_batch = 0;            ///< rounds that the transport is given at once; 0: all of a group
-  bool verify = false;                     ///< compare checksums of every moved expert before it is committed
-  bool adopt_first_plan = false;           ///< when plans differ, every rank takes rank 0's instead of failing
+  bool asynchronous = false;  ///< bytes travel while passes run; commits follow the words of `outgoing` and `incoming`
+  bool verify = false;        ///< compare checksums of every moved expert before it is committed
+  bool adopt_first_plan = false;  ///< when plans differ, every rank takes rank 0's instead of failing
 };
 
 /// What a rebalance would bring.
@@ -114,7 +115,8 @@ public:
   }
   rebalancer(rebalancer const&) = delete;
   rebalancer& operator=(rebalancer const&) = delete;
-  ~rebalancer() = default;
+  /// Takes back what an asynchronous move still has under way; peers see that move fail.
+  ~rebalancer() { ground_flight(); }
 
   // ---- life cycle, called by all ranks together ----
 
@@ -156,9 +158,10 @@ public:
 
   /// Stop planning. In mid-cycle the chunks that are still to come are dropped: layers already moved stay moved, the
   /// others stay where they are, each consistent. Call on every rank before the same step.
-  void disable() noexcept {
+  void disable() {
     enabled_ = false;
     if (state_ == rebalancer_state::moving) {
+      ground_flight();
       forget_cycle();
       state_ = rebalancer_state::recording;
     }
@@ -214,7 +217,11 @@ public:
     if (share_refresh_due() && !plans_now) {
       if (auto result = refresh_shares(); !result.ok()) { return result; }
     }
-    if (state_ == rebalancer_state::moving) { return move_one_step(); }
+    if (state_ == rebalancer_state::moving) {
+      if (!options_.asynchronous) { return move_one_step(); }
+      poll_flight();
+      return {};
+    }
     if (!plans_now) {
       ++waited_;
       return {};
@@ -222,6 +229,39 @@ public:
     // The call that ends a cycle is also the first of the next wait.
     waited_ = 1;
     return begin_cycle();
+  }
+
+  // ---- asynchronous mode: no rank waits for another inside a forward pass ----
+
+  /// The word that this rank tells the others with the engine's next exchange, once per step.
+  [[nodiscard]] std::uint64_t outgoing() const noexcept {
+    if (state_ == rebalancer_state::recording) { return 0; }
+    if (state_ != rebalancer_state::moving || !flight_.failure.ok()) { return word_failed; }
+    return flight_.number << 2 | (flight_.arrived ? word_ready : word_pending);
+  }
+
+  /// Take the words of all ranks in, before the next pass is launched: layers that every rank has received are
+  /// committed, and the next bytes set off.
+  ///
+  /// @param words  [R] what each rank's `outgoing` gave for this exchange, the same on every rank.
+  /// @return success, or why the cycle failed.
+  [[nodiscard]] status incoming(std::span<std::uint64_t const> words) {
+    BALLAST_EXPECTS(words.size() == static_cast<std::size_t>(where_.num_ranks()), "incoming: not one word per rank");
+    if (!options_.asynchronous || state_ != rebalancer_state::moving) { return {}; }
+    bool all_ready = true;
+    for (std::size_t r = 0; r < words.size(); ++r) {
+      if (words[r] == word_failed) {
+        return fail(!flight_.failure.ok()
+                        ? flight_.failure
+                        : status{errc::transport_failed, detail::concat("rank ", r, " gave its moves up")});
+      }
+      if (words[r] >> 2 != flight_.number) {
+        return fail({errc::disagreement, detail::concat("rank ", r, " is at group ", words[r] >> 2,
+                                                        " of its moves, rank ", rank(), " at group ", flight_.number)});
+      }
+      all_ready = all_ready && (words[r] & 3) == word_ready;
+    }
+    return all_ready ? land_flight() : status{};
   }
 
   /// Put another placement in force at once: an offline plan, an operator's choice. Call on every rank between two
@@ -300,6 +340,29 @@ private:
     std::vector<index_t> rows;
   };
 
+  // What an asynchronous rank tells the others: the number of its group in flight and how it stands.
+  static constexpr std::uint64_t word_pending = 1;
+  static constexpr std::uint64_t word_ready = 2;
+  static constexpr std::uint64_t word_failed = 3;
+
+  /// The group that is on its way, and the chunk it belongs to.
+  struct flight {
+    std::uint64_t number = 0;  // groups sent off so far, the same on every rank
+    bool open = false;
+    bool arrived = false;
+    status failure;
+    nanoseconds_t deadline = 0;
+    placement const* tables = nullptr;  // what the commit publishes
+    layer_split const* split = nullptr;
+    std::size_t row = 0;  // of the split's next waypoint
+    std::size_t at = 0;   // position in `chunk_layers_` after the group
+    std::size_t end = 0;  // of the chunk
+    std::vector<index_t> layers;
+    std::int64_t moves = 0;
+    std::int64_t bytes = 0;
+    nanoseconds_t start = 0;
+  };
+
   // ---- set-up ----
 
   [[nodiscard]] status validate() const {
@@ -354,7 +417,10 @@ private:
     std::uint64_t threshold = 0;
     std::memcpy(&threshold, &options_.utilization_threshold, sizeof threshold);
     words.add(options_.interval).add(threshold).add(options_.verify).add(options_.adopt_first_plan);
-    words.add(options_.share_interval).add(options_.max_message_bytes).add(options_.rounds_per_batch);
+    words.add(options_.asynchronous)
+        .add(options_.share_interval)
+        .add(options_.max_message_bytes)
+        .add(options_.rounds_per_batch);
     words.add(store_->staging_limit());
     options_.gate.describe(words);
     return words.value();
@@ -395,6 +461,10 @@ private:
     auto const plan_start = detail::now();
     if (auto result = prepare_moves(plan_next(), plan_start); !result.ok()) { return result; }
     if (num_steps_ == 0) { return {}; }
+    if (options_.asynchronous) {
+      state_ = rebalancer_state::moving;
+      return launch_next();
+    }
     if (num_steps_ > 1) {
       state_ = rebalancer_state::moving;
       return {};
@@ -766,26 +836,40 @@ private:
 
   /// Move one layer along its waypoints, each with an epoch and a publication of its own.
   [[nodiscard]] status move_split(layer_split const& split) {
+    flight_.split = &split;
+    flight_.row = 0;
+    while (take_waypoint()) {
+      if (auto result = move_group(*flight_.tables); !result.ok()) { return result; }
+    }
+    flight_.split = nullptr;
+    return {};
+  }
+
+  /// Make the way to the next waypoint of `flight_.split` the group to move. @return false after the last one
+  [[nodiscard]] bool take_waypoint() {
+    auto const& split = *flight_.split;
     auto const slots = static_cast<std::size_t>(current_.num_slots());
-    for (std::size_t at = 0; at < split.rows.size(); at += slots) {
-      bool const last = at + slots == split.rows.size();
+    while (flight_.row < split.rows.size()) {
+      auto const at = std::exchange(flight_.row, flight_.row + slots);
+      bool const last = flight_.row == split.rows.size();
       if (!last) {
         waypoint_.resize(current_.shape());
         auto const row = waypoint_.edit(split.layer).logical_of_slot;
         std::copy_n(split.rows.begin() + static_cast<std::ptrdiff_t>(at), slots, row.begin());
         waypoint_.index_replicas(split.layer);
       }
-      auto const& tables = last ? next_ : waypoint_;
-      if (auto result = plan_layer_transfer(where_, current_, tables, split.layer, scratch_, leg_); !result.ok()) {
-        return lose(std::move(result));
-      }
+      flight_.tables = last ? &next_ : &waypoint_;
+      [[maybe_unused]] auto const planned =
+          plan_layer_transfer(where_, current_, *flight_.tables, split.layer, scratch_, leg_);
+      BALLAST_ASSERT(planned.ok(), "rebalancer: a waypoint lost an expert");
       if (!leg_.tables_change) { continue; }
       group_.assign(1, &leg_);
-      if (auto result = move_group(tables); !result.ok()) { return result; }
+      return true;
     }
-    return {};
+    return false;
   }
 
+  /// Receive, vote, commit.
   [[nodiscard]] status move_group(placement const& tables) {
     auto received = open_group();
     if (received.ok()) { received = mover().receive(0, mover().num_rounds(), options_.timeout); }
@@ -836,6 +920,80 @@ private:
     return {};
   }
 
+  // ---- asynchronous moves: one group in flight at a time ----
+
+  /// Send the next group off: the next waypoint of a split layer, else the next layers of the chunk, else the next
+  /// chunk.
+  [[nodiscard]] status launch_next() {
+    for (;;) {
+      if (flight_.split != nullptr) {
+        if (take_waypoint()) { return take_off(); }
+        flight_.split = nullptr;
+      }
+      if (flight_.at == flight_.end) {
+        if (next_chunk_ > 0) { notify_flight(); }
+        if (next_chunk_ == num_chunks()) {
+          end_cycle();
+          return {};
+        }
+        open_chunk();
+      }
+      flight_.at = next_group(flight_.at, flight_.end);
+      if (group_.empty()) { continue; }
+      for (auto const* const transfer : group_) {
+        flight_.layers.push_back(transfer->layer);
+        flight_.moves += static_cast<std::int64_t>(transfer->moves.size());
+        flight_.bytes += bytes_of({transfer, 1});
+      }
+      flight_.split = split_of(group_.front()->layer);
+      flight_.row = 0;
+      flight_.tables = &next_;
+      if (flight_.split == nullptr) { return take_off(); }
+    }
+  }
+  void open_chunk() {
+    flight_.at = next_chunk_ == 0 ? 0 : chunk_ends_[static_cast<std::size_t>(next_chunk_) - 1];
+    flight_.end = chunk_ends_[static_cast<std::size_t>(next_chunk_)];
+    ++next_chunk_;
+    flight_.layers.clear();
+    flight_.moves = 0;
+    flight_.bytes = 0;
+    flight_.start = detail::now();
+  }
+  void notify_flight() {
+    std::sort(flight_.layers.begin(), flight_.layers.end());
+    committed_ = flight_.layers;
+    notify_commit(flight_.moves, flight_.bytes, flight_.start);
+  }
+
+  /// A failure of this rank alone is told to the others by its next word, so it is no failure of the call.
+  [[nodiscard]] status take_off() {
+    ++flight_.number;
+    flight_.arrived = false;
+    flight_.deadline = detail::now() + options_.timeout;
+    flight_.failure = open_group();
+    flight_.open = flight_.failure.ok();
+    if (flight_.open) { flight_.failure = mover().begin_receive(0, mover().num_rounds()); }
+    poll_flight();
+    return {};
+  }
+  void poll_flight() {
+    if (!flight_.open || flight_.arrived || !flight_.failure.ok()) { return; }
+    flight_.failure = mover().poll_receive(flight_.arrived);
+    if (flight_.failure.ok() && !flight_.arrived && detail::now() > flight_.deadline) {
+      flight_.failure = mover().abandon_receive();
+    }
+  }
+  [[nodiscard]] status land_flight() {
+    flight_.open = false;
+    auto result = options_.verify ? finish_group(*flight_.tables, {}) : commit_group(*flight_.tables);
+    return result.ok() ? launch_next() : result;
+  }
+  void ground_flight() {
+    if (flight_.open && !flight_.arrived && flight_.failure.ok()) { static_cast<void>(mover().abandon_receive()); }
+    flight_.open = false;
+  }
+
   void end_cycle() noexcept {
     state_ = rebalancer_state::recording;
     forget_cycle();
@@ -846,6 +1004,10 @@ private:
     splits_.clear();
     chunk_layers_.clear();
     chunk_ends_.clear();
+    flight_.split = nullptr;
+    flight_.at = flight_.end = 0;
+    flight_.arrived = false;
+    flight_.failure = {};
     num_steps_ = 0;
     next_chunk_ = 0;
     next_round_ = 0;
@@ -855,6 +1017,7 @@ private:
   [[nodiscard]] status fail(status why) { return stop(rebalancer_state::failed, std::move(why)); }
   [[nodiscard]] status lose(status why) { return stop(rebalancer_state::cohort_lost, std::move(why)); }
   [[nodiscard]] status stop(rebalancer_state state, status why) {
+    ground_flight();
     state_ = state;
     failure_ = std::move(why);
     forget_cycle();
@@ -970,7 +1133,8 @@ private:
   index_t num_steps_ = 0;  // calls that the chunks take; more than chunks when a layer arrives over several steps
   index_t next_chunk_ = 0;
   index_t next_round_ = 0;  // of the layer that is arriving over several steps
-  status part_received_;    // what its steps so far came to on this rank
+  flight flight_;
+  status part_received_;  // what its steps so far came to on this rank
   std::uint64_t group_tag_ = 0;
   std::vector<layer_transfer const*> group_;
   std::vector<index_t> committed_;

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// Asynchronous moves: bytes travel while passes run, commits follow the words that the engine exchanges.
+#include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
+#include <ballast/transport/in_process.hpp>
+
+#include "../support/cohort.hpp"
+#include "../support/policies.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+using namespace ballast_test;
+
+topology const where{{3, 1, 3, 0}};
+constexpr index_t num_layers = 4;
+placement const initial = trivial_placement({num_layers, 9, 9});
+
+rebalancer_options asynchronous() { return {.interval = 2, .timeout = patience, .asynchronous = true}; }
+
+// The engine's own exchange, once per step.
+std::vector<std::uint64_t> exchange(in_process_endpoint& me, std::uint64_t word) {
+  std::vector<std::uint64_t> words(3);
+  me.all_gather({&word, 1}, words, patience).or_throw();
+  return words;
+}
+
+template <class Member>
+status step(Member& self, in_process_endpoint& me) {
+  if (auto result = self.moved.incoming(exchange(me, self.moved.outgoing())); !result.ok()) { return result; }
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    self.moved.record_top_k(layer, std::vector<index_t>{0, 1, 2});
+  }
+  return self.moved.on_forward_pass_end();
+}
+
+template <class Body>
+void on_three_ranks(Body body) {
+  in_process_group group{3};
+  group.run(body);
+}
+
+}  // namespace
+
+TEST_CASE("layers are committed on one step by all ranks, and weights fit the tables after every call") {
+  on_three_ranks([](in_process_endpoint& me) {
+    member<rotate_placement, layers_per_chunk<>> self{where, initial, {}, layers_per_chunk{1}, me, asynchronous()};
+    self.moved.start().or_throw();
+    for (int call = 0; call < 60; ++call) {
+      step(self, me).or_throw();
+      REQUIRE(self.first_error() == "");
+      std::vector<std::uint64_t> epochs(3);
+      auto const mine = self.moved.epoch(0) + 100 * self.moved.epoch(3);
+      me.all_gather({&mine, 1}, epochs, patience).or_throw();
+      REQUIRE(epochs[0] == mine);
+      REQUIRE(epochs[1] == mine);
+      REQUIRE(epochs[2] == mine);
+    }
+    CHECK(self.moved.epoch(0) >= 2);
+    CHECK(self.moved.epoch(3) >= 2);
+    CHECK(self.log.steps_of("commit").size() >= 8);
+  });
+}
+
+TEST_CASE("one expert of staging, several rounds a batch, and verification work asynchronously too") {
+  on_three_ranks([](in_process_endpoint& me) {
+    auto options = asynchronous();
+    options.rounds_per_batch = 1;
+    options.verify = true;
+    patterned_weights weights{where, me.rank(), initial, {{48, 48}, {5, 8}}};
+    host_store store{where, num_layers, 512};
+    weights.add_to(store);
+    event_log log;
+    rebalancer moved{
+        where,   initial, window_recorder{num_layers, 9, {2, 2}}, rotate_placement{}, all_layers{}, me, store, me,
+        options, &log};
+    moved.start().or_throw();
+    for (int call = 0; call < 120; ++call) {
+      moved.incoming(exchange(me, moved.outgoing())).or_throw();
+      moved.on_forward_pass_end().or_throw();
+      REQUIRE(weights.first_error(moved.current()) == "");
+    }
+    CHECK(log.steps_of("commit").size() >= 2);
+    CHECK(moved.epoch(0) >= 2);
+  });
+}
+
+TEST_CASE("a rank that gives its moves up stops the cycle on every rank, with nothing lost") {
+  // Rank 2's staging fails: its word says so, and nobody commits.
+  struct full_store : host_store {
+    using host_store::host_store;
+    bool full = false;
+    [[nodiscard]] status reserve_staging(std::size_t bytes) {
+      return full ? status{errc::out_of_memory, "full_store: no staging"} : host_store::reserve_staging(bytes);
+    }
+  };
+  on_three_ranks([](in_process_endpoint& me) {
+    member<rotate_placement, layers_per_chunk<>, full_store> self{where, initial,       {}, layers_per_chunk{1},
+                                                                  me,    asynchronous()};
+    self.store.full = me.rank() == 2;
+    self.moved.start().or_throw();
+    status result;
+    int call = 0;
+    for (; call < 20 && result.ok(); ++call) { result = step(self, me); }
+    CHECK(call < 20);
+    CHECK(result.message() == (me.rank() == 2 ? "full_store: no staging" : "rank 2 gave its moves up"));
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    CHECK(self.moved.current() == initial);
+    CHECK(self.first_error() == "");
+    // All ranks resume, and with room for staging the next cycle goes through.
+    self.store.full = false;
+    self.moved.resume().or_throw();
+    for (call = 0; call < 30; ++call) { step(self, me).or_throw(); }
+    CHECK(self.moved.epoch(0) >= 1);
+    CHECK(self.first_error() == "");
+  });
+}
+
+TEST_CASE("disable grounds what is in flight") {
+  on_three_ranks([](in_process_endpoint& me) {
+    member<rotate_placement, layers_per_chunk<>> self{where, initial, {}, layers_per_chunk{1}, me, asynchronous()};
+    self.moved.start().or_throw();
+    while (self.moved.state() != rebalancer_state::moving) { step(self, me).or_throw(); }
+    self.moved.disable();
+    for (int call = 0; call < 5; ++call) { step(self, me).or_throw(); }
+    CHECK(self.moved.current() == initial);
+    CHECK(self.first_error() == "");
+    self.moved.enable();
+    for (int call = 0; call < 30; ++call) { step(self, me).or_throw(); }
+    CHECK(self.moved.epoch(0) >= 1);
+    CHECK(self.first_error() == "");
+  });
+}
