@@ -8,10 +8,7 @@
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/dead_ranks.hpp>
 #include <ballast/placement/detail/group_nodes.hpp>
-#include <ballast/placement/detail/packing.hpp>
-#include <ballast/placement/detail/rematch.hpp>
-#include <ballast/placement/detail/replica_counts.hpp>
-#include <ballast/placement/detail/swap_search.hpp>
+#include <ballast/placement/detail/region_planner.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
 #include <ballast/placement/rank_cost.hpp>
@@ -41,13 +38,8 @@ namespace detail {
 template <rank_cost Cost>
 class balanced_planner {
 public:
-  balanced_planner(topology const& where, index_t num_logical, Cost const& cost, index_t tolerance_ppm,
-                   std::int64_t work)
-      : where_{where},
-        cost_{cost},
-        tolerance_ppm_{tolerance_ppm},
-        work_{work},
-        loads_(static_cast<std::size_t>(num_logical)) {
+  balanced_planner(topology const& where, index_t num_logical, Cost const& cost, region_planner::effort effort)
+      : where_{where}, cost_{cost}, effort_{effort}, loads_(static_cast<std::size_t>(num_logical)) {
     for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
       if (where.is_live(rank)) { live_ranks_.push_back(rank); }
     }
@@ -92,32 +84,20 @@ private:
       return;
     }
     region_loads_.resize(experts.size());
-    region_counts_.resize(experts.size());
-    load_t total = 0;
     for (std::size_t e = 0; e < experts.size(); ++e) {
       region_loads_[e] = loads_[static_cast<std::size_t>(experts[e])];
-      total += region_loads_[e];
     }
-    counter_.run(region_loads_, num_ranks * slots, num_ranks, region_counts_);
-    packing_.open(region_loads_, region_counts_, num_ranks, slots);
-    auto const mean = total / num_ranks + (total % num_ranks != 0 ? 1 : 0);
-    swap_search::limits limits{mean + mean / 1000000 * tolerance_ppm_, mean + mean / 1000000 * tolerance_ppm_ / 8,
-                               work_};
     if constexpr (cost_is_load<Cost>) {
-      largest_first_.run(packing_, cost_);
-      rematcher_.run(packing_, limits.good, limits.work);
-      search_.run(packing_, cost_, limits);
+      region_.plan(region_loads_, num_ranks, slots, cost_, effort_);
     } else {
-      region_cost const cost{cost_, ranks};
-      largest_first_.run(packing_, cost);
-      limits.good = limits.best = 0;
-      search_.run(packing_, cost, limits);
+      region_.plan(region_loads_, num_ranks, slots, region_cost{cost_, ranks}, effort_);
     }
+    auto const& packed = region_.packed();
     for (index_t r = 0; r < num_ranks; ++r) {
       auto const first = static_cast<std::size_t>(where_.first_slot(ranks[static_cast<std::size_t>(r)]));
-      auto const copies = packing_.copies_on(r);
+      auto const copies = packed.copies_on(r);
       for (std::size_t i = 0; i < copies.size(); ++i) {
-        out[first + i] = experts[static_cast<std::size_t>(packing_.expert(copies[i]))];
+        out[first + i] = experts[static_cast<std::size_t>(packed.expert(copies[i]))];
       }
     }
   }
@@ -155,23 +135,17 @@ private:
 
   topology const& where_;
   Cost const& cost_;
-  index_t tolerance_ppm_;
-  std::int64_t work_;
+  region_planner::effort effort_;
   std::vector<load_t> loads_;  // [E] load units
   std::vector<index_t> live_ranks_;
   std::vector<index_t> all_experts_;
   std::vector<load_t> region_loads_;
-  std::vector<index_t> region_counts_;
   std::vector<load_t> group_loads_;
   std::vector<index_t> ranks_of_node_;
   std::vector<index_t> places_;
   std::vector<index_t> node_of_group_;
   std::vector<index_t> node_experts_;
-  replica_counter counter_;
-  packing packing_;
-  largest_first largest_first_;
-  rematcher rematcher_;
-  swap_search search_;
+  region_planner region_;
   group_assigner assigner_;
 };
 
@@ -195,7 +169,7 @@ struct basic_balanced_placement {
       return {errc::invalid_option, "balanced: tolerance and work must not be negative"};
     }
     next.resize(current.shape());
-    detail::balanced_planner<Cost> planner{where, history.num_logical(), cost, tolerance_ppm, work_per_layer};
+    detail::balanced_planner<Cost> planner{where, history.num_logical(), cost, {tolerance_ppm, work_per_layer}};
     auto const groups = locality == group_locality::free ? 1 : num_groups;
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
       planner.plan_layer(history, layer, groups, next.edit(layer).logical_of_slot);
