@@ -30,11 +30,10 @@ struct layer_work {
 /// layer appears. No chunk is empty. The result depends on the arguments and on the schedule's data members alone.
 /// `s.validate()` refuses options that make no sense, naming them. `s.describe(digest)` mixes name and options in.
 template <class S>
-concept chunk_schedule = std::copyable<S> && requires(S const& s, std::span<layer_work const> work, digest& out) {
+concept chunk_schedule = std::copyable<S> && requires(S const& s, std::span<layer_work const> work, digest& out,
+                                                      void (*sink)(std::span<index_t const>)) {
   { s.validate() } -> std::same_as<status>;
-  {
-    s.for_each_chunk(work, [](std::span<index_t const>) {})
-  } -> std::same_as<void>;
+  { s.for_each_chunk(work, sink) } -> std::same_as<void>;
   { s.describe(out) } -> std::same_as<void>;
 };
 
