@@ -54,6 +54,7 @@ struct options {
   std::optional<index_t> layers_per_chunk;
   std::int64_t bytes_per_expert = 4096;
   double threshold = 1.0;
+  std::optional<index_t> shares_every;
   ballast_tools::topology_options topology;
   ballast_tools::policy_options policy;
 
@@ -65,6 +66,8 @@ struct options {
     app.add_option("--layers-per-chunk", layers_per_chunk, "K, layers moved after one forward pass (all of them)");
     app.add_option("--bytes-per-expert", bytes_per_expert, "weights of one expert in one layer (4096)");
     app.add_option("--threshold", threshold, "do not plan while balancedness is above this (1: always plan)");
+    app.add_option("--shares-every", shares_every,
+                   "M, forward passes between two refreshes of the shares alone (never)");
     app.add_option("--json", events, "file to write the events to, one JSON object a line");
   }
 };
@@ -78,6 +81,7 @@ struct setup {
   index_t layers_per_chunk = 0;
   std::size_t bytes_per_expert = 0;
   double threshold = 1.0;
+  index_t shares_every = 0;
 };
 
 [[nodiscard]] status refuse(auto const&... parts) { return {ballast::errc::invalid_option, concat(parts...)}; }
@@ -93,6 +97,9 @@ struct setup {
   }
   if (options.bytes_per_expert < 1) {
     return refuse("--bytes-per-expert is ", options.bytes_per_expert, ", must be at least 1");
+  }
+  if (options.shares_every && *options.shares_every < 1) {
+    return refuse("--shares-every is ", *options.shares_every, ", must be at least 1");
   }
   if (!(options.threshold >= 0)) { return refuse("--threshold is ", options.threshold, ", must not be negative"); }
   return {};
@@ -128,6 +135,7 @@ struct setup {
   out.layers_per_chunk = options.layers_per_chunk.value_or(shape.num_layers);
   out.bytes_per_expert = static_cast<std::size_t>(options.bytes_per_expert);
   out.threshold = options.threshold;
+  out.shares_every = options.shares_every.value_or(0);
   return try_policy(out);
 }
 
@@ -266,7 +274,10 @@ public:
                     endpoint,
                     store_,
                     endpoint,
-                    {.interval = setup.interval, .utilization_threshold = setup.threshold, .timeout = timeout},
+                    {.interval = setup.interval,
+                     .share_interval = setup.shares_every,
+                     .utilization_threshold = setup.threshold,
+                     .timeout = timeout},
                     &report.log},
         tokens_(static_cast<std::size_t>(setup.trace.num_logical)) {}
 
@@ -438,6 +449,7 @@ void print_stages(report const& report) {
   row("skip: balanced enough", event_kind::skip);
   row("plan and agree", event_kind::plan);
   row("move and commit a chunk", event_kind::commit);
+  row("change shares alone", event_kind::shares);
 }
 
 void print_report(options const& options, setup const& setup, std::vector<report> const& reports) {

@@ -156,6 +156,21 @@ TEST_CASE("balance above the threshold skips the plan, and still dumps") {
   CHECK(events.size() == 8);
 }
 
+TEST_CASE("shares are refreshed on their own, between plans and while layers move, and move nothing") {
+  arguments const given{"--policy", "deepseek", "--interval", "6", "--layers-per-chunk", "3", "--shares-every", "2"};
+  auto const events = replay(changing_trace(15), given).events;
+  CHECK(calls_of(events, "dump") == timetable{6, 2, 15}.dumps);
+  CHECK(calls_of(events, "commit") == timetable{6, 2, 15}.commits);
+  // Every second call, and once more before each plan: re-splitting is the first remedy, moving the second.
+  CHECK(calls_of(events, "shares") == std::vector{2, 4, 6, 7, 8, 10, 12, 14, 15});
+  for (auto const& event : events) {
+    if (event["event"] != "shares") { continue; }
+    CHECK(event["moves"] == 0);
+    CHECK(event["bytes"] == 0);
+    CHECK_FALSE(event["layers"].empty());
+  }
+}
+
 TEST_CASE("events tell what was moved, chunk by chunk") {
   auto const events =
       replay(changing_trace(30), {"--policy", "deepseek", "--interval", "4", "--layers-per-chunk", "2"}).events;
@@ -239,6 +254,7 @@ TEST_CASE("bad input is refused with its value") {
   CHECK(refusal(with(good, {"--layers-per-chunk", "-2"})) == "--layers-per-chunk is -2, must be at least 1\n");
   CHECK(refusal(with(good, {"--bytes-per-expert", "0"})) == "--bytes-per-expert is 0, must be at least 1\n");
   CHECK(refusal(with(good, {"--bytes-per-expert", "999999999999999"})).find("999999999999999") != std::string::npos);
+  CHECK(refusal(with(good, {"--shares-every", "0"})) == "--shares-every is 0, must be at least 1\n");
   CHECK(refusal(with(good, {"--threshold", "-1"})) == "--threshold is -1, must not be negative\n");
   CHECK(refusal(with(good, {"--groups", "0"})) == "--groups is 0, must be at least 1\n");
   CHECK(refusal(with(good, {"--json", "/no/such/folder/events"})) ==
