@@ -157,6 +157,32 @@ private:
   std::vector<load_t> rank_load_;  // [R]
 };
 
+/// Exchange a copy that shares its rank with another of its expert for the copy nearest in load that may lie in its
+/// place, on a rank without its expert.
+///
+/// There is one: a rank without the expert has S copies, and this rank holds at most S - 2 experts besides it, so
+/// some copy there is of an expert that this rank lacks or that is doubled there as well.
+inline void separate_doubled(packing& in, index_t doubled) noexcept {
+  auto const rank = in.rank(doubled);
+  auto const expert = in.expert(doubled);
+  if (in.copies_of_on(expert, rank) < 2) { return; }
+  index_t best = -1;
+  load_t best_distance = std::numeric_limits<load_t>::max();
+  for (index_t other = 0; other < in.num_copies(); ++other) {
+    auto const there = in.rank(other);
+    if (there == rank || in.holds(there, expert)) { continue; }
+    bool const helps = in.copies_of_on(in.expert(other), rank) == 0 || in.copies_of_on(in.expert(other), there) > 1;
+    auto const distance = std::max(in.load(other) - in.load(doubled), in.load(doubled) - in.load(other));
+    if (helps && distance < best_distance) {
+      best = other;
+      best_distance = distance;
+    }
+  }
+  if (best < 0) { return; }
+  in.swap(doubled, best);
+  separate_doubled(in, best);
+}
+
 /// Packs largest first: every copy, heaviest first, goes to the rank that is cheapest with it, has room and holds no
 /// copy of its expert; ties to the lowest rank. Copies that find no such rank are exchanged to one afterwards, so no
 /// rank holds two copies of an expert that has at most R.
@@ -171,7 +197,7 @@ public:
     } else {
       fill_by_cost(into, cost);
     }
-    for (auto const copy : doubled_) { separate(into, copy); }
+    for (auto const copy : doubled_) { separate_doubled(into, copy); }
   }
 
 private:
@@ -233,31 +259,6 @@ private:
       if (best < 0) { doubled_.push_back(copy); }
       into.place(copy, best >= 0 ? best : fallback);
     }
-  }
-
-  /// Exchange a doubled copy for the copy nearest in load that may lie in its place, on a rank without its expert.
-  ///
-  /// There is one: a rank without the expert has S copies, and this rank holds at most S - 2 experts besides it, so
-  /// some copy there is of an expert that this rank lacks or that is doubled there as well.
-  void separate(packing& in, index_t doubled) {
-    auto const rank = in.rank(doubled);
-    auto const expert = in.expert(doubled);
-    if (in.copies_of_on(expert, rank) < 2) { return; }
-    index_t best = -1;
-    load_t best_distance = std::numeric_limits<load_t>::max();
-    for (index_t other = 0; other < in.num_copies(); ++other) {
-      auto const there = in.rank(other);
-      if (there == rank || in.holds(there, expert)) { continue; }
-      bool const helps = in.copies_of_on(in.expert(other), rank) == 0 || in.copies_of_on(in.expert(other), there) > 1;
-      auto const distance = std::max(in.load(other) - in.load(doubled), in.load(doubled) - in.load(other));
-      if (helps && distance < best_distance) {
-        best = other;
-        best_distance = distance;
-      }
-    }
-    if (best < 0) { return; }
-    in.swap(doubled, best);
-    separate(in, best);
   }
 
   std::vector<open_rank> heap_;

@@ -23,6 +23,7 @@ public:
   void run(packing& in, load_t target, std::int64_t& work) {
     auto const places = in.slots_per_rank();
     sort_places(in);
+    doubled_.clear();
     load_t heaviest = max_load(in);
     // The last place is as largest-first packing left it: already dealt best.
     for (index_t idle = 1, place = places - 1; idle < places && heaviest > target && work > 0;) {
@@ -33,6 +34,7 @@ public:
       idle = now < heaviest - heaviest / improvement ? 1 : idle + 1;
       heaviest = std::min(heaviest, now);
     }
+    for (auto const copy : doubled_) { separate_doubled(in, copy); }
   }
 
 private:
@@ -73,7 +75,11 @@ private:
       auto const fits = [&](index_t copy) { return !doubles(in, copy, rank, place); };
       auto const from = dealt_.begin() + static_cast<std::ptrdiff_t>(i);
       auto const found = std::find_if(from, dealt_.end(), fits);
-      if (found != dealt_.end()) { std::rotate(from, found, found + 1); }
+      if (found != dealt_.end()) {
+        std::rotate(from, found, found + 1);
+      } else {
+        doubled_.push_back(*from);
+      }
       in.put_at(rank, place, *from);
     }
   }
@@ -91,6 +97,7 @@ private:
   std::vector<index_t> next_;     // [S] scratch
   std::vector<open_rank> ranks_;  // [R] scratch
   std::vector<index_t> dealt_;    // [R] scratch
+  std::vector<index_t> doubled_;  // copies that found no rank without their expert
 };
 
 }  // namespace detail
