@@ -133,6 +133,25 @@ TEST_CASE("dead ranks neither send nor receive, and an expert that only they hol
   CHECK(refused.message().find("expert 0") != std::string::npos);
 }
 
+TEST_CASE("with relay an expert crosses into a node once and is passed on inside") {
+  topology const where{{4, 2, 2, 0}};
+  auto const from = make(4, {0, 1, 2, 3, 2, 3, 2, 3});
+  auto const to = make(4, {0, 1, 2, 3, 0, 1, 1, 0});
+  detail::transfer_scratch scratch;
+  layer_transfer transfer;
+  plan_layer_transfer(where, from, to, 0, scratch, transfer, {.relay = true}).or_throw();
+  CHECK(first_flaw(where, from, to, transfer) == "");
+  index_t crossings = 0;
+  for (auto const& move : transfer.moves) { crossings += sender_of(where, transfer, move) < 2 ? 1 : 0; }
+  CHECK(transfer.moves.size() == 4);
+  CHECK(crossings == 2);
+  CHECK(transfer.first_relay_round == 2);
+  CHECK(transfer.num_rounds == 4);
+  limit_rounds(transfer, 1);
+  CHECK(first_flaw(where, from, to, transfer) == "");
+  CHECK(transfer.first_relay_round == 2);
+}
+
 TEST_CASE("a change of shares alone changes tables, not bytes") {
   topology const where{{2, 1, 1, 0}};
   auto const even = make(1, {0, 0});

@@ -37,14 +37,18 @@ struct pair_shape {
 
 // SGLang's rule, written down independently: a rank that lacks an expert takes it from its node when a rank there has
 // it. The number of experts that cross nodes when a layer goes from one map to another.
-index_t peers_crossings(topology const& where, placement const& from, placement const& to) {
+// With relays it counts a node once.
+index_t peers_crossings(topology const& where, placement const& from, placement const& to, bool once_per_node) {
   index_t crossings = 0;
-  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-    for (index_t expert = 0; expert < from.num_logical(); ++expert) {
-      auto const on_rank = [&](index_t slot) { return where.rank_of_slot(slot) == rank; };
-      auto const on_node = [&](index_t slot) { return where.node_of_slot(slot) == where.node_of_rank(rank); };
-      if (std::ranges::any_of(to.replicas_of(0, expert), on_rank) &&
-          std::ranges::none_of(from.replicas_of(0, expert), on_node)) {
+  for (index_t expert = 0; expert < from.num_logical(); ++expert) {
+    std::vector<index_t> served;
+    for (auto const slot : to.replicas_of(0, expert)) {
+      auto const node = where.node_of_slot(slot);
+      auto const on_node = [&](index_t s) { return where.node_of_slot(s) == node; };
+      auto const needer = once_per_node ? node : where.rank_of_slot(slot);
+      if (std::ranges::none_of(from.replicas_of(0, expert), on_node) &&
+          std::ranges::find(served, needer) == served.end()) {
+        served.push_back(needer);
         ++crossings;
       }
     }
@@ -55,8 +59,9 @@ index_t peers_crossings(topology const& where, placement const& from, placement 
 // All ranks of a group, driven by one thread: nothing here waits.
 class group_of_ranks {
 public:
-  group_of_ranks(pair_shape const& shape, detail::transfer_limits limits)
+  group_of_ranks(pair_shape const& shape, detail::transfer_limits limits, transfer_options options)
       : where_{shape.where},
+        options_{options},
         group_{shape.where.num_ranks},
         current_{trivial_placement({1, shape.num_logical, where_.num_slots()})} {
     for (index_t rank = 0; rank < where_.num_ranks(); ++rank) {
@@ -74,13 +79,14 @@ public:
   /// Move to another placement; what went wrong, empty when nothing did.
   std::string move_to(placement const& target, std::uint64_t pair) {
     layer_transfer transfer;
-    plan_layer_transfer(where_, current_, target, 0, scratch_, transfer).or_throw();
+    plan_layer_transfer(where_, current_, target, 0, scratch_, transfer, options_).or_throw();
     if (auto flaw = first_flaw(where_, current_, target, transfer); !flaw.empty()) { return flaw; }
     index_t crossings = 0;
     for (auto const& move : transfer.moves) {
-      crossings += where_.node_of_slot(move.source_slot) != where_.node_of_slot(move.target_slot) ? 1 : 0;
+      auto const sender = sender_of(where_, transfer, move);
+      crossings += where_.node_of_rank(sender) != where_.node_of_slot(move.target_slot) ? 1 : 0;
     }
-    if (crossings > peers_crossings(where_, current_, target)) {
+    if (crossings > peers_crossings(where_, current_, target, options_.relay)) {
       return "more bytes cross nodes than by the peers' rule";
     }
 
@@ -116,6 +122,7 @@ public:
 
 private:
   topology where_;
+  transfer_options options_;
   in_process_group group_;
   placement current_;
   std::vector<std::unique_ptr<patterned_weights>> weights_;
@@ -145,7 +152,7 @@ TEST_CASE("random pairs of placements move right") {
   for (int i = 0; i < num_shapes; ++i) {
     CAPTURE(i);
     auto const& shape = shapes[i];
-    group_of_ranks ranks{shape, limits[i % 4]};
+    group_of_ranks ranks{shape, limits[i % 4], {.relay = i % 2 == 1}};
     placement_shape const sizes{1, shape.num_logical, ranks.where().num_slots()};
     for (int left = (pairs_wanted() + num_shapes - 1) / num_shapes; left > 0; --left) {
       auto const target = left % 3 == 0 ? random_placement(sizes, random) : nudged_placement(ranks.current(), random);

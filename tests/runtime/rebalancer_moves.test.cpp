@@ -61,6 +61,7 @@ std::string walk(group_shape const& shape, std::uint64_t seed, index_t rank, End
                    store,
                    wire,
                    {.timeout = 20'000'000'000,
+                    .relay = seed % 5 < 2,
                     .max_message_bytes = seed % 3 == 0 ? 17 : 0,
                     .rounds_per_batch = seed % 4 == 1 ? 2 : 0,
                     .verify = seed % 2 == 0},

@@ -38,7 +38,7 @@ inline std::string first_flaw(ballast::topology const& where, ballast::placement
   std::set<std::pair<ballast::index_t, ballast::index_t>> sending_in;
   std::set<std::pair<ballast::index_t, ballast::index_t>> receiving_in;
   for (auto const& move : transfer.moves) {
-    auto const source = where.rank_of_slot(move.source_slot);
+    auto const source = sender_of(where, transfer, move);
     auto const target = where.rank_of_slot(move.target_slot);
     if (source == target) { return concat("expert ", move.expert, " moves inside rank ", source); }
     if (held(old_map, move.source_slot) != move.expert) {
@@ -58,6 +58,16 @@ inline std::string first_flaw(ballast::topology const& where, ballast::placement
     }
     if (!receiving_in.insert({target, move.round}).second) {
       return concat("rank ", target, " receives twice in round ", move.round);
+    }
+    if (move.via >= 0) {
+      auto const& first = transfer.moves[static_cast<std::size_t>(move.via)];
+      if (first.expert != move.expert || first.via >= 0) {
+        return concat("slot ", move.target_slot, " is passed a wrong expert");
+      }
+      if (where.node_of_slot(first.target_slot) != where.node_of_rank(target)) {
+        return "an expert is passed on across nodes";
+      }
+      if (first.round >= move.round) { return concat("slot ", move.target_slot, " is passed what is not there yet"); }
     }
     auto const near = [&](ballast::index_t slot) { return where.node_of_slot(slot) == where.node_of_rank(target); };
     auto const holders = from.replicas_of(transfer.layer, move.expert);
@@ -95,7 +105,8 @@ inline std::string first_flaw(ballast::topology const& where, ballast::placement
   int busiest = 0;
   for (auto const& [rank, count] : sends) { busiest = std::max(busiest, count); }
   for (auto const& [rank, count] : receives) { busiest = std::max(busiest, count); }
-  if (transfer.num_rounds != busiest) {
+  bool const relays = transfer.first_relay_round < transfer.num_rounds;
+  if (!relays && transfer.num_rounds != busiest) {
     return concat(transfer.num_rounds, " rounds, the busiest endpoint has ", busiest, " messages");
   }
   return {};

@@ -24,6 +24,7 @@ struct expert_move {
   index_t source_slot = 0;  ///< holds the expert in the old placement
   index_t target_slot = 0;  ///< first slot of its rank that holds the expert in the new placement but not in the old
   index_t round = 0;        ///< no rank sends two moves of a layer in one round, nor receives two
+  index_t via = -1;  ///< a relayed move: index of the move whose arrival is passed on; its rank sends, from staging
 
   bool operator==(expert_move const&) const = default;
 };
@@ -40,12 +41,26 @@ struct slot_copy {
 struct layer_transfer {
   index_t layer = 0;
   index_t num_rounds = 0;
+  index_t first_relay_round = 0;   ///< relayed moves have rounds from here on; `num_rounds` without any
   std::vector<expert_move> moves;  ///< by ascending target slot; one per (rank, logical expert) not on that rank before
   std::vector<slot_copy> copies;   ///< from what a slot of the rank held before
   std::vector<slot_copy> repeats;  ///< further slots of an expert that arrives: `source_slot` is a move's target
   bool tables_change = false;      ///< the map or the shares differ
 
   [[nodiscard]] bool moves_no_bytes() const noexcept { return moves.empty() && copies.empty() && repeats.empty(); }
+};
+
+/// Rank that sends a move: the source slot's, or for a relayed move the rank at which its predecessor arrives.
+[[nodiscard]] inline index_t sender_of(topology const& where, layer_transfer const& transfer, expert_move const& move) {
+  return where.rank_of_slot(move.via < 0 ? move.source_slot
+                                         : transfer.moves[static_cast<std::size_t>(move.via)].target_slot);
+}
+
+/// How transfers are planned; the same on every rank.
+struct transfer_options {
+  /// Bring an expert that several ranks of a node need from another node there once, and pass it on inside. Saves bytes
+  /// on the slow links, costs rounds; for two-sided transports.
+  bool relay = false;
 };
 
 namespace detail {
@@ -173,6 +188,46 @@ private:
 
 }  // namespace detail
 
+namespace detail {
+
+/// Let the first rank of a node that receives an expert from another node pass it on to the others.
+inline void relay_inside_nodes(topology const& where, layer_transfer& transfer) {
+  auto& moves = transfer.moves;
+  auto const node_of = [&](expert_move const& move) { return where.node_of_slot(move.target_slot); };
+  for (std::size_t i = 0; i < moves.size(); ++i) {
+    if (where.node_of_slot(moves[i].source_slot) == node_of(moves[i])) { continue; }
+    auto const first = std::find_if(
+        moves.begin(), moves.begin() + static_cast<std::ptrdiff_t>(i),
+        [&](expert_move const& m) { return m.expert == moves[i].expert && node_of(m) == node_of(moves[i]); });
+    if (first != moves.begin() + static_cast<std::ptrdiff_t>(i)) {
+      moves[i].via = static_cast<index_t>(first - moves.begin());
+    }
+  }
+}
+
+/// Colour the direct moves, then the relayed ones, whose rounds follow.
+inline void assign_rounds(topology const& where, transfer_scratch& scratch, layer_transfer& transfer) {
+  transfer.num_rounds = 0;
+  for (bool const relayed : {false, true}) {
+    transfer.first_relay_round = transfer.num_rounds;
+    auto const in_stage = [&](expert_move const& move) { return (move.via >= 0) == relayed; };
+    scratch.ends.clear();
+    for (auto const& move : transfer.moves) {
+      if (in_stage(move)) {
+        scratch.ends.push_back({sender_of(where, transfer, move), where.rank_of_slot(move.target_slot)});
+      }
+    }
+    auto const rounds = scratch.coloring.assign(where.num_ranks(), scratch.ends);
+    std::size_t next = 0;
+    for (auto& move : transfer.moves) {
+      if (in_stage(move)) { move.round = transfer.num_rounds + scratch.coloring.round_of(next++); }
+    }
+    transfer.num_rounds += rounds;
+  }
+}
+
+}  // namespace detail
+
 /// Work out how one layer gets from one placement to another.
 ///
 /// Every slot of a live rank either keeps its expert, copies it from a slot of its rank, or belongs to the one receive
@@ -184,6 +239,7 @@ private:
 /// @param layer    in [0, L).
 /// @param scratch  in/out: working memory, reused.
 /// @param out      out: the layer's transfer; storage reused.
+/// @param options  relay or not.
 /// @return `errc::missing_expert` when no live rank holds an expert that has to move.
 /// @complexity O(R S^2 + moves * (holders + R)) where greedy sources are good enough; no allocation once the scratch
 /// has
@@ -194,7 +250,8 @@ private:
 /// prefers
 ///         a slot that stays, and moves come in rounds.
 [[nodiscard]] inline status plan_layer_transfer(topology const& where, placement const& from, placement const& to,
-                                                index_t layer, detail::transfer_scratch& scratch, layer_transfer& out) {
+                                                index_t layer, detail::transfer_scratch& scratch, layer_transfer& out,
+                                                transfer_options options = {}) {
   BALLAST_EXPECTS(from.shape() == to.shape(), "plan_layer_transfer: placements differ in shape");
   BALLAST_EXPECTS(from.num_slots() == where.num_slots(), "plan_layer_transfer: placement and topology differ in slots");
   auto const old_map = from.logical_of_slot(layer);
@@ -234,18 +291,14 @@ private:
                                                      expert, " that slot ", slot, " should get")};
       }
       ++scratch.sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(source))];
-      out.moves.push_back({expert, source, slot, 0});
+      out.moves.push_back({expert, source, slot});
     }
     busiest_receiver = std::max(busiest_receiver, static_cast<index_t>(out.moves.size() - first_move));
   }
   detail::sender_balancer{where, from, layer, out.moves, scratch}.run(busiest_receiver);
 
-  scratch.ends.clear();
-  for (auto const& move : out.moves) {
-    scratch.ends.push_back({where.rank_of_slot(move.source_slot), where.rank_of_slot(move.target_slot)});
-  }
-  out.num_rounds = scratch.coloring.assign(where.num_ranks(), scratch.ends);
-  for (std::size_t i = 0; i < out.moves.size(); ++i) { out.moves[i].round = scratch.coloring.round_of(i); }
+  if (options.relay) { detail::relay_inside_nodes(where, out); }
+  detail::assign_rounds(where, scratch, out);
   return {};
 }
 
@@ -257,8 +310,10 @@ private:
 inline void limit_rounds(layer_transfer& transfer, index_t max_moves) {
   BALLAST_EXPECTS(max_moves >= 1, "limit_rounds: a round needs room for a move");
   std::vector<index_t> limited(transfer.moves.size());
+  index_t first_relay_round = 0;
   index_t next = 0;
   for (index_t round = 0; round < transfer.num_rounds; ++round) {
+    if (round == transfer.first_relay_round) { first_relay_round = next; }
     index_t in_round = 0;
     for (std::size_t i = 0; i < transfer.moves.size(); ++i) {
       if (transfer.moves[i].round == round) { limited[i] = next + in_round++ / max_moves; }
@@ -266,6 +321,7 @@ inline void limit_rounds(layer_transfer& transfer, index_t max_moves) {
     next += (in_round + max_moves - 1) / max_moves;
   }
   for (std::size_t i = 0; i < transfer.moves.size(); ++i) { transfer.moves[i].round = limited[i]; }
+  transfer.first_relay_round = transfer.first_relay_round < transfer.num_rounds ? first_relay_round : next;
   transfer.num_rounds = next;
 }
 
@@ -282,12 +338,12 @@ public:
   /// @complexity sum over the layers of `plan_layer_transfer`.
   /// @throws std::bad_alloc
   [[nodiscard]] status assign(topology const& where, placement const& from, placement const& to,
-                              std::span<index_t const> layers) {
+                              std::span<index_t const> layers, transfer_options options = {}) {
     num_layers_ = 0;
     for (auto const layer : layers) {
       if (num_layers_ == layers_.size()) { layers_.emplace_back(); }
       auto& transfer = layers_[num_layers_];
-      if (auto result = plan_layer_transfer(where, from, to, layer, scratch_, transfer); !result.ok()) {
+      if (auto result = plan_layer_transfer(where, from, to, layer, scratch_, transfer, options); !result.ok()) {
         num_layers_ = 0;
         return result;
       }
@@ -323,7 +379,7 @@ public:
     for (auto const& transfer : layers()) {
       out.add(transfer.layer).add(transfer.num_rounds).add(transfer.moves.size());
       for (auto const& move : transfer.moves) {
-        out.add(move.expert).add(move.source_slot).add(move.target_slot).add(move.round);
+        out.add(move.expert).add(move.source_slot).add(move.target_slot).add(move.round).add(move.via);
       }
       for (auto const* const copies : {&transfer.copies, &transfer.repeats}) {
         out.add(copies->size());

@@ -100,6 +100,10 @@ public:
   [[nodiscard]] status begin_receive(index_t first, index_t last) {
     last_round_ = last;
     next_round_ = limits_.rounds_per_batch > 0 ? std::min(first + limits_.rounds_per_batch, last) : last;
+    // What is passed on has to be here first.
+    auto const relay =
+        std::find_if(relay_rounds_.begin(), relay_rounds_.end(), [&](index_t round) { return round > first; });
+    if (relay != relay_rounds_.end()) { next_round_ = std::min(next_round_, *relay); }
     if (first >= last) { return {}; }
     return transport_->start(in_rounds(sends_, first, next_round_), in_rounds(receives_, first, next_round_));
   }
@@ -176,6 +180,7 @@ private:
     staged_bytes_ = 0;
     num_messages_ = 0;
     num_rounds_ = 0;
+    relay_rounds_.clear();
     for (std::size_t i = 0; i < group.size(); ++i) {
       auto& item = layers_[i];
       item.transfer = group[i];
@@ -186,6 +191,9 @@ private:
       item.pieces = pieces_of(size.payload);
       staged_bytes_ += item.place_bytes * static_cast<std::size_t>(item.order.num_staged);
       item.first_round = num_rounds_;
+      if (item.transfer->first_relay_round < item.transfer->num_rounds) {
+        relay_rounds_.push_back(num_rounds_ + item.transfer->first_relay_round * item.pieces);
+      }
       num_rounds_ += item.transfer->num_rounds * item.pieces;
       num_messages_ += item.transfer->moves.size() * static_cast<std::size_t>(item.pieces);
     }
@@ -221,7 +229,7 @@ private:
     for (auto const& item : layers_) {
       index_t arrival = 0;
       for (auto const& move : item.transfer->moves) {
-        auto const source = where_->rank_of_slot(move.source_slot);
+        auto const source = sender_of(*where_, *item.transfer, move);
         auto const target = where_->rank_of_slot(move.target_slot);
         for (index_t piece = 0; piece < item.pieces; ++piece, ++tag) {
           if (source == rank_) { add_send(item, move, target, piece, tag); }
@@ -244,7 +252,7 @@ private:
     for (auto const& item : layers_) {
       auto const segments = store_->tensors(item.transfer->layer).size() * static_cast<std::size_t>(item.pieces);
       for (auto const& move : item.transfer->moves) {
-        room += where_->rank_of_slot(move.source_slot) == rank_ ? segments : 0;
+        room += sender_of(*where_, *item.transfer, move) == rank_ ? segments : 0;
         room += where_->rank_of_slot(move.target_slot) == rank_ ? segments : 0;
       }
     }
@@ -273,11 +281,22 @@ private:
 
   void add_send(layer_item const& item, expert_move const& move, index_t target, index_t piece, std::uint64_t tag) {
     auto const begin = segments_.size();
-    auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(rank_));
-    for_each_part(item, piece, [&](expert_tensor const& tensor, std::size_t, std::size_t first, std::size_t bytes) {
-      segments_.push_back({tensor.base + slot * tensor.stride + first, bytes});
-    });
+    auto const from = move.via < 0
+                          ? expert_location{expert_location::slot, move.source_slot - where_->first_slot(rank_)}
+                          : expert_location{expert_location::staged, place_of(item, move.via)};
+    for_each_part(item, piece,
+                  [&](expert_tensor const& tensor, std::size_t offset, std::size_t first, std::size_t bytes) {
+                    segments_.push_back({locate(item, tensor, offset, from) + first, bytes});
+                  });
     sends_.push_back({target, round_of(item, move, piece), tag, std::span{segments_}.subspan(begin)});
+  }
+
+  /// Staging place of an arrival of this rank.
+  [[nodiscard]] index_t place_of(layer_item const& item, index_t index) const {
+    auto const& moves = item.transfer->moves;
+    return static_cast<index_t>(std::count_if(moves.begin(), moves.begin() + index, [this](expert_move const& move) {
+      return where_->rank_of_slot(move.target_slot) == rank_;
+    }));
   }
 
   void add_receive(layer_item const& item, expert_move const& move, index_t source, index_t place, index_t piece,
@@ -288,7 +307,8 @@ private:
     for_each_part(
         item, piece, [&](expert_tensor const& tensor, std::size_t offset, std::size_t first, std::size_t bytes) {
           segments_.push_back({locate(item, tensor, offset, {expert_location::staged, place}) + first, bytes});
-          remotes_.push_back({tensor.region, slot * tensor.stride + first, bytes});
+          // Staging is not registered memory: what is passed on reaches two-sided transports only.
+          if (move.via < 0) { remotes_.push_back({tensor.region, slot * tensor.stride + first, bytes}); }
         });
     receives_.push_back({source, round_of(item, move, piece), tag, std::span{segments_}.subspan(begin),
                          std::span{remotes_}.subspan(begin_remote)});
@@ -309,8 +329,9 @@ private:
   std::size_t staged_bytes_ = 0;
   std::size_t num_messages_ = 0;
   index_t num_rounds_ = 0;
-  index_t next_round_ = 0;  // first round after the running batch
-  index_t last_round_ = 0;  // end of what `begin_receive` was asked for
+  index_t next_round_ = 0;             // first round after the running batch
+  std::vector<index_t> relay_rounds_;  // first relayed round of each layer that has any
+  index_t last_round_ = 0;             // end of what `begin_receive` was asked for
   std::uint64_t tag_base_ = 0;
   std::vector<segment> segments_;
   std::vector<remote_segment> remotes_;

@@ -52,6 +52,7 @@ struct rebalancer_options {
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks
   pass_gate gate{};                        ///< which passes count
+  bool relay = false;                      ///< see `transfer_options`
   std::int64_t max_message_bytes = 0;      ///< longer messages travel in pieces; 0: no limit
   index_t rounds_per_batch = 0;            ///< rounds that the transport is given at once; 0: all of a group
   bool asynchronous = false;  ///< bytes travel while passes run; commits follow the words of `outgoing` and `incoming`
@@ -378,6 +379,9 @@ private:
       return {errc::invalid_option, detail::concat("rebalancer: messages of ", options_.max_message_bytes, " bytes, ",
                                                    options_.rounds_per_batch, " rounds a batch: must not be negative")};
     }
+    if (options_.relay && peer_copier<Transport>) {
+      return {errc::invalid_option, "rebalancer: relay needs a two-sided transport, which this one is not"};
+    }
     if (!(options_.utilization_threshold >= 0)) {
       return {errc::invalid_option, detail::concat("rebalancer: utilisation threshold is ",
                                                    options_.utilization_threshold, ", must not be negative")};
@@ -417,7 +421,8 @@ private:
     std::uint64_t threshold = 0;
     std::memcpy(&threshold, &options_.utilization_threshold, sizeof threshold);
     words.add(options_.interval).add(threshold).add(options_.verify).add(options_.adopt_first_plan);
-    words.add(options_.asynchronous)
+    words.add(options_.relay)
+        .add(options_.asynchronous)
         .add(options_.share_interval)
         .add(options_.max_message_bytes)
         .add(options_.rounds_per_batch);
@@ -521,7 +526,7 @@ private:
     std::vector<index_t> layers(static_cast<std::size_t>(current_.num_layers()));
     std::iota(layers.begin(), layers.end(), 0);
     forget_cycle();
-    if (auto result = plan_.assign(where_, current_, next_, layers); !result.ok()) { return result; }
+    if (auto result = plan_.assign(where_, current_, next_, layers, {options_.relay}); !result.ok()) { return result; }
     if (auto result = split_large_layers(); !result.ok()) { return result; }
     schedule_.for_each_chunk(list_work(), [this](std::span<index_t const> chunk) {
       chunk_layers_.insert(chunk_layers_.end(), chunk.begin(), chunk.end());
@@ -860,7 +865,7 @@ private:
       }
       flight_.tables = last ? &next_ : &waypoint_;
       [[maybe_unused]] auto const planned =
-          plan_layer_transfer(where_, current_, *flight_.tables, split.layer, scratch_, leg_);
+          plan_layer_transfer(where_, current_, *flight_.tables, split.layer, scratch_, leg_, {options_.relay});
       BALLAST_ASSERT(planned.ok(), "rebalancer: a waypoint lost an expert");
       if (!leg_.tables_change) { continue; }
       group_.assign(1, &leg_);
