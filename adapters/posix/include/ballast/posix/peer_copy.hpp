@@ -102,6 +102,7 @@ public:
     open_ = true;
     active_ = none;
     next_look_around_ = 0;
+    started_at_ = ballast::detail::now();
     offer_messages();
     return {};
   }
@@ -461,7 +462,7 @@ private:
       failure_ = group_->stale();
       return;
     }
-    failure_ = group_->doomed();
+    failure_ = group_->doomed(started_at_);
     auto const look = [&](auto const& progress) {
       if (failure_.ok() && !progress.taken && !group_->is_live(progress.message->peer)) {
         fail_by_loss(progress.message->peer);
@@ -490,7 +491,7 @@ private:
     for (index_t other = 0; other < num_ranks() && failure_.ok(); ++other) {
       if (!group_->is_expelled(other) && group_->is_lost(other)) { fail_by_loss(other); }
     }
-    if (failure_.ok()) { failure_ = group_->doomed(); }
+    if (failure_.ok()) { failure_ = group_->doomed(started_at_); }
     return !failure_.ok();
   }
 
@@ -544,6 +545,7 @@ private:
   status failure_;
   std::vector<send_progress> sends_;
   std::vector<receive_progress> receives_;
+  nanoseconds_t started_at_ = 0;
   nanoseconds_t next_look_around_ = 0;
 
   // The message that is being received.

@@ -236,21 +236,21 @@ public:
   /// Nanoseconds since that rank gave a sign.
   [[nodiscard]] nanoseconds_t silence_of(index_t rank) const { return ballast::detail::now() - last_sign(rank); }
   /// Tell the others that this rank's batch has failed, and by whose fault if `suspect` was called: theirs, should they
-  /// still be at work on it, is in vain. Holds until this rank's next control call has been answered.
+  /// still be at work on it, is in vain.
   void give_up_batch() const noexcept {
-    self().distress.store(position() << distress_shift | pack(suspicion_) << 1 | 1);
+    self().distress.store(pack(suspicion_));
+    self().distress_at.store(ballast::detail::now());
     ring_all();
   }
-  /// A failure when another rank has given up a batch since the last control call, or said no in the vote that is next.
-  [[nodiscard]] status doomed() const {
+  /// A failure when another rank has given up a batch after `since`, or said no in the vote that comes next here.
+  [[nodiscard]] status doomed(nanoseconds_t since) const {
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
       if (rank == rank_ || is_expelled(rank)) { continue; }
-      auto const distress = segment_.member_of(rank).distress.load();
+      auto const& other = segment_.member_of(rank);
       auto const ballot = ballot_of(rank);
-      auto const by_ballot = ballot >> ballot_shift == votes_ + 1 && (ballot & 1) == 0;
-      auto const by_distress = (distress & 1) != 0 && distress >> distress_shift == position();
-      if (!by_ballot && !by_distress) { continue; }
-      auto const behind_it = unpack(by_ballot ? ballot >> 4 : distress >> 1);
+      bool const by_ballot = ballot >> ballot_shift == votes_ + 1 && (ballot & 1) == 0;
+      if (!by_ballot && other.distress_at.load() <= since) { continue; }
+      auto const behind_it = unpack(by_ballot ? ballot >> 4 : other.distress.load());
       if (behind_it.why != cause::none && behind_it.culprit == rank_) { continue; }  // this rank knows better
       return dropped_by(rank, by_ballot ? " voted no" : " gave up", behind_it);
     }
@@ -514,10 +514,6 @@ private:
   static constexpr int ballot_shift = 16;
   [[nodiscard]] std::uint64_t ballot_of(index_t rank) const noexcept { return segment_.member_of(rank).ballot.load(); }
   [[nodiscard]] bool has_voted(index_t rank) const noexcept { return ballot_of(rank) >> ballot_shift >= votes_; }
-
-  // Distress: how many control calls came before, whom this rank blames and why, and 1.
-  static constexpr int distress_shift = 16;
-  [[nodiscard]] std::uint64_t position() const noexcept { return calls_ + votes_; }
 
   // A decision: vote number, the reason behind the reason, the reason, and 1 for commit or 2 for drop.
   static constexpr int decision_shift = 28;

@@ -41,7 +41,8 @@ struct alignas(64) member {
   alignas(64) std::atomic<std::uint64_t> writing;  ///< call whose mail may be incomplete
   std::atomic<std::uint64_t> posted;               ///< last call whose mail is complete
   std::atomic<nanoseconds_t> last_sign;            ///< when the rank last was seen at work
-  std::atomic<std::uint64_t> distress;             ///< a batch that this rank has given up, and why
+  std::atomic<nanoseconds_t> distress_at;          ///< when this rank last gave up a batch
+  std::atomic<std::uint64_t> distress;             ///< and why
   std::atomic<std::uint64_t> ballot;               ///< number of the vote, and what this rank says
   alignas(64) mail mails[2];
 };
