@@ -2,6 +2,7 @@
 #include <ballast/placement/replica_shares.hpp>
 
 #include <doctest/doctest.h>
+#include <support/allocation_counter.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -233,6 +234,21 @@ TEST_CASE("shares in force are kept where they are good already") {
     auto const before = max_rank_load(in.where, solved, in.loads);
     CHECK(max_rank_load(in.where, again, in.loads) <= before + before / 1000 + 1);
   }
+}
+
+TEST_CASE("a solver that has seen the sizes allocates nothing") {
+  random_source random{6};
+  auto const in = random_case(random, 12);
+  auto solved = placed(in);
+  share_solver solver;
+  REQUIRE(optimal_shares(in.where, solved, 0, in.loads, solver).ok());
+  auto copy = solver;
+  ballast_test::allocation_count const allocations;
+  auto const again = optimal_shares(in.where, solved, 0, in.loads, solver);
+  copy = solver;
+  auto const made = allocations();
+  CHECK(again.ok());
+  CHECK(made == 0);
 }
 
 TEST_CASE("two copies on one rank act as one") {

@@ -104,12 +104,18 @@ private:
     std::fill(shared_.begin(), shared_.end(), 0);
   }
 
+  [[nodiscard]] index_t num_spare() const { return num_ranks() * where_.slots_per_rank() - num_logical(); }
+  /// Fewer spare slots than ranks cannot connect all ranks: then replicas serve the given loads more than the next.
+  [[nodiscard]] bool is_sparse() const { return num_spare() < num_ranks(); }
+
   /// Give spare slots to the largest load / (c (c + 4)), close to load^(3/4) / c: between "as many experts as possible
-  /// with two replicas", which connects ranks best, and "most replicas to the hottest", which packs best.
+  /// with two replicas", which connects ranks best, and load / c, which makes the heaviest replica lightest.
   void count_replicas() {
-    auto const divisor = [this](index_t expert) { return load_t{count(expert)} * (count(expert) + 4); };
+    auto const divisor = [this](index_t expert) {
+      return is_sparse() ? load_t{count(expert)} : load_t{count(expert)} * (count(expert) + 4);
+    };
     index_t replicated = 0;  // `order_[0 .. replicated)` have two or more
-    for (auto spare = num_ranks() * where_.slots_per_rank() - num_logical(); spare > 0; --spare) {
+    for (auto spare = num_spare(); spare > 0; --spare) {
       auto best = replicated < num_logical() ? at(order_, replicated) : index_t{-1};
       for (index_t i = replicated - 1; i >= 0; --i) {
         auto const expert = at(order_, i);
@@ -145,8 +151,8 @@ private:
     auto const part = at(loads_, expert) * key_unit / count(expert);
     for (auto const rank : chosen_) {
       for (auto const other : chosen_) { at(shared_, rank * num_ranks() + other) += rank != other ? 1 : 0; }
-      // Half: shares of replicated experts are free to leave, so ranks are balanced by what cannot.
-      at(rank_load_, rank) += part / 2;
+      // Half, where shares are free to leave: ranks are balanced rather by what cannot.
+      at(rank_load_, rank) += is_sparse() ? part : part / 2;
       put(expert, rank, part, out);
     }
   }
@@ -190,6 +196,7 @@ private:
     auto const mean = total / num_ranks();
     auto const target = mean + mean / 1'000'000 * tolerance_ppm_ + 1;
     std::fill(given_up_.begin(), given_up_.end(), 0);
+    index_t failures = 0;
     for (index_t i = 0; i < exchanges_ && busiest > target; ++i) {
       auto const [inside, outside] = best_exchange(busiest - mean);
       if (inside < 0) { break; }
@@ -203,7 +210,8 @@ private:
         std::fill(given_up_.begin(), given_up_.end(), 0);
       } else {
         std::swap(solver_, before_);
-        at(given_up_, inside) = 1;
+        // Try a few partners before another expert of the bottleneck.
+        at(given_up_, ++failures % 4 == 0 ? inside : outside) = 1;
       }
     }
     std::copy(solver_.logical_of_slot().begin(), solver_.logical_of_slot().end(), out.begin());
@@ -267,12 +275,12 @@ private:
 /// Plans from scratch for engines that split tokens by share: chooses and spreads replicas so that re-splitting alone
 /// keeps later loads balanced, and writes the shares that are optimal for these loads.
 ///
-/// The balance on the given loads is that of the best packing; what it buys is the balance on the next ones, see
-/// `docs/shares.md` for both. Under even shares it is worse than `balanced_placement`.
+/// With these shares the balance on the given loads is that of the best packing; what the spread buys is the balance on
+/// the next loads, see `docs/shares.md` for both. For engines that split evenly there is `balanced_placement`.
 struct headroom_placement {
-  index_t id_blocks = 8;             ///< spread each of so many blocks of consecutive experts over all ranks
-  index_t tolerance_ppm = 50;        ///< stop when the busiest rank is this close to the mean, in 1 / 1000000
-  index_t exchanges_per_layer = 64;  ///< most exchanges tried in a layer
+  index_t id_blocks = 8;              ///< spread each of so many blocks of consecutive experts over all ranks
+  index_t tolerance_ppm = 50;         ///< stop when the busiest rank is this close to the mean, in 1 / 1000000
+  index_t exchanges_per_layer = 256;  ///< most exchanges tried in a layer
 
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
