@@ -29,15 +29,17 @@ struct move_limits {
 
 /// Lowers the largest rank cost of a layer by as few moves as it can.
 ///
-/// The search wants all ranks at or below a target above the mean, and takes at each step the change that removes the
-/// most excess over the target for its moves: another copy of an expert in the slot of one that can spare it, or an
-/// exchange of two experts. Changes without a move (a copy beside one that is there, one undone) come first. The target
-/// follows from the excess that is left and the moves that are left. What remains of the steps in the end is the
-/// beginning that was worth most.
+/// The search wants all ranks at or below a target above the mean. Each step relieves the costliest rank by the change
+/// that removes the most excess over the target for its moves, of
+/// - a copy of one of its experts in a slot whose expert has another copy,
+/// - one of its experts leaving for such a slot, a second copy of another one filling its place,
+/// - an exchange with a lighter expert of another rank.
+/// Changes without a move (a copy beside one that is there, one undone) come first. The target follows from the excess
+/// and the moves that are left. What stays in the end is the beginning of all changes that was worth most.
 template <rank_cost Cost>
 class move_search {
 public:
-  explicit move_search(topology const& where, Cost const& cost) : where_{where}, cost_{cost} {
+  move_search(topology const& where, Cost const& cost) : cost_{cost} {
     for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
       if (where.is_live(rank)) { live_ranks_.push_back(rank); }
     }
@@ -52,12 +54,11 @@ public:
     load_t mean = 0;
     load_t max = 0;
   };
-  [[nodiscard]] level level_of(replica_map const& map) {
+  [[nodiscard]] level level_of(replica_map const& map) const {
     load_t sum = 0;
     load_t max = 0;
     for (auto const rank : live_ranks_) {
       auto const cost = cost_(rank, map.rank_load(rank));
-      at(rank_cost_, rank) = cost;
       // The sum of costs may not fit where the costs do.
       sum += cost / static_cast<load_t>(live_ranks_.size());
       max = std::max(max, cost);
@@ -70,27 +71,22 @@ public:
     map_ = &map;
     limits_ = limits;
     work_ = limits.work;
-    relief_.assign(static_cast<std::size_t>(map.num_logical()), 0);
+    settled_.assign(static_cast<std::size_t>(map.num_slots()), none);
+    era_ = 0;
     journal_.clear();
     auto const start = level_of(map);
-    auto const moves_at_start = map.moves();
     mean_ = start.mean;
     tolerance_ = (mean_ >> 14) + 1;
-    load_t best_worth = start.max;
-    std::size_t best_length = 0;
-    load_t best_max = start.max;
-    while (work_ > 0) {
-      auto const now = level_of(map);
-      auto const worth = now.max + limits.price * (map.moves() - moves_at_start);
-      if (worth < best_worth - tolerance_) {
-        best_worth = worth;
-        best_max = now.max;
-        best_length = journal_.size();
-      }
-      if (now.max <= limits.goal || !aim(now.max) || !step()) { break; }
+    moves_at_start_ = map.moves();
+    best_ = {start.max, start.max, 0};
+    least_margin_ = 0;
+    misses_ = 0;
+    auto steps = 64 + 4 * std::min(limits.max_moves, map.num_slots());
+    while (aim() && work_ > 0 && steps-- > 0) {
+      if (!step() && (map.moves() >= limits.max_moves || !aim_higher())) { break; }
     }
-    if (start.max - best_max < limits.least_gain) { best_length = 0; }
-    while (journal_.size() > best_length) {
+    if (start.max - best_.max < limits.least_gain) { best_.length = 0; }
+    while (journal_.size() > best_.length) {
       map.assign(journal_.back().slot, journal_.back().expert);
       journal_.pop_back();
     }
@@ -103,19 +99,30 @@ private:
     index_t slot;
     index_t expert;  ///< that the slot held before
   };
+  /// A beginning of the journal.
+  struct milestone {
+    load_t worth;  ///< largest rank cost, and the price of the moves
+    load_t max;
+    std::size_t length;
+  };
   /// A slot whose expert has another copy.
   struct spare_slot {
+    load_t gain;  ///< excess of the rank less what the expert's other copies gain
+    load_t room;  ///< load of the rank without it
     index_t slot;
     index_t rank;
-    index_t refund;  ///< 1 if emptying it undoes a move
-    load_t room;     ///< load of the rank without it
-    load_t gain;     ///< excess of the rank less what the expert's other copies gain
   };
-  struct choice {
-    load_t gain = 0;  ///< excess removed, for each move
+  struct wanted_copy {
+    load_t relief;  ///< excess that the copy, put nowhere, would remove
+    load_t load;    ///< of the copy
+    index_t slot;   ///< that holds the expert
+  };
+  struct change {
+    load_t worth = 0;  ///< excess removed, for each move
     index_t slot = none;
-    index_t expert = none;
-    index_t other_slot = none;  ///< of an exchange
+    index_t expert = none;        ///< that the slot gets
+    index_t other_slot = none;    ///< of an exchange or a departure
+    index_t other_expert = none;  ///< that it gets
   };
 
   template <class T>
@@ -130,125 +137,258 @@ private:
     return std::max(cost_(rank, load) - target_, load_t{0});
   }
 
-  /// Set the target for the next step; false if there is nothing to do.
-  [[nodiscard]] bool aim(load_t max) {
-    if (max <= mean_) { return false; }
+  /// Set the target of the next step and find the costliest rank; false if that is cheap enough.
+  [[nodiscard]] bool aim() {
     load_t sum = 0;
-    for (auto const rank : live_ranks_) { sum += std::max(at(rank_cost_, rank) - mean_, load_t{0}) / 20; }
+    hot_ = cold_ = live_ranks_.front();
+    for (auto const rank : live_ranks_) {
+      auto const cost = cost_(rank, map_->rank_load(rank));
+      at(rank_cost_, rank) = cost;
+      sum += std::max(cost - mean_, load_t{0}) / 20;
+      if (cost > at(rank_cost_, hot_)) { hot_ = rank; }
+      if (cost < at(rank_cost_, cold_)) { cold_ = rank; }
+    }
+    auto const max = at(rank_cost_, hot_);
+    note_milestone(max);
+    if (max <= limits_.goal || max <= mean_) { return false; }
     auto const left = std::max(limits_.max_moves - map_->moves(), index_t{1});
-    auto margin = sum / left * 3;
+    auto margin = std::max(sum / left * 3, least_margin_);
     while (max <= mean_ + margin) { margin -= margin / 5 + 1; }
-    target_ = std::max(mean_ + margin, limits_.goal);
+    aim_at(std::max(mean_ + margin, limits_.goal));
+    return true;
+  }
+  void aim_at(load_t target) {
+    target_ = target;
     for (auto const rank : live_ranks_) { at(excess_, rank) = std::max(at(rank_cost_, rank) - target_, load_t{0}); }
+  }
+  /// Where nothing helps, a target nearer to the costliest rank leaves the others more room. False if it is near.
+  [[nodiscard]] bool aim_higher() {
+    auto const above = at(rank_cost_, hot_) - target_;
+    if (above <= tolerance_ * 4 || ++misses_ > 3) { return false; }
+    least_margin_ = target_ + above / 2 - mean_;
     return true;
   }
 
   [[nodiscard]] bool step() {
-    best_ = {};
-    best_.gain = tolerance_;
-    find_wanted();
+    free_ = paid_ = {};
+    bool const has_moves = map_->moves() < limits_.max_moves;
+    free_.worth = tolerance_;
+    // Without moves left, only changes that cost none can be made.
+    paid_.worth = has_moves ? tolerance_ : std::numeric_limits<load_t>::max() / 2;
     find_spare();
-    free_only_ = true;
-    look_at_copies();
-    look_at_exchanges();
-    if (best_.slot == none) {
-      free_only_ = false;
-      look_at_copies();
-      look_at_exchanges();
-    }
-    forget_wanted();
-    if (best_.slot == none) { return false; }
-    auto const given = map_->expert(best_.slot);
-    assign(best_.slot, best_.expert);
-    if (best_.other_slot != none) { assign(best_.other_slot, given); }
+    find_filler();
+    look_at_emptying();
+    if (free_.slot == none) { look_at_the_rest(); }
+    auto const& chosen = free_.slot != none ? free_ : paid_;
+    if (chosen.slot == none) { return false; }
+    if (free_.slot == none) { ++era_; }
+    misses_ = 0;
+    assign(chosen.slot, chosen.expert);
+    if (chosen.other_slot != none) { assign(chosen.other_slot, chosen.other_expert); }
     return true;
   }
-  void assign(index_t slot, index_t expert) {
-    journal_.push_back({slot, map_->expert(slot)});
-    map_->assign(slot, expert);
-  }
 
-  /// List the experts of which another copy would relieve a rank above the target.
-  void find_wanted() {
-    wanted_.clear();
+  void look_at_the_rest() {
+    // A good candidate first, so that most of the others need no second look.
+    look_at_exchanges(cold_);
+    find_relief();
+    for (auto const& spare : spare_) {
+      look_at_copies(spare);
+      look_at_departures(spare);
+    }
+    if (free_.slot != none) { return; }
     for (auto const rank : live_ranks_) {
-      if (at(excess_, rank) == 0) { continue; }
-      for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
-        auto const expert = map_->expert(slot);
-        auto const less = map_->per_copy(expert) - map_->with_one_more(expert);
-        if (less == 0) { continue; }
-        if (at(relief_, expert) == 0) { wanted_.push_back(expert); }
-        at(relief_, expert) += at(excess_, rank) - excess_of(rank, map_->rank_load(rank) - less);
-      }
+      if (rank != cold_) { look_at_exchanges(rank); }
     }
   }
-  void forget_wanted() {
-    for (auto const expert : wanted_) { at(relief_, expert) = 0; }
+  /// Keep a change if it is the best so far.
+  void propose(load_t gain, index_t moves, change proposal) {
+    if (map_->moves() + moves > limits_.max_moves) { return; }
+    if (moves <= 0 && (is_settled(proposal.slot) || is_settled(proposal.other_slot))) { return; }
+    proposal.worth = moves > 1 ? gain / moves : gain;
+    auto& best = moves <= 0 ? free_ : paid_;
+    if (proposal.worth > best.worth) { best = proposal; }
   }
+  /// A change without moves leaves alone what was changed since the last one with moves, so that no circle has no end.
+  [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
 
   /// List the slots whose expert has another copy.
   void find_spare() {
     spare_.clear();
-    best_spare_ = std::numeric_limits<load_t>::min();
-    for (auto const rank : live_ranks_) {
-      for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
-        auto const expert = map_->expert(slot);
-        if (map_->copies(expert) < 2) { continue; }
-        auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
-        load_t gain = at(excess_, rank);
-        map_->for_each_copy(expert, [&](index_t other) {
-          auto const to = map_->rank_of(other);
-          if (other != slot) { gain -= excess_of(to, map_->rank_load(to) + more) - at(excess_, to); }
-        });
-        best_spare_ = std::max(best_spare_, gain);
-        spare_.push_back({slot, rank, map_->refund(slot), map_->rank_load(rank) - map_->per_copy(expert), gain});
-      }
+    for (auto const expert : map_->replicated()) {
+      if (map_->copies(expert) < 2) { continue; }
+      auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
+      auto const first = spare_.size();
+      load_t rises = 0;
+      map_->for_each_copy(expert, [&](index_t slot) {
+        auto const rank = map_->rank_of(slot);
+        auto const rise = excess_of(rank, map_->rank_load(rank) + more) - at(excess_, rank);
+        auto const others_here = load_t{map_->copies_on(rank, expert)} - 1;
+        rises += rise;
+        spare_.push_back({at(excess_, rank) + rise * (1 + others_here),
+                          map_->rank_load(rank) - map_->per_copy(expert) + others_here * more, slot, rank});
+      });
+      for (auto i = first; i < spare_.size(); ++i) { spare_[i].gain -= rises; }
+    }
+  }
+  /// Find an expert of the costliest rank that is nowhere else: a second copy of it there is a way to empty a slot.
+  void find_filler() {
+    filler_ = none;
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1) && filler_ == none; ++slot) {
+      if (map_->copies(map_->expert(slot)) == 1) { filler_ = map_->expert(slot); }
     }
   }
 
-  void look_at_copies() {
+  /// A slot of the costliest rank is emptied, or gets back what it held at the start.
+  void look_at_emptying() {
     for (auto const& spare : spare_) {
-      if (free_only_) {
-        look_at_local_copies(spare);
-        if (spare.refund == 0) { continue; }
-      } else if (spare.refund == 1 || map_->moves() >= limits_.max_moves) {
-        continue;
-      }
-      for (auto const expert : wanted_) {
-        auto const bound = at(relief_, expert) + spare.gain;
-        if (bound <= best_.gain) { continue; }
-        if (bound - excess_of(spare.rank, spare.room + map_->with_one_more(expert)) <= best_.gain) { continue; }
-        if (!map_->holds(spare.rank, expert)) { look_at(spare, expert); }
-      }
+      if (spare.rank != hot_ || spare.gain <= free_.worth) { continue; }
+      if (filler_ != none) { look_at_copy(spare, filler_); }
+      auto const before = map_->expert_before(spare.slot);
+      if (!map_->holds(hot_, before)) { look_at_copy(spare, before); }
     }
   }
-  /// Copies that cost no bytes: of experts that the rank holds, or held at the start.
-  void look_at_local_copies(spare_slot const& spare) {
-    for (index_t slot = map_->first_slot(spare.rank); slot < map_->first_slot(spare.rank + 1); ++slot) {
+  /// A further copy of an expert of the costliest rank takes the slot.
+  void look_at_copies(spare_slot const& spare) {
+    if (most_relief_ + spare.gain <= free_.worth) { return; }
+    bool const may_be_free = map_->refund(spare.slot) == 1;
+    for (auto const& [relief, load, slot] : relief_) {
       auto const expert = map_->expert(slot);
-      if (at(relief_, expert) + spare.gain > best_.gain) { look_at(spare, expert); }
-      if (!map_->changed(spare.rank)) { continue; }
-      auto const before = map_->expert_before(slot);
-      if (before != expert && at(relief_, before) + spare.gain > best_.gain && !map_->holds(spare.rank, before)) {
-        look_at(spare, before);
+      auto const bound = relief + spare.gain;
+      if (bound <= free_.worth) { continue; }
+      if (bound - excess_of(spare.rank, spare.room + load) > paid_.worth || may_be_free ||
+          map_->arrival(spare.rank, expert) == 0) {
+        look_at_copy(spare, expert);
       }
     }
   }
-  void look_at(spare_slot const& spare, index_t expert) {
-    auto const gain = gain_of_copy(spare.slot, expert);
-    if (gain > best_.gain) { best_ = {gain, spare.slot, expert, none}; }
+  /// List what further copies of the costliest rank's experts would relieve.
+  void find_relief() {
+    relief_.clear();
+    most_relief_ = 0;
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
+      auto const expert = map_->expert(slot);
+      auto const relief = relief_of(expert);
+      most_relief_ = std::max(most_relief_, relief);
+      if (relief > tolerance_) { relief_.push_back({relief, map_->with_one_more(expert), slot}); }
+    }
   }
-  /// Excess that disappears when a copy of `expert` takes the slot.
-  [[nodiscard]] load_t gain_of_copy(index_t slot, index_t expert) {
-    auto const old = map_->expert(slot);
-    if (old == expert) { return 0; }
-    --work_;
+  [[nodiscard]] load_t relief_of(index_t expert) const {
+    auto const less = map_->per_copy(expert) - map_->with_one_more(expert);
+    load_t relief = 0;
+    map_->for_each_copy(expert, [&](index_t slot) {
+      auto const rank = map_->rank_of(slot);
+      if (at(excess_, rank) > 0) { relief += at(excess_, rank) - excess_of(rank, map_->rank_load(rank) - less); }
+    });
+    return relief;
+  }
+  void look_at_copy(spare_slot const& spare, index_t expert) {
+    auto const old = map_->expert(spare.slot);
+    if (old == expert) { return; }
     auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
-    auto const more = map_->with_one_less(old) - map_->per_copy(old);
     touched_.clear();
-    map_->for_each_copy(expert, [&](index_t s) { add(map_->rank_of(s), less); });
-    map_->for_each_copy(old, [&](index_t s) { add(map_->rank_of(s), s == slot ? -map_->per_copy(old) : more); });
-    add(map_->rank_of(slot), map_->with_one_more(expert));
+    map_->for_each_copy(expert, [&](index_t slot) { add(map_->rank_of(slot), less); });
+    add(spare.rank, map_->with_one_more(expert));
+    add_removal(spare.slot);
+    propose(gain_of_added(), map_->arrival(spare.rank, expert) - map_->refund(spare.slot),
+            {0, spare.slot, expert, none, none});
+  }
+
+  /// An expert of the costliest rank leaves for the slot, a second copy of another one takes its place.
+  void look_at_departures(spare_slot const& spare) {
+    auto const excess = at(excess_, hot_);
+    if (filler_ == none || spare.rank == hot_ || spare.gain + excess <= tolerance_) { return; }
+    bool const may_be_free = map_->refund(spare.slot) == 1 || map_->changed(hot_) || map_->changed(spare.rank);
+    auto const least = may_be_free ? free_.worth : paid_.worth;
+    if (spare.gain + excess <= least) { return; }
+    if (cost_is_load<Cost> && spare.gain + target_ - spare.room <= least) { return; }
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
+      auto const load = map_->slot_load(slot);
+      auto const relief = excess - excess_of(hot_, map_->rank_load(hot_) - load);
+      auto const worth = relief + spare.gain - excess_of(spare.rank, spare.room + load);
+      if (worth > paid_.worth || (may_be_free && worth > free_.worth && moves_of_departure(slot, spare) <= 0)) {
+        look_at_departure(slot, spare);
+      }
+    }
+  }
+  [[nodiscard]] index_t moves_of_departure(index_t slot, spare_slot const& spare) const {
+    return map_->arrival(spare.rank, map_->expert(slot)) - map_->refund(spare.slot) - map_->refund(slot);
+  }
+  void look_at_departure(index_t slot, spare_slot const& spare) {
+    auto const expert = map_->expert(slot);
+    if (expert == filler_ || map_->holds(spare.rank, expert)) { return; }
+    touched_.clear();
+    add(spare.rank, map_->slot_load(slot));
+    add(hot_, -map_->slot_load(slot));
+    add_removal(spare.slot);
+    propose(gain_of_added(), moves_of_departure(slot, spare), {0, spare.slot, expert, slot, filler_});
+  }
+
+  /// An expert of the costliest rank and a lighter one of a rank below the target change places.
+  void look_at_exchanges(index_t rank) {
+    auto const room = target_ - at(rank_cost_, rank);
+    auto const most = std::min(at(excess_, hot_), room);
+    if (most <= paid_.worth) { return; }
+    bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
+    if (!may_be_cheap && most / 2 <= paid_.worth) { return; }
+    if (may_be_cheap) { find_discounts(rank); }
+    auto const slots = map_->first_slot(1);
+    for (index_t i = 0; i < slots; ++i) {
+      auto const slot = map_->first_slot(hot_) + i;
+      auto const load = map_->slot_load(slot);
+      for (index_t k = 0; k < slots; ++k) {
+        auto const other = map_->first_slot(rank) + k;
+        auto const difference = load - map_->slot_load(other);
+        bool const cheap = may_be_cheap && (at(discount_, i) != 0 || at(other_discount_, k) != 0);
+        auto const least = cheap ? paid_.worth : 2 * paid_.worth;
+        if (difference <= least || (cost_is_load<Cost> && difference >= at(excess_, hot_) + room - least)) { continue; }
+        look_at_exchange(slot, other);
+      }
+    }
+  }
+  /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
+  void find_discounts(index_t rank) {
+    auto const slots = map_->first_slot(1);
+    discount_.resize(static_cast<std::size_t>(slots));
+    other_discount_.resize(static_cast<std::size_t>(slots));
+    for (index_t i = 0; i < slots; ++i) {
+      at(discount_, i) = is_discounted(map_->first_slot(hot_) + i, rank);
+      at(other_discount_, i) = is_discounted(map_->first_slot(rank) + i, hot_);
+    }
+  }
+  [[nodiscard]] unsigned char is_discounted(index_t slot, index_t to) const {
+    return map_->refund(slot) == 1 || map_->held(to, map_->expert(slot)) ? 1 : 0;
+  }
+  void look_at_exchange(index_t slot, index_t other) {
+    --work_;
+    auto const rank = map_->rank_of(other);
+    auto const given = map_->expert(slot);
+    auto const taken = map_->expert(other);
+    if (map_->holds(rank, given) || map_->holds(hot_, taken)) { return; }
+    auto const difference = map_->slot_load(slot) - map_->slot_load(other);
+    auto const gain = at(excess_, hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
+                      excess_of(rank, map_->rank_load(rank) + difference);
+    auto const moves =
+        map_->arrival(rank, given) + map_->arrival(hot_, taken) - map_->refund(slot) - map_->refund(other);
+    propose(gain, moves, {0, slot, taken, other, given});
+  }
+
+  // ---- the exact gain of a candidate ----
+
+  void add(index_t rank, load_t load) {
+    // A rank may be listed twice; it then counts once, because `added_` is cleared when it is read.
+    touched_.push_back(rank);
+    at(added_, rank) += load;
+  }
+  /// The expert of a slot leaves it; its other copies take its load.
+  void add_removal(index_t slot) {
+    auto const expert = map_->expert(slot);
+    auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
+    map_->for_each_copy(expert,
+                        [&](index_t copy) { add(map_->rank_of(copy), copy == slot ? -map_->per_copy(expert) : more); });
+  }
+  [[nodiscard]] load_t gain_of_added() {
+    --work_;
     load_t gain = 0;
     for (auto const rank : touched_) {
       gain += at(excess_, rank) - excess_of(rank, map_->rank_load(rank) + at(added_, rank));
@@ -256,73 +396,48 @@ private:
     }
     return gain;
   }
-  void add(index_t rank, load_t load) {
-    // A rank may be listed twice; it then counts once, because `added_` is cleared when it is read.
-    touched_.push_back(rank);
-    at(added_, rank) += load;
+
+  // ---- the journal ----
+
+  void assign(index_t slot, index_t expert) {
+    at(settled_, slot) = era_;
+    journal_.push_back({slot, map_->expert(slot)});
+    map_->assign(slot, expert);
+  }
+  void note_milestone(load_t max) {
+    auto const worth = max + limits_.price * (map_->moves() - moves_at_start_);
+    if (worth < best_.worth - tolerance_) { best_ = {worth, max, journal_.size()}; }
   }
 
-  void look_at_exchanges() {
-    for (auto const hot : live_ranks_) {
-      auto const excess = at(excess_, hot);
-      if (excess == 0) { continue; }
-      for (auto const cold : live_ranks_) {
-        auto const room = target_ - at(rank_cost_, cold);
-        bool const may_be_free = map_->changed(hot) || map_->changed(cold);
-        if (room <= 0 || (free_only_ && !may_be_free)) { continue; }
-        auto const most = std::min(excess, room);
-        if ((may_be_free ? most : most / 2) <= best_.gain) { continue; }
-        look_at_exchanges(hot, cold);
-      }
-    }
-  }
-  void look_at_exchanges(index_t hot, index_t cold) {
-    for (index_t slot = map_->first_slot(hot); slot < map_->first_slot(hot + 1); ++slot) {
-      auto const expert = map_->expert(slot);
-      for (index_t other = map_->first_slot(cold); other < map_->first_slot(cold + 1); ++other) {
-        auto const difference = map_->per_copy(expert) - map_->per_copy(map_->expert(other));
-        if (difference <= best_.gain) { continue; }
-        look_at_exchange(slot, other, difference);
-      }
-    }
-  }
-  void look_at_exchange(index_t slot, index_t other, load_t difference) {
-    --work_;
-    auto const hot = map_->rank_of(slot);
-    auto const cold = map_->rank_of(other);
-    auto gain = at(excess_, hot) - excess_of(hot, map_->rank_load(hot) - difference) -
-                excess_of(cold, map_->rank_load(cold) + difference);
-    if (gain <= best_.gain) { return; }
-    auto const given = map_->expert(slot);
-    auto const taken = map_->expert(other);
-    if (map_->holds(cold, given) || map_->holds(hot, taken)) { return; }
-    auto const moves =
-        map_->arrival(cold, given) + map_->arrival(hot, taken) - map_->refund(slot) - map_->refund(other);
-    if (free_only_ ? moves > 0 : moves <= 0 || map_->moves() + moves > limits_.max_moves) { return; }
-    if (moves > 1) { gain /= moves; }
-    if (gain > best_.gain) { best_ = {gain, slot, taken, other}; }
-  }
-
-  topology const& where_;
   Cost const& cost_;
   replica_map* map_ = nullptr;
   move_limits limits_;
   std::int64_t work_ = 0;
   load_t mean_ = 0;
   load_t target_ = 0;
-  load_t tolerance_ = 0;
-  load_t best_spare_ = 0;
-  bool free_only_ = false;
-  choice best_;
+  load_t least_margin_ = 0;  ///< of the target above the mean; lower ones have been tried
+  load_t tolerance_ = 0;     ///< gains that count as none
+  index_t moves_at_start_ = 0;
+  index_t misses_ = 0;  ///< targets in a row at which nothing helped
+  index_t era_ = 0;     ///< changes with moves so far
+  index_t hot_ = 0;     ///< the costliest rank
+  index_t cold_ = 0;    ///< the cheapest rank
+  index_t filler_ = none;
+  load_t most_relief_ = 0;
+  change free_;  ///< best change without moves
+  change paid_;  ///< best change with moves
+  milestone best_{};
   std::vector<index_t> live_ranks_;
   std::vector<load_t> rank_cost_;  ///< [R]
   std::vector<load_t> excess_;     ///< [R] cost above the target
-  std::vector<load_t> added_;      ///< [R] scratch of one candidate
-  std::vector<index_t> touched_;   ///< ranks that one candidate changes
-  std::vector<load_t> relief_;     ///< [E] excess that another copy, put nowhere, would remove
-  std::vector<index_t> wanted_;    ///< experts with relief
+  std::vector<load_t> added_;      ///< [R] load that a candidate adds
+  std::vector<index_t> touched_;   ///< ranks that a candidate changes
+  std::vector<wanted_copy> relief_;
   std::vector<spare_slot> spare_;
+  std::vector<unsigned char> discount_;        ///< [S] of the costliest rank
+  std::vector<unsigned char> other_discount_;  ///< [S]
   std::vector<entry> journal_;
+  std::vector<index_t> settled_;  ///< [P] era in which the slot was last changed
 };
 
 }  // namespace detail
