@@ -77,13 +77,15 @@ public:
   /// @throws nothing
   /// @determinism integer arithmetic, ranks and slots in ascending order.
   load_t solve(share_precision precision = share_precision::exact) {
-    auto const slack = [precision](load_t load) { return precision == share_precision::exact ? 0 : load >> 10; };
+    auto const accepted = [precision](load_t load) {
+      return precision == share_precision::exact ? load : load + (load >> 10);
+    };
     in_bottleneck_ = live_;
     bound_ = divide_up(total_, num_live_);
     list_replicated();
     raise_bound_to_small_sets();
-    level_out(bound_ + slack(bound_));
-    while (!drain(bound_ + slack(bound_))) {
+    level_out(accepted(bound_));
+    while (!drain(bound_, accepted(bound_))) {
       bound_ = std::max(bound_, mean_of_reached());
       in_bottleneck_ = reached_;
     }
@@ -367,12 +369,14 @@ private:
     add_flow(to, load);
   }
 
-  /// Bring every rank to at most `target`; false if that is impossible, with `reached_` set to a bottleneck.
-  [[nodiscard]] bool drain(load_t target) {
-    while (find_levels(target)) {
+  /// Move load to `target` until every rank has at most `accepted`; false if that is impossible, with `reached_` set to
+  /// a bottleneck.
+  [[nodiscard]] bool drain(load_t target, load_t accepted) {
+    while (max_load() > accepted) {
+      if (!find_levels(target)) { return false; }
       for (index_t i = 0; i < num_sources_; ++i) { drain_rank(at(queue_, i), target); }
     }
-    return num_sources_ == 0;
+    return true;
   }
   /// Breadth-first search from the ranks above `target`; true if it meets a rank below it.
   [[nodiscard]] bool find_levels(load_t target) {
