@@ -87,8 +87,9 @@ public:
       status{errc::invalid_option,
              detail::concat("recorder: ", num_layers, " layers x ", num_logical, " experts: sizes must be positive")}
           .or_throw();
+    } else {
+      tokens_.assign(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical), 0);
     }
-    tokens_.assign(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical), 0);
   }
 
   [[nodiscard]] index_t num_layers() const noexcept { return num_layers_; }
