@@ -9,10 +9,13 @@
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/dead_ranks.hpp>
 #include <ballast/placement/detail/move_search.hpp>
+#include <ballast/placement/detail/rehome.hpp>
 #include <ballast/placement/detail/replica_map.hpp>
+#include <ballast/placement/detail/share_move_search.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
 #include <ballast/placement/rank_cost.hpp>
+#include <ballast/placement/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -46,6 +49,12 @@ struct move_cost_model {
   }
 };
 
+/// How an expert's tokens will be split over its replicas.
+enum class share_mode : index_t {
+  even = 0,     ///< every replica takes the same part
+  optimal = 1,  ///< so that the busiest rank has as little as possible, see `share_solver`
+};
+
 /// Starts from the placement in force and changes as little as pays.
 ///
 /// Layers in balance stay as they are. In the others experts get a copy where another can spare one, or change places,
@@ -63,6 +72,8 @@ struct basic_incremental_placement {
   move_cost_model worth{};
   /// False: move as long as it helps, where there is no budget.
   bool stop_when_not_worth = true;
+  /// The split that moves are chosen for. `optimal` writes the shares into the plan, solved anew for every layer.
+  share_mode shares = share_mode::even;
   /// Candidate changes to look at in a layer, at most.
   std::int64_t work_per_layer = 4'000'000;
   Cost cost{};
@@ -87,6 +98,21 @@ struct basic_incremental_placement {
     }
     next = current;
     next.drop_shares();
+    return shares == share_mode::even ? plan_even(history, current, where, next)
+                                      : plan_optimal(history, current, where, next);
+  }
+
+  /// Mix name and options into what the ranks compare.
+  void describe(digest& out) const noexcept {
+    out.add(std::string_view{"incremental_placement"}).add(max_moves_per_layer).add(stop_when_not_worth);
+    out.add(static_cast<index_t>(shares)).add(work_per_layer);
+    worth.describe(out);
+    cost.describe(out);
+  }
+
+private:
+  [[nodiscard]] status plan_even(load_history_view history, placement const& current, topology const& where,
+                                 placement& next) const {
     detail::replica_map map;
     detail::move_search<Cost> search{where, cost};
     std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
@@ -94,34 +120,62 @@ struct basic_incremental_placement {
       sum_buckets(history, layer, loads);
       for (auto& load : loads) { load *= detail::load_unit; }
       map.open(where, current.logical_of_slot(layer), loads);
-      search.run(map, limits(search.level_of(map)));
-      auto const out = next.edit(layer).logical_of_slot;
-      for (index_t slot = 0; slot < map.num_slots(); ++slot) {
-        if (map.expert(slot) != detail::replica_map::none) { out[static_cast<std::size_t>(slot)] = map.expert(slot); }
-      }
+      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
+      search.run(map, limits(search.level_of(map).mean));
+      write_layer(map, next.edit(layer).logical_of_slot);
     }
     detail::finish_plan(current, where, next);
     return {};
   }
-
-  /// Mix name and options into what the ranks compare.
-  void describe(digest& out) const noexcept {
-    out.add(std::string_view{"incremental_placement"}).add(max_moves_per_layer).add(stop_when_not_worth);
-    out.add(work_per_layer);
-    worth.describe(out);
-    cost.describe(out);
+  [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, topology const& where,
+                                    placement& next) const {
+    detail::replica_map map;
+    detail::share_move_search search{where};
+    share_solver solver;
+    std::vector<load_t> tokens(static_cast<std::size_t>(history.num_logical()));
+    std::vector<load_t> loads(tokens.size());
+    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+      sum_buckets(history, layer, tokens);
+      load_t total = 0;
+      for (std::size_t e = 0; e < tokens.size(); ++e) {
+        loads[e] = tokens[e] * detail::load_unit;
+        total += loads[e];
+      }
+      map.open(where, current.logical_of_slot(layer), loads);
+      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
+      auto const out = next.edit(layer).logical_of_slot;
+      write_layer(map, out);
+      if (auto result = solver.open(where, out, tokens); !result.ok()) { return result; }
+      search.run(map, solver, limits(total / where.num_live_ranks()));
+      write_layer(map, out);
+    }
+    detail::finish_plan(current, where, next);
+    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+      sum_buckets(history, layer, tokens);
+      if (auto result = optimal_shares(where, next, layer, tokens, solver); !result.ok()) { return result; }
+    }
+    return {};
   }
-
-private:
-  [[nodiscard]] detail::move_limits limits(typename detail::move_search<Cost>::level level) const {
+  static void write_layer(detail::replica_map const& map, std::span<index_t> out) {
+    for (index_t slot = 0; slot < map.num_slots(); ++slot) {
+      if (map.expert(slot) != detail::replica_map::none) { out[static_cast<std::size_t>(slot)] = map.expert(slot); }
+    }
+  }
+  [[nodiscard]] index_t budget() const noexcept {
+    return max_moves_per_layer >= 0 ? max_moves_per_layer : std::numeric_limits<index_t>::max();
+  }
+  [[nodiscard]] detail::move_limits limits(load_t mean) const {
     detail::move_limits result;
     result.work = work_per_layer;
-    result.goal = level.mean + (level.mean >> 11);
-    result.least_gain = level.mean >> 11;
+    result.goal = mean + (mean >> 13);
+    result.least_gain = mean >> 11;
+    result.max_moves = budget();
     if (max_moves_per_layer >= 0) {
-      result.max_moves = max_moves_per_layer;
-    } else if (stop_when_not_worth) {
-      result.price = (level.mean >> 20) * worth.price();
+      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 12));
+    } else {
+      // What a new split gives for nothing leaves less of a reason to move.
+      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 7));
+      if (stop_when_not_worth) { result.price = (mean >> 20) * worth.price(); }
     }
     return result;
   }

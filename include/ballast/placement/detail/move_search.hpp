@@ -21,10 +21,11 @@ namespace detail {
 /// How far a search may go in one layer.
 struct move_limits {
   index_t max_moves = std::numeric_limits<index_t>::max();  ///< pairs (rank, expert) that may be new
-  load_t price = 0;       ///< what a move costs, in the unit of the largest rank cost that it lowers
-  load_t goal = 0;        ///< rank cost that is good enough
-  load_t least_gain = 0;  ///< a plan that lowers the largest rank cost by less is no plan
-  std::int64_t work = 0;  ///< candidates to look at
+  load_t price = 0;        ///< what a move costs, in the unit of the largest rank cost that it lowers
+  load_t good_enough = 0;  ///< a layer at or below this largest rank cost stays as it is
+  load_t goal = 0;         ///< rank cost at which to stop
+  load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan
+  std::int64_t work = 0;   ///< candidates to look at
 };
 
 /// Lowers the largest rank cost of a layer by as few moves as it can.
@@ -77,6 +78,7 @@ public:
     auto const start = level_of(map);
     mean_ = start.mean;
     tolerance_ = (mean_ >> 14) + 1;
+    if (start.max <= limits.good_enough) { return; }
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
     least_margin_ = 0;
