@@ -157,7 +157,7 @@ struct basic_balanced_placement {
   index_t num_groups = 1;  ///< G, consecutive experts that routing picks together
   group_locality locality = group_locality::whole;
   index_t tolerance_ppm = 400;            ///< stop when the busiest rank is this close to the mean, in 1 / 1000000
-  std::int64_t work_per_layer = 1000000;  ///< most exchanges looked at in a layer
+  std::int64_t work_per_layer = 2000000;  ///< most exchanges looked at in a layer
   [[no_unique_address]] Cost cost{};      ///< what a rank's load costs
 
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
