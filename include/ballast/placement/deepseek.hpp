@@ -9,6 +9,7 @@
 #include <ballast/detail/tournament.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
+#include <ballast/placement/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
 #include <ballast/status.hpp>
@@ -359,29 +360,32 @@ private:
 
 /// The published DeepSeek load balancer, bit for bit: replicate the heaviest, deal the replicas longest-first.
 ///
-/// Plans on the sum of the history's buckets and from scratch: the current placement is ignored. With `num_groups` a
-/// multiple of the number of nodes, an expert group stays on one node (hierarchical); otherwise groups are ignored
-/// (global), which is no error. All loads zero, one expert and one rank are valid.
+/// Plans on the sum of the history's buckets and from scratch. With `num_groups` a multiple of the number of nodes, an
+/// expert group stays on one node (hierarchical); otherwise groups are ignored (global), which is no error. All loads
+/// zero, one expert and one rank are valid.
 ///
-/// @determinism the reference's float32 arithmetic (integer arithmetic with the same results where the compiler may
-///   bend floats, as under -ffast-math). Equal loads keep ascending order, as the reference with a stable sort; the
-///   published one sorts unstably, so its replica order, and rarely more, depends on the build. Sums of group loads
-///   are exact, rounded once. Needs the default rounding mode.
+/// The reference has no notion of a dead rank. Where one is dead, the plan is the reference's global one for the live
+/// ranks alone; slots of dead ranks keep their expert at a share of 0, and replicas are ranked by slot.
+///
+/// @determinism the reference's float32 arithmetic, at the default rounding mode; where the compiler may bend floats,
+/// as
+///   under -ffast-math, integer arithmetic with the same results. Equal loads keep ascending order, as in the reference
+///   with a stable sort; the published one sorts unstably, so its replica order, and rarely more, depends on its build.
+///   Group loads are exact sums, rounded once.
 /// @source DeepSeek EPLB `rebalance_experts`
 struct deepseek_placement {
   index_t num_groups = 1;  ///< G, routing groups of consecutive experts
 
-  /// Groups are kept on one node each.
+  /// Say whether every expert group is kept on one node.
   [[nodiscard]] bool is_hierarchical(topology const& where) const noexcept {
-    return num_groups > 0 && num_groups % where.num_nodes() == 0;
+    return num_groups > 0 && num_groups % where.num_nodes() == 0 && where.num_live_ranks() == where.num_ranks();
   }
 
   /// Plan all layers.
   ///
   /// @param history  [H, L, E] tokens, >= 0.
-  /// @param current  [L, P] gives the shape, nothing else.
-  /// @param where    ranks, nodes and slots; every rank alive. The reference has no notion of a dead rank, and nothing
-  ///   in its result could say that a slot takes no tokens: such a topology is refused.
+  /// @param current  [L, P] gives the shape, and the experts on dead ranks.
+  /// @param where    ranks, nodes, slots and which ranks are alive.
   /// @param next     out: [L, P], replicas of an expert in the reference's order; its storage is reused.
   /// @pre `validate_plan_inputs(history, current, where).ok()`
   /// @complexity O(L (E + (P - E) log(E / N) + P log(R / N))), a fixed number of allocations.
@@ -390,19 +394,16 @@ struct deepseek_placement {
                             placement& next) const {
     if (auto result = validate(history.num_logical(), where); !result.ok()) { return result; }
     next.resize(current.shape());
-    bool const grouped = is_hierarchical(where);
-    detail::deepseek_planner<detail::float32> planner{{
-        .experts = static_cast<std::size_t>(current.num_logical()),
-        .slots = static_cast<std::size_t>(current.num_slots()),
-        .groups = grouped ? static_cast<std::size_t>(num_groups) : 1,
-        .nodes = grouped ? static_cast<std::size_t>(where.num_nodes()) : 1,
-        .ranks = static_cast<std::size_t>(where.num_ranks()),
-    }};
-    planner.plan(history, next);
+    if (where.num_live_ranks() == where.num_ranks()) {
+      bool const grouped = is_hierarchical(where);
+      plan_ranks(history, where.num_ranks(), grouped ? num_groups : 1, grouped ? where.num_nodes() : 1, next);
+    } else {
+      plan_live_ranks(history, current, where, next);
+    }
     return {};
   }
 
-  /// Refuse options and topologies that the reference cannot plan for, naming the value.
+  /// Refuse a number of groups that the reference cannot plan for, naming the values.
   [[nodiscard]] status validate(index_t num_logical, topology const& where) const {
     if (num_groups < 1) {
       return {errc::invalid_option,
@@ -412,12 +413,6 @@ struct deepseek_placement {
       return {errc::invalid_option,
               detail::concat("deepseek: ", num_logical, " experts cannot be divided into ", num_groups, " groups")};
     }
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (!where.is_live(rank)) {
-        return {errc::invalid_topology,
-                detail::concat("deepseek: rank ", rank, " is dead; this policy plans for live ranks only")};
-      }
-    }
     return {};
   }
 
@@ -425,6 +420,37 @@ struct deepseek_placement {
   void describe(digest& out) const { out.add(std::string_view{"deepseek_placement"}).add(num_groups); }
 
   bool operator==(deepseek_placement const&) const = default;
+
+private:
+  static void plan_ranks(load_history_view history, index_t num_ranks, index_t groups, index_t nodes, placement& next) {
+    detail::deepseek_planner<detail::float32> planner{{
+        .experts = static_cast<std::size_t>(next.num_logical()),
+        .slots = static_cast<std::size_t>(next.num_slots()),
+        .groups = static_cast<std::size_t>(groups),
+        .nodes = static_cast<std::size_t>(nodes),
+        .ranks = static_cast<std::size_t>(num_ranks),
+    }};
+    planner.plan(history, next);
+  }
+
+  static void plan_live_ranks(load_history_view history, placement const& current, topology const& where,
+                              placement& next) {
+    auto const width = static_cast<std::size_t>(where.slots_per_rank());
+    placement live;
+    live.resize({current.num_layers(), current.num_logical(), where.num_live_ranks() * where.slots_per_rank()});
+    plan_ranks(history, where.num_live_ranks(), 1, 1, live);
+    for (index_t layer = 0; layer < next.num_layers(); ++layer) {
+      auto from = live.logical_of_slot(layer).begin();
+      for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+        if (!where.is_live(rank)) { continue; }
+        auto const to =
+            next.edit(layer).logical_of_slot.subspan(static_cast<std::size_t>(where.first_slot(rank)), width);
+        std::copy_n(from, width, to.begin());
+        from += where.slots_per_rank();
+      }
+    }
+    detail::finish_plan(current, where, next);
+  }
 };
 
 static_assert(placement_policy<deepseek_placement>);

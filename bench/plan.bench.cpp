@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// Planning all layers of a model, tables included: time beside balance. Rows: plan/<policy>/<layers x
+// experts>/<slots>/<ranks>.
+#include <ballast/placement/balanced.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/deepseek.hpp>
+#include <ballast/placement/incremental.hpp>
+#include <ballast/placement/moves.hpp>
+
+#include "support/loads.hpp"
+
+#include <benchmark/benchmark.h>
+
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+
+struct model {
+  char const* name;  // layers x experts
+  index_t num_layers;
+  index_t num_logical;
+  index_t num_slots;
+  index_t num_ranks;
+  index_t num_nodes;
+  index_t num_groups;
+};
+
+constexpr model models[] = {
+    {"58x256", 58, 256, 288, 32, 4, 8},        // DeepSeek-V3, prefill
+    {"94x128", 94, 128, 144, 16, 2, 1},        // Qwen3-235B
+    {"60x384", 60, 384, 416, 32, 4, 1},        // Kimi-K2
+    {"61x512", 61, 512, 1024, 128, 8, 8},      // large
+    {"100x2048", 100, 2048, 4096, 1024, 8, 8}  // future
+};
+
+std::string row_name(char const* policy, model const& shape) {
+  return std::string{"plan/"} + policy + "/" + shape.name + "/" + std::to_string(shape.num_slots) + "/" +
+         std::to_string(shape.num_ranks);
+}
+
+/// Plan from `current` on `loads`, again and again.
+template <class Policy>
+void measure(benchmark::State& state, Policy const& policy, model const& shape, std::vector<load_t> const& loads,
+             placement const& current) {
+  topology const where{{shape.num_ranks, shape.num_nodes, shape.num_slots / shape.num_ranks, 0}};
+  matrix_view<load_t const> const view{loads, shape.num_layers, shape.num_logical};
+  placement next;
+  for (auto _ : state) {
+    plan(policy, view, current, where, next).or_throw();
+    benchmark::DoNotOptimize(next.logical_of_slot().elements().data());
+    benchmark::ClobberMemory();
+  }
+  state.counters["balancedness"] = balancedness(where, next, view);
+  double moves = 0;
+  for (index_t layer = 0; layer < shape.num_layers; ++layer) { moves += count_moves(where, current, next, layer); }
+  state.counters["moves_per_layer"] = moves / shape.num_layers;
+  state.SetLabel(BALLAST_BENCH_INSTRUCTION_SET);
+}
+
+template <class Policy>
+void from_scratch(benchmark::State& state, Policy const& policy, model const& shape) {
+  measure(state, policy, shape, ballast_bench::log_normal_loads(shape.num_layers, shape.num_logical),
+          trivial_placement({shape.num_layers, shape.num_logical, shape.num_slots}));
+}
+
+/// From the balanced placement of an earlier window.
+void from_current(benchmark::State& state, incremental_placement const& policy, model const& shape) {
+  topology const where{{shape.num_ranks, shape.num_nodes, shape.num_slots / shape.num_ranks, 0}};
+  auto const before = ballast_bench::log_normal_loads(shape.num_layers, shape.num_logical);
+  placement current;
+  plan(balanced_placement{}, matrix_view<load_t const>{before, shape.num_layers, shape.num_logical},
+       trivial_placement({shape.num_layers, shape.num_logical, shape.num_slots}), where, current)
+      .or_throw();
+  measure(state, policy, shape, ballast_bench::drifted(before, 0.1), current);
+}
+
+[[maybe_unused]] bool const registered = [] {
+  auto const add = [](std::string const& name, auto run) {
+    benchmark::RegisterBenchmark(name.c_str(), run)->Unit(benchmark::kMillisecond);
+  };
+  for (auto const& shape : models) {
+    if (shape.num_groups > 1) {
+      add(row_name("deepseek_hierarchical", shape),
+          [&shape](auto& state) { from_scratch(state, deepseek_placement{.num_groups = shape.num_groups}, shape); });
+    }
+    add(row_name("deepseek_global", shape),
+        [&shape](auto& state) { from_scratch(state, deepseek_placement{}, shape); });
+    add(row_name("balanced", shape), [&shape](auto& state) { from_scratch(state, balanced_placement{}, shape); });
+    add(row_name("incremental", shape), [&shape](auto& state) { from_current(state, incremental_placement{}, shape); });
+  }
+  return true;
+}();
+
+}  // namespace
