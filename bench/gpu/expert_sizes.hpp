@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <numeric>
+#include <stdexcept>
+#include <string_view>
 #include <vector>
 
 namespace ballast_bench {
@@ -27,6 +29,13 @@ struct expert_sizes {
 /// 4.5 MiB: hidden 2048, intermediate 768, FP8 with a float scale for each 128 x 128 block.
 [[nodiscard]] inline expert_sizes qwen3_30b_fp8() {
   return {"qwen3_30b_fp8", {1536u * 2048, 12u * 16 * 4, 2048u * 768, 16u * 6 * 4}};
+}
+
+[[nodiscard]] inline expert_sizes sizes_named(std::string_view name) {
+  for (auto const& sizes : {deepseek_v3_fp8(), gpt_oss_mxfp4(), qwen3_30b_fp8()}) {
+    if (name == sizes.name) { return sizes; }
+  }
+  throw std::invalid_argument{"no such model"};
 }
 
 }  // namespace ballast_bench

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/kernels/route.cuh>
 #include <ballast/dispatch/table_view.hpp>
@@ -61,20 +62,6 @@ struct tables {
   device_memory<ballast::dispatch_entry> entries;
 };
 
-struct counters {
-  counters(index_t num_layers, index_t num_logical)
-      : pass{device_memory<std::uint32_t>::create(ballast::cudart::detail::padded_cells(num_layers, num_logical))},
-        gate{to_device(std::vector<std::uint32_t>{1})} {
-    view.pass = pass.data();
-    view.gate = gate.data();
-    view.num_layers = num_layers;
-    view.num_logical = num_logical;
-  }
-  ballast::cudart::record_view view;
-  device_memory<std::uint32_t> pass;
-  device_memory<std::uint32_t> gate;
-};
-
 /// Device-to-device copy rate of this card, bytes read plus bytes written per microsecond.
 double copy_rate(cudaStream_t stream) {
   static double const rate = [stream] {
@@ -115,7 +102,7 @@ void race_with_empty(benchmark::State& state, cudaStream_t stream, launch_graph 
 }
 
 template <class Id>
-void route(benchmark::State& state, work what, ballast::dispatch_rule rule) {
+void route(benchmark::State& state, work what, ballast::dispatch_rule rule, bool early) {
   auto const num_tokens = static_cast<std::size_t>(state.range(0));
   auto const num_logical = static_cast<std::size_t>(state.range(1));
   constexpr std::size_t top_k = 8;
@@ -125,33 +112,37 @@ void route(benchmark::State& state, work what, ballast::dispatch_rule rule) {
   auto const stream = ballast::cudart::stream::create();
   std::vector<device_memory<Id>> ids;
   std::vector<device_memory<Id>> physical;
-  for (std::size_t layer = 0; layer < num_layers; ++layer) {
+  // The router has just written the ids, into the same few buffers for every layer: they come from the L2 cache.
+  constexpr std::size_t num_buffers = 8;
+  for (std::size_t layer = 0; layer < num_buffers; ++layer) {
     auto const choices = trace.choices(num_tokens, top_k, num_logical, layer);
     ids.push_back(to_device(std::vector<Id>(choices.begin(), choices.end())));
     physical.push_back(device_memory<Id>::create(choices.size()));
   }
   auto const num_valid = to_device(std::vector<std::int32_t>{static_cast<std::int32_t>(num_tokens)});
-  counters const counts{num_layers, static_cast<index_t>(num_logical)};
+  ballast::cudart::device_recorder const counts{stream.get(), num_layers, static_cast<index_t>(num_logical), {1, 1}};
   tables const map{num_layers, static_cast<index_t>(num_logical), rule};
   auto const num_ids = static_cast<std::uint32_t>(num_tokens * top_k);
 
   launch_graph const graph{
       stream.get(), [&](int i) {
-        auto const at = static_cast<std::size_t>(i);
+        auto const at = static_cast<std::size_t>(i) % num_buffers;
         ballast::cudart::routing<Id> const input{ids[at].data(), static_cast<index_t>(num_tokens), top_k,
                                                  num_valid.data()};
         switch (what) {
-          case work::record: ballast::cudart::record(stream.get(), counts.view, i, input).or_throw(); break;
+          case work::record: ballast::cudart::record(stream.get(), counts.view(), i, input, early).or_throw(); break;
           case work::dispatch:
-            ballast::cudart::dispatch(stream.get(), map.view, i, input, physical[at].data()).or_throw();
+            ballast::cudart::dispatch(stream.get(), map.view, i, input, physical[at].data(), early).or_throw();
             break;
           case work::fused:
-            ballast::cudart::dispatch_and_record(stream.get(), counts.view, map.view, i, input, physical[at].data())
+            ballast::cudart::dispatch_and_record(stream.get(), counts.view(), map.view, i, input, physical[at].data(),
+                                                 early)
                 .or_throw();
             break;
           case work::one_atomic_an_id:
             one_atomic_an_id<<<(num_ids + 255) / 256, 256, 0, stream.get()>>>(
-                input.ids, num_ids, counts.pass.data() + at * num_logical, static_cast<index_t>(num_logical));
+                input.ids, num_ids, counts.view().pass + static_cast<std::size_t>(i) * num_logical,
+                static_cast<index_t>(num_logical));
             break;
         }
       }};
@@ -163,21 +154,23 @@ void fold(benchmark::State& state) {
   auto const num_layers = static_cast<index_t>(state.range(0));
   auto const num_logical = static_cast<index_t>(state.range(1));
   auto const stream = ballast::cudart::stream::create();
-  counters const counts{num_layers, num_logical};
+  ballast::cudart::device_recorder const counts{stream.get(), num_layers, num_logical, {1, 1}};
   auto const cells = ballast::cudart::detail::padded_cells(num_layers, num_logical);
   auto const bucket = device_memory<ballast::load_t>::create(cells);
   launch_graph const graph{
-      stream.get(),
-      [&](int) { ballast::cudart::detail::fold(stream.get(), counts.view, {bucket.data(), true, false}).or_throw(); }};
+      stream.get(), [&](int) {
+        ballast::cudart::detail::fold(stream.get(), counts.view(), {bucket.data(), true, false}).or_throw();
+      }};
   race_with_empty(state, stream.get(), graph,
                   static_cast<double>(cells) * (2 * sizeof(std::uint32_t) + 2 * sizeof(ballast::load_t)));
 }
 
 template <class Id>
-void add_route(std::string const& name, work what, ballast::dispatch_rule rule = ballast::dispatch_rule::hashed) {
-  auto* const benchmark =
-      benchmark::RegisterBenchmark((name + "/" + (sizeof(Id) == 4 ? "int32" : "int64")).c_str(),
-                                   [what, rule](benchmark::State& state) { route<Id>(state, what, rule); });
+void add_route(std::string const& name, work what, ballast::dispatch_rule rule = ballast::dispatch_rule::hashed,
+               bool early = true) {
+  auto* const benchmark = benchmark::RegisterBenchmark(
+      (name + "/" + (sizeof(Id) == 4 ? "int32" : "int64")).c_str(),
+      [what, rule, early](benchmark::State& state) { route<Id>(state, what, rule, early); });
   benchmark->ArgNames({"tokens", "experts"})->UseManualTime()->Iterations(200)->Unit(benchmark::kMicrosecond);
   for (auto const experts : {64, 256, 512, 1024, 4096}) {
     if (experts != 256) {
@@ -199,6 +192,9 @@ int const registered = [] {
   add_route<std::int64_t>("fused_hashed", work::fused);
   add_route<std::int32_t>("fused_rotated", work::fused, ballast::dispatch_rule::rotated);
   add_route<std::int64_t>("fused_rotated", work::fused, ballast::dispatch_rule::rotated);
+  auto const hashed = ballast::dispatch_rule::hashed;
+  add_route<std::int32_t>("record_plain_launch", work::record, hashed, false);
+  add_route<std::int32_t>("fused_plain_launch", work::fused, hashed, false);
   add_route<std::int32_t>("one_atomic_an_id", work::one_atomic_an_id);
   add_route<std::int64_t>("one_atomic_an_id", work::one_atomic_an_id);
   benchmark::RegisterBenchmark("fold", fold)

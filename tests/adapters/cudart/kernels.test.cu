@@ -2,6 +2,7 @@
 #include <ballast/cudart/device_tables.hpp>
 #include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/fold.cuh>
+#include <ballast/cudart/kernels/kernel_copies.cuh>
 #include <ballast/cudart/kernels/route.cuh>
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/load/window_recorder.hpp>
@@ -100,7 +101,7 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   auto const stream = cudart::stream::create();
   cudart::device_tables<> tables{dispatch_tables{where, shape, rank_id{1}, mode}, where, 1};
   for (index_t l = 0; l < num_layers; ++l) { tables.publish(where, holds, l, stream.get()).or_throw(); }
-  cudart::device_recorder const recorder{stream.get(), num_layers, size.num_logical};
+  cudart::device_recorder recorder{stream.get(), num_layers, size.num_logical, {1, 1}};
 
   auto const count = static_cast<std::size_t>(size.num_tokens) * static_cast<std::size_t>(size.top_k);
   auto const ids = make_ids<Id>(count, size.num_logical, 11);
@@ -117,7 +118,7 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   for (std::size_t i = num_counted; i < count; ++i) { masked[i] = -1; }
   std::vector<Id> wanted(count);
   dispatch_ids(tables.host().view(), layer, size.top_k, std::span<Id const>{masked}, std::span{wanted});
-  std::vector<std::uint32_t> counts(static_cast<std::size_t>(num_layers * size.num_logical));
+  std::vector<load_t> counts(static_cast<std::size_t>(num_layers * size.num_logical));
   for (auto const id : masked) {
     if (id >= 0 && id < size.num_logical) {
       ++counts[static_cast<std::size_t>(layer * size.num_logical + static_cast<index_t>(id))];
@@ -125,12 +126,9 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   }
 
   auto const read_counts = [&] {
-    std::vector<std::uint32_t> result(counts.size());
-    ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
-    ballast_test::check_cuda(cudaMemcpy(result.data(), recorder.view().pass, result.size() * 4, cudaMemcpyDeviceToHost),
-                             "cudaMemcpy");
-    ballast_test::check_cuda(cudaMemset(recorder.view().pass, 0, result.size() * 4), "cudaMemset");
-    ballast_test::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    std::vector<load_t> result(counts.size());
+    recorder.end_pass(true);
+    recorder.history(result);
     return result;
   };
   auto const read_physical = [&] {
@@ -333,4 +331,26 @@ TEST_CASE("a graph that was captured before the tables changed reads the new one
   twin.history(wanted);
   CHECK(found == wanted);
   ballast_test::check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+}
+
+TEST_CASE("a list of copies arrives byte for byte, whatever its sizes and alignments") {
+  auto const stream = cudart::stream::create();
+  std::vector<std::uint8_t> source(3'000'000);
+  for (std::size_t i = 0; i < source.size(); ++i) { source[i] = static_cast<std::uint8_t>(i * i >> 7); }
+  on_device<std::uint8_t> const from{source};
+  std::vector<std::uint8_t> wanted(source.size());
+  on_device<std::uint8_t> const to{wanted};
+  cudart::kernel_copies copies;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < 300; ++i) {
+    auto const bytes = i % 50 == 7 ? 100'001 + i : i * 37 % 5000 / (i % 3 == 0 ? 1 : 16) * (i % 3 == 0 ? 1 : 16);
+    auto const shift = i % 4 == 0 ? i % 7 : 0;
+    copies.add(reinterpret_cast<std::byte*>(to.data() + at),
+               reinterpret_cast<std::byte const*>(from.data() + at + shift), bytes);
+    for (std::size_t b = 0; b < bytes; ++b) { wanted[at + b] = source[at + shift + b]; }
+    at = (at + bytes + 31) / 16 * 16;
+  }
+  REQUIRE(at < source.size());
+  copies.submit(stream.get()).or_throw();
+  CHECK(to.read() == wanted);
 }

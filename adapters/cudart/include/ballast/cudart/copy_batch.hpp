@@ -48,6 +48,11 @@ public:
   /// @throws std::bad_alloc on failure
   [[nodiscard]] status submit(cudaStream_t on, unsigned flags = cudaMemcpyFlagDefault) {
     if (empty()) { return {}; }
+    if (size() == 1) {
+      auto const result = cudaMemcpyAsync(to_[0], from_[0], bytes_[0], cudaMemcpyDefault, on);
+      clear();
+      return to_status(result, "cudaMemcpyAsync");
+    }
     cudaMemcpyAttributes attributes{};
     attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
     attributes.flags = flags;

@@ -7,6 +7,7 @@
 #include <ballast/cudart/device_tables.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/profiling.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
@@ -22,6 +23,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -40,18 +42,20 @@ struct slot_hook {
 /// Options of `device_store`.
 struct device_store_options {
   cudaStream_t compute_stream = nullptr;               ///< runs the forward passes; commits are enqueued only there
-  cudaStream_t copy_stream = nullptr;                  ///< what the transport enqueues on or orders itself behind
+  std::vector<cudaStream_t> copy_streams = {};         ///< what transports enqueue on, or order themselves behind
   std::size_t staging_limit = std::size_t{256} << 20;  ///< bytes of staging that this rank may use at once
   dispatch_mode dispatch = dispatch_mode::nearest;     ///< how tokens choose among replicas
+  bool timed = false;                                  ///< measure commits on the device, see `commit_microseconds`
   slot_hook hook = {};                                 ///< runs after a commit's copies and before its tables
 };
 
 /// Expert weights in the memory of one device, and the tables that its router reads.
 ///
 /// @tparam Tables  `dispatch_tables`, or `invariant_dispatch_tables` for engines without an all-to-all.
+/// @tparam Copies  what commits copy with: `copy_batch`, or `kernel_copies` in programs that nvcc compiles.
 /// @lifetime streams and registered memory belong to the engine and must outlive the store.
 /// @threads  one thread at a time; the rank's device is current there.
-template <class Tables = dispatch_tables>
+template <class Tables = dispatch_tables, class Copies = copy_batch>
 class device_store {
 public:
   /// @param where    ranks and slots.
@@ -63,10 +67,10 @@ public:
         options_{options},
         tables_{make_tables(where, rank, initial, options), where, rank},
         where_{std::move(where)},
-        committed_{event::create()} {
-    if (options.compute_stream == nullptr || options.copy_stream == nullptr) {
-      status{errc::invalid_option, "device_store: batched copies need created streams, not the default stream"}
-          .or_throw();
+        committed_{event::create()},
+        timer_{options.timed} {
+    if (options.compute_stream == nullptr) {
+      status{errc::invalid_option, "device_store: commits need a created stream, not the default stream"}.or_throw();
     }
     rewritten_.resize(static_cast<std::size_t>(where_.slots_per_rank()));
     for (index_t layer = 0; layer < initial.num_layers(); ++layer) {
@@ -104,38 +108,48 @@ public:
     return note_enqueued();
   }
 
-  /// Hold the copy stream back until all commits so far are done.
+  /// Hold the copy streams back until all commits so far are done, unless they are.
   [[nodiscard]] status prepare() {
-    if (!std::exchange(ahead_, false)) { return {}; }
-    return committed_.hold_back(options_.copy_stream);
+    if (!std::exchange(ahead_, false) || committed_.query() == cudaSuccess) { return {}; }
+    for (auto const waiter : options_.copy_streams) {
+      if (auto result = committed_.hold_back(waiter); !result.ok()) { return result; }
+    }
+    return {};
   }
 
   /// Enqueue the copies of a commit, the hook and the tables on the compute stream; see `expert_store`.
   [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
                               epoch_t /*epoch*/) {
+    profiler_range const range{"ballast commit"};
+    if (auto result = timer_.start(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = enqueue_copies(copies); !result.ok()) { return result; }
     if (auto result = run_hook(layer, copies); !result.ok()) { return result; }
     if (auto result = tables_.publish(where_, tables, layer, options_.compute_stream); !result.ok()) { return result; }
+    if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
     return note_enqueued();
   }
 
+  /// What the last commit took on the device; nothing while it is not done, or without `timed`.
+  [[nodiscard]] std::optional<double> commit_microseconds() const { return timer_.microseconds(); }
+
   /// The tables as kernels see them. @lifetime valid, unchanged, until the store is destroyed
   [[nodiscard]] dispatch_view view() const noexcept { return tables_.view(); }
-  [[nodiscard]] device_tables<Tables> const& tables() const noexcept { return tables_; }
+  [[nodiscard]] device_tables<Tables, Copies> const& tables() const noexcept { return tables_; }
   /// Take another live mask over; in force for a layer from its next commit on.
   void set_topology(topology where) {
     BALLAST_EXPECTS(where.shape() == where_.shape(), "device_store: a topology of another shape");
     where_ = std::move(where);
   }
 
-  /// The digest of bytes in device memory, for verification mode. Waits for the copy stream.
+  /// The digest of bytes in device memory, for verification mode. Waits for the commits so far.
   [[nodiscard]] std::uint64_t checksum(std::span<segment const> segments) {
     digest sum;
     std::vector<std::byte> bytes;
     for (auto const& part : segments) {
       bytes.resize(part.size);
-      auto result = cudaMemcpyAsync(bytes.data(), part.data, part.size, cudaMemcpyDeviceToHost, options_.copy_stream);
-      if (result == cudaSuccess) { result = cudaStreamSynchronize(options_.copy_stream); }
+      auto result =
+          cudaMemcpyAsync(bytes.data(), part.data, part.size, cudaMemcpyDeviceToHost, options_.compute_stream);
+      if (result == cudaSuccess) { result = cudaStreamSynchronize(options_.compute_stream); }
       // A digest of something else than the bytes: the ranks will not agree.
       if (result != cudaSuccess) { sum.add("unreadable").add(static_cast<int>(result)); }
       sum.add_bytes(bytes);
@@ -193,12 +207,13 @@ private:
 
   ballast::detail::tensor_registry registry_;
   device_store_options options_;
-  device_tables<Tables> tables_;
+  device_tables<Tables, Copies> tables_;
   topology where_;
-  event committed_;     // the last thing of ours on the compute stream
-  bool ahead_ = false;  // the copy stream has not been ordered behind it yet
+  event committed_;  // the last thing of ours on the compute stream
+  stage_timer timer_;
+  bool ahead_ = false;  // the copy streams have not been ordered behind it yet
   stream_memory staging_;
-  copy_batch batch_;
+  Copies batch_;
   std::vector<unsigned char> rewritten_;
 };
 

@@ -27,8 +27,9 @@ namespace cudart {
 /// A copy of one rank's dispatch tables in device memory, and the map of its slots. Addresses never change.
 ///
 /// @tparam Tables  `dispatch_tables` or `invariant_dispatch_tables`: the truth, of which this is a copy.
+/// @tparam Copies  what copies rows from pinned host memory: `copy_batch` or `kernel_copies`.
 /// @threads one thread at a time; the rank's device is current there.
-template <class Tables = dispatch_tables>
+template <class Tables = dispatch_tables, class Copies = copy_batch>
 class device_tables {
 public:
   /// @param tables  of this rank; rows are published here from now on.
@@ -50,7 +51,7 @@ public:
   /// Rebuild one layer's tables and enqueue their copy; captured graphs that run behind it read the new rows.
   ///
   /// @param on  the engine's compute stream.
-  /// @complexity as `dispatch_tables::publish`, and one call of the runtime. Waits only when the stream has not even
+  /// @complexity as `dispatch_tables::publish`, and one call or launch. Waits only when the stream has not even
   ///             reached the layer's previous publication.
   [[nodiscard]] status publish(topology const& where, placement const& from, index_t layer, cudaStream_t on) {
     host_.publish(where, from, layer);
@@ -113,7 +114,7 @@ private:
   pinned_buffer mirror_;  // a row of all three for each layer
   std::vector<unsigned char> in_flight_;
   event copied_;
-  copy_batch batch_;
+  Copies batch_;
 };
 
 }  // namespace cudart

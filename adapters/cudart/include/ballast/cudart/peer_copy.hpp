@@ -7,6 +7,7 @@
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/peer_directory.hpp>
+#include <ballast/cudart/profiling.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
@@ -47,17 +48,17 @@ using peer_access_test = bool (*)(int from, int to);
 
 /// Options of `peer_copy`.
 struct peer_copy_options {
-  index_t num_streams = 2;                            ///< messages are dealt over that many streams
+  index_t num_streams = 3;                            ///< messages are dealt over that many streams at most
   peer_access_test can_access = &enable_peer_access;  ///< where it says no, bytes go through the host
   std::size_t bounce_bytes = std::size_t{4} << 20;    ///< pinned memory of each stream for copies through the host
 };
 
 /// Reads experts out of the peers' memory with the copy engines: a `peer_copier` without a kernel.
 ///
-/// A rank that opens a batch records an event behind its commits and then offers its messages to each peer, as a digest
-/// of tags and sizes. A peer that expects just these orders its copies behind the event, so no copy waits for anything
-/// that a host has still to do. A batch is over on a rank when its own copies are done and every peer that reads from
-/// it has said the same. An offer that nobody expects is never read.
+/// A rank that opens a batch offers its messages to each peer, as a digest of tags and sizes. Where its commits are not
+/// done yet, it records an event behind them first, and a peer that expects just these messages orders its copies
+/// behind that event: no copy waits for anything that a host has still to do. A batch is over on a rank when its own
+/// copies are done and every peer that reads from it has said the same. An offer that nobody expects is never read.
 ///
 /// @tparam Directory  where the peers' memory is: `local_peers::member`, `ipc_peers`.
 /// @threads one thread at a time; the rank's device is current there.
@@ -86,6 +87,8 @@ public:
   /// The stream that a store orders behind its commits.
   [[nodiscard]] cudaStream_t copy_stream() const noexcept { return lanes_.front().copies.get(); }
 
+  [[nodiscard]] Directory const& directory() const noexcept { return directory_; }
+
   /// Make this rank's memory readable by its peers; see `peer_copier`.
   [[nodiscard]] status expose(std::span<segment const> regions) {
     if (open_) { return {errc::busy, "peer_copy: a batch is open"}; }
@@ -111,9 +114,12 @@ public:
     failure_ = {};
     told_peers_ = false;
     open_ = true;
-    if (failure_ = directory_.readable(rank()).record(copy_stream()); failure_.ok()) {
+    next_submit_ = ballast::detail::now() + gathering_time;
+    failure_ = mark_commits();
+    if (failure_.ok()) {
       for (auto const& send : sends_) {
-        directory_.board(rank(), send.peer).offered.store(at(send.peer).sent, std::memory_order_release);
+        auto const offer = at(send.peer).sent + (settled_ ? 0 : 1);
+        directory_.board(rank(), send.peer).offered.store(offer, std::memory_order_release);
       }
       static_cast<void>(progress());
     }
@@ -126,6 +132,7 @@ public:
   /// Make progress until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return {}; }
+    profiler_range const range{"ballast receive"};
     auto const begin = ballast::detail::now();
     while (progress() == transfer_state::pending) {
       auto const waited = ballast::detail::now() - begin;
@@ -174,6 +181,16 @@ private:
             ballast::detail::concat("peer_copy: rank ", rank(), " cannot ", what, " rank ", peer)};
   }
 
+  /// Find out whether this rank's commits are done; if not, put the event behind them.
+  [[nodiscard]] status mark_commits() {
+    auto const state = cudaStreamQuery(copy_stream());
+    settled_ = state == cudaSuccess;
+    if (settled_) { return {}; }
+    if (state != cudaErrorNotReady) { return to_status(state, "cudaStreamQuery"); }
+    static_cast<void>(cudaGetLastError());
+    return directory_.readable(rank()).record(copy_stream());
+  }
+
   [[nodiscard]] transfer_state progress() {
     if (failure_.ok() && !waiting_.empty()) { enqueue_ready(); }
     if (!failure_.ok()) { return transfer_state::failed; }
@@ -189,36 +206,46 @@ private:
     return readers_finished() ? transfer_state::done : transfer_state::pending;
   }
 
-  /// Enqueue the copies from every peer whose offer is here.
+  /// Enqueue the copies from every peer whose offer is here: all at once where the peers come together, because a call
+  /// costs as much as several copies, but without waiting long for the last.
   void enqueue_ready() {
-    auto const first_left = std::remove_if(waiting_.begin(), waiting_.end(), [&](std::size_t i) {
-      return failure_.ok() && has_offered(receives_[i].peer) && (collect(receives_[i], lane_of(i)), true);
-    });
-    if (first_left == waiting_.end()) { return; }
+    bool all = true;
+    for (auto const i : waiting_) { all = has_offered(receives_[i].peer) && all; }
+    if (!failure_.ok()) { return; }
+    auto const now = ballast::detail::now();
+    if (!all && now < next_submit_) { return; }
+    next_submit_ = now + gathering_time;
+    auto const first_left = std::stable_partition(waiting_.begin(), waiting_.end(),
+                                                  [&](std::size_t i) { return !at(receives_[i].peer).offers; });
+    for (auto i = first_left; i != waiting_.end() && failure_.ok(); ++i) { collect(receives_[*i], lane_of(*i)); }
     waiting_.erase(first_left, waiting_.end());
     for (auto& lane : lanes_) {
-      if (!failure_.ok()) { break; }
-      submit(lane);
+      if (failure_.ok()) { submit(lane); }
     }
-    if (!failure_.ok()) {
-      for (auto& lane : lanes_) {
-        lane.direct.clear();
-        lane.staged.clear();
-      }
+    if (failure_.ok()) { return; }
+    for (auto& lane : lanes_) {
+      lane.direct.clear();
+      lane.staged.clear();
     }
   }
 
-  [[nodiscard]] copy_lane& lane_of(std::size_t message) { return lanes_[message % lanes_.size()]; }
+  /// A call for few copies costs as much as the copies: small batches take one stream.
+  [[nodiscard]] copy_lane& lane_of(std::size_t message) {
+    constexpr std::size_t worth_a_stream = 3;
+    auto const useful = std::clamp<std::size_t>(receives_.size() / worth_a_stream, 1, lanes_.size());
+    return lanes_[message % useful];
+  }
 
   /// Whether a peer offers what we expect. When it first does, all our streams are ordered behind its commits.
   [[nodiscard]] bool has_offered(index_t peer) {
     auto& other = at(peer);
     if (other.offers) { return true; }
-    if (directory_.board(peer, rank()).offered.load(std::memory_order_acquire) != other.expected) { return false; }
+    auto const offer = directory_.board(peer, rank()).offered.load(std::memory_order_acquire);
+    if ((offer & ~std::uint64_t{1}) != other.expected) { return false; }
     other.offers = true;
     other.direct = options_.can_access(directory_.device(peer), directory_.device(rank()));
     auto const& readable = directory_.readable(peer);
-    if (readable.query() == cudaSuccess) { return true; }
+    if ((offer & 1) == 0 || readable.query() == cudaSuccess) { return true; }
     for (auto& lane : lanes_) {
       if (failure_.ok()) { failure_ = readable.hold_back(lane.copies.get()); }
     }
@@ -243,7 +270,8 @@ private:
       at(signature->first).*to += signature->second;
     }
     for (auto const& message : messages) {
-      if (auto& sum = at(message.peer).*to; sum == 0) { sum = 1; }
+      auto& sum = at(message.peer).*to;
+      sum = std::max<std::uint64_t>(sum & ~std::uint64_t{1}, 2);
     }
   }
   template <class Parts>
@@ -300,7 +328,7 @@ private:
     if (lane.direct.empty() && lane.staged.empty()) { return; }
     auto const on = lane.copies.get();
     // Staging is free for new bytes only behind this rank's own commits, which the first stream is ordered behind.
-    if (!lane.used && &lane != &lanes_.front()) { failure_ = directory_.readable(rank()).hold_back(on); }
+    if (!settled_ && !lane.used && &lane != &lanes_.front()) { failure_ = directory_.readable(rank()).hold_back(on); }
     if (failure_.ok()) { failure_ = lane.direct.submit(on, cudaMemcpyFlagPreferOverlapWithCompute); }
     if (failure_.ok() && !lane.staged.empty()) {
       failure_ = lane.bounce.allocate(options_.bounce_bytes);
@@ -376,12 +404,16 @@ private:
     }
   }
 
+  static constexpr nanoseconds_t gathering_time = 50'000;
+
   Directory directory_;
   peer_copy_options options_;
+  nanoseconds_t next_submit_ = 0;
   std::vector<copy_lane> lanes_;
   std::vector<peer_progress> peers_;
   bool open_ = false;
   bool told_peers_ = false;
+  bool settled_ = true;  // this rank's commits were done when the batch was opened
   std::span<outgoing_message const> sends_;
   std::span<incoming_message const> receives_;
   std::vector<std::size_t> waiting_;  // messages whose peer has not offered them

@@ -19,10 +19,11 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
-/// What two ranks tell each other about one direction of a batch, as a digest of its messages; 0 says nothing.
+/// What two ranks tell each other about one direction of a batch, as an even digest of its messages; 0 says nothing.
 struct pair_board {
-  std::atomic<std::uint64_t> offered{0};  ///< the sender: these messages may be read, behind the `readable` event
-  std::atomic<std::uint64_t> taken{0};    ///< the receiver: these messages are all here
+  /// The sender: these messages may be read. One more than the digest: behind the `readable` event.
+  std::atomic<std::uint64_t> offered{0};
+  std::atomic<std::uint64_t> taken{0};  ///< the receiver: these messages are all here
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in memory that processes share");
 
@@ -31,7 +32,7 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 /// @par Semantics
 /// - `expose(regions)` publishes this rank's memory; the peers' regions are known once an offer of theirs is seen.
 /// - `region(peer, i)` is the peer's region as an address of this process.
-/// - `readable(peer)` is the event that the peer records before it offers; `readable(rank())` is our own.
+/// - `readable(peer)` is the event behind which an odd offer of the peer stands; `readable(rank())` is our own.
 /// - `device(peer)` is the ordinal in this process of the device that holds the peer's memory.
 /// - `board(sender, receiver)` is the same object for both.
 template <class D>

@@ -6,6 +6,7 @@
 #include <ballast/types.hpp>
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 
 BALLAST_BEGIN_NAMESPACE
@@ -19,12 +20,15 @@ concept router_id = std::same_as<Id, std::int32_t> || std::same_as<Id, std::int6
 ///
 /// Pointers and sizes never change for the life of the recorder, so that a captured graph may hold a copy of the view.
 struct record_view {
-  std::uint32_t* pass = nullptr;        ///< [L, E] tokens of the pass in progress
+  std::uint32_t* pass = nullptr;        ///< [stripes, L, E] tokens of the pass in progress; a count is their sum
   std::uint32_t const* gate = nullptr;  ///< 0 while nothing is to be counted
   index_t const* local_map = nullptr;   ///< [L, S] logical expert in each slot of this rank
   index_t num_layers = 0;               ///< L
   index_t num_logical = 0;              ///< E
   index_t slots_per_rank = 0;           ///< S
+  std::size_t stripe_cells = 0;         ///< from one stripe to the next
+  /// Blocks deal their counts to that many stripes: atomics on one address take turns. A power of two.
+  std::uint32_t num_stripes = 1;
 };
 
 /// The choices of one layer's router in device memory.

@@ -50,11 +50,11 @@ public:
     window_recorder::validate(options).or_throw();
     num_buckets_ = std::min(options.passes, options.buckets);
     cells_ = detail::padded_cells(num_layers, num_logical);
-    pass_ = device_memory<std::uint32_t>::create(cells_);
+    pass_ = device_memory<std::uint32_t>::create(num_stripes * cells_);
     gate_ = device_memory<std::uint32_t>::create(1);
     window_ = device_memory<load_t>::create(static_cast<std::size_t>(num_buckets_) * cells_);
     mirror_.allocate(window_.size() * sizeof(load_t)).or_throw();
-    view_ = {pass_.data(), gate_.data(), local_map, num_layers, num_logical, slots_per_rank};
+    view_ = {pass_.data(), gate_.data(), local_map, num_layers, num_logical, slots_per_rank, cells_, num_stripes};
     set_gate(true).or_throw();
   }
 
@@ -151,6 +151,8 @@ public:
   [[nodiscard]] status const& failure() const noexcept { return failure_; }
 
 private:
+  static constexpr std::uint32_t num_stripes = 8;
+
   [[nodiscard]] index_t length_of(index_t bucket) const noexcept {
     auto const end_of = [&](index_t b) {
       return static_cast<index_t>(static_cast<std::int64_t>(b) * options_.passes / num_buckets_);
@@ -189,7 +191,7 @@ private:
   index_t newest_ = 0;
   index_t filled_ = 0;
   std::size_t cells_ = 0;              // of a bucket, with padding
-  device_memory<std::uint32_t> pass_;  // [L, E], padded
+  device_memory<std::uint32_t> pass_;  // [stripes, L, E], each stripe padded
   device_memory<std::uint32_t> gate_;  // one word
   device_memory<load_t> window_;       // [H, L, E], each bucket padded
   device_memory<load_t> upload_;       // [E]

@@ -48,26 +48,33 @@ struct fold_command {
 
 /// Close a pass: add its counts to a bucket of the window and clear them. One thread takes `fold_width` cells.
 static __global__ void __launch_bounds__(fold_threads)
-    fold_kernel(std::uint32_t* pass, fold_command to, unsigned num_groups) {
+    fold_kernel(record_view const counters, fold_command to, unsigned num_groups) {
   auto const group = blockIdx.x * blockDim.x + threadIdx.x;
   if (group >= num_groups) { return; }
-  auto* const counts = reinterpret_cast<uint4*>(pass) + group;
-  if (to.counted) {
-    auto* const cells = reinterpret_cast<longlong2*>(to.bucket) + std::size_t{2} * group;
+  std::uint64_t sums[fold_width] = {};
+#pragma unroll 4
+  for (std::uint32_t stripe = 0; stripe < counters.num_stripes; ++stripe) {
+    auto* const counts = reinterpret_cast<uint4*>(counters.pass + stripe * counters.stripe_cells) + group;
     auto const fresh = *counts;
-    longlong2 low{0, 0};
-    longlong2 high{0, 0};
-    if (!to.fresh) {
-      low = cells[0];
-      high = cells[1];
-    }
-    auto const add = [](long long sum, std::uint32_t tokens) {
-      return min(sum + static_cast<long long>(tokens), static_cast<long long>(max_layer_tokens));
-    };
-    cells[0] = {add(low.x, fresh.x), add(low.y, fresh.y)};
-    cells[1] = {add(high.x, fresh.z), add(high.y, fresh.w)};
+    *counts = uint4{0, 0, 0, 0};
+    sums[0] += fresh.x;
+    sums[1] += fresh.y;
+    sums[2] += fresh.z;
+    sums[3] += fresh.w;
   }
-  *counts = uint4{0, 0, 0, 0};
+  if (!to.counted) { return; }
+  auto* const cells = reinterpret_cast<longlong2*>(to.bucket) + std::size_t{2} * group;
+  longlong2 low{0, 0};
+  longlong2 high{0, 0};
+  if (!to.fresh) {
+    low = cells[0];
+    high = cells[1];
+  }
+  auto const add = [](long long sum, std::uint64_t tokens) {
+    return min(sum + static_cast<long long>(tokens), static_cast<long long>(max_layer_tokens));
+  };
+  cells[0] = {add(low.x, sums[0]), add(low.y, sums[1])};
+  cells[1] = {add(high.x, sums[2]), add(high.y, sums[3])};
 }
 
 template <std::integral Count>
@@ -107,7 +114,7 @@ static __global__ void add_counts_kernel(load_t const* from, std::uint32_t* to, 
 [[nodiscard]] inline status fold(cudaStream_t stream, record_view const& counters, fold_command to) {
   auto const groups = static_cast<unsigned>(padded_cells(counters.num_layers, counters.num_logical) / fold_width);
   if (groups == 0) { return {}; }
-  fold_kernel<<<(groups + fold_threads - 1) / fold_threads, fold_threads, 0, stream>>>(counters.pass, to, groups);
+  fold_kernel<<<(groups + fold_threads - 1) / fold_threads, fold_threads, 0, stream>>>(counters, to, groups);
   return to_status(cudaGetLastError(), "fold_kernel");
 }
 

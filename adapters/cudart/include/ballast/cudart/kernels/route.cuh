@@ -6,6 +6,7 @@
   #error "ballast/cudart/kernels/route.cuh holds kernels: include it from a .cu file"
 #endif
 
+#include <ballast/contract.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/record_view.hpp>
 #include <ballast/dispatch/table_view.hpp>
@@ -21,127 +22,152 @@ namespace cudart {
 
 namespace detail {
 
+/// What a launch does with an id besides counting it.
+enum class mapping {
+  none,     ///< nothing
+  hashed,   ///< look it up, `dispatch_rule::hashed`
+  rotated,  ///< look it up, `dispatch_rule::rotated`
+};
+
 /// Everything a launch needs, by value. What may change after a capture is behind the pointers.
 template <router_id Id>
 struct route_arguments {
   routing<Id> input;
   record_view record;
   dispatch_view tables;
-  Id* physical;  ///< [T, k]; may be `input.ids`
-  index_t layer;
-  std::uint32_t num_ids;  ///< T * k
-  bool count_in_shared;   ///< block-private histograms pay from some hundred ids a block on
-  bool stage_tables;      ///< the layer's tables fit into shared memory
-  bool aligned;           ///< 16-byte loads and stores are possible
+  Id* physical = nullptr;  ///< [T, k]; may be `input.ids`
+  index_t layer = 0;
+  std::uint32_t num_ids = 0;     ///< T * k
+  std::uint32_t reciprocal = 0;  ///< of k, in units of 2^-32
+  bool aligned = false;          ///< a thread's ids can be loaded and stored at once
 };
 
-template <router_id Id>
-inline constexpr std::uint32_t ids_per_load = 16 / sizeof(Id);
-
-template <router_id Id>
-struct alignas(16) id_vector {
-  Id values[ids_per_load<Id>];
+/// What one thread takes, with one load.
+template <router_id Id, std::uint32_t Width>
+struct alignas(Width * sizeof(Id)) id_vector {
+  Id values[Width];
 };
 
-template <router_id Id>
-__device__ id_vector<Id> load_ids(route_arguments<Id> const& a, std::uint32_t first) {
-  if (a.aligned && first + ids_per_load<Id> <= a.num_ids) {
-    return *reinterpret_cast<id_vector<Id> const*>(a.input.ids + first);
+/// The thread's ids; what lies beyond the last one, or in padded rows, reads as -1.
+template <std::uint32_t Width, router_id Id>
+__device__ __forceinline__ id_vector<Id, Width> load_ids(route_arguments<Id> const& a, std::uint32_t first) {
+  if (a.aligned && first + Width <= a.num_ids) {
+    return *reinterpret_cast<id_vector<Id, Width> const*>(a.input.ids + first);
   }
-  id_vector<Id> result;
+  id_vector<Id, Width> result;
 #pragma unroll
-  for (std::uint32_t i = 0; i < ids_per_load<Id>; ++i) {
+  for (std::uint32_t i = 0; i < Width; ++i) {
     result.values[i] = first + i < a.num_ids ? a.input.ids[first + i] : Id{-1};
   }
   return result;
 }
 
-template <router_id Id>
-__device__ void store_ids(route_arguments<Id> const& a, std::uint32_t first, id_vector<Id> const& ids) {
-  if (a.aligned && first + ids_per_load<Id> <= a.num_ids) {
-    *reinterpret_cast<id_vector<Id>*>(a.physical + first) = ids;
+template <std::uint32_t Width, router_id Id>
+__device__ __forceinline__ void store_ids(route_arguments<Id> const& a, std::uint32_t first,
+                                          id_vector<Id, Width> const& ids) {
+  if (a.aligned && first + Width <= a.num_ids) {
+    *reinterpret_cast<id_vector<Id, Width>*>(a.physical + first) = ids;
     return;
   }
 #pragma unroll
-  for (std::uint32_t i = 0; i < ids_per_load<Id>; ++i) {
+  for (std::uint32_t i = 0; i < Width; ++i) {
     if (first + i < a.num_ids) { a.physical[first + i] = ids.values[i]; }
   }
 }
 
-/// Copy 8-byte table elements into shared memory. The block synchronises before it reads them.
-template <class T>
-__device__ void stage(T const* from, T* to, index_t count) {
-  static_assert(sizeof(T) == 8);
-  for (auto i = static_cast<index_t>(threadIdx.x); i < count; i += static_cast<index_t>(blockDim.x)) {
-    to[i] = from[i];
+/// Ids that count: those before the first padded row.
+template <router_id Id>
+__device__ __forceinline__ std::uint32_t count_valid(route_arguments<Id> const& a) {
+  if (a.input.num_valid_tokens == nullptr) { return a.num_ids; }
+  auto const rows = max(0, min(*a.input.num_valid_tokens, a.input.num_tokens));
+  return static_cast<std::uint32_t>(rows) * static_cast<std::uint32_t>(a.input.top_k);
+}
+
+/// What `dispatch_one` returns, with the rule known at compile time and one layer's tables: a quarter of the code,
+/// which every launch has to fetch anew. `seed` is `dispatch_seed` of expert 0.
+template <mapping Map>
+__device__ __forceinline__ index_t look_up(replica_range const* ranges, dispatch_entry const* entries,
+                                           std::uint32_t seed, std::uint32_t row, std::uint32_t k, index_t expert) {
+  using namespace ballast::detail;
+  auto const range = ranges[expert];
+  seed += dispatch_seed(0, 0, expert);
+  if constexpr (Map == mapping::rotated) {
+    auto const turn = (scramble(seed) >> 1) + row;
+    auto const count = static_cast<std::uint32_t>(max(range.count, 1));
+    auto const physical = physical_of(entries[range.first + static_cast<index_t>(turn % count)]);
+    return range.count == 0 ? -1 : physical;
+  } else {
+    auto const draw = scramble(scramble(seed + k * 0xc2b2ae3du) + row * 0x27d4eb2fu);
+    auto const physical = pick_hashed(entries, range, draw);
+    return range.count == 0 ? -1 : physical;
   }
 }
 
-/// Count router choices, map them to physical ids, or both, in one pass over the ids.
-template <router_id Id, bool Count, bool Map>
+/// Count router choices, map them to physical ids, or both, in one pass over the ids; each thread takes one load.
+///
+/// @tparam Width   ids of a thread.
+/// @tparam Shared  count in a histogram of the block first.
+template <router_id Id, std::uint32_t Width, bool Count, mapping Map, bool Shared>
 __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a) {
-  extern __shared__ std::uint64_t shared[];
-  constexpr auto width = ids_per_load<Id>;
-  auto const num_logical = a.record.num_logical;
-  auto* const row = Count ? a.record.pass + static_cast<std::ptrdiff_t>(a.layer) * num_logical : nullptr;
-  auto* const histogram = reinterpret_cast<std::uint32_t*>(shared);
-
-  // The first loads of the block are independent of each other, so that their latencies overlap.
-  auto first = (blockIdx.x * blockDim.x + threadIdx.x) * width;
-  auto const stride = gridDim.x * blockDim.x * width;
-  id_vector<Id> ids;
-  if (first < a.num_ids) { ids = load_ids(a, first); }
-  auto num_valid = a.num_ids;
-  if (a.input.num_valid_tokens != nullptr) {
-    auto const rows = max(0, min(*a.input.num_valid_tokens, a.input.num_tokens));
-    num_valid = static_cast<std::uint32_t>(rows) * static_cast<std::uint32_t>(a.input.top_k);
-  }
-  bool const counting = Count && *a.record.gate != 0;
-
-  auto tables = a.tables;
-  if constexpr (Map) {
-    if (a.stage_tables) {
-      auto* const entries = reinterpret_cast<dispatch_entry*>(shared + (Count ? (num_logical + 1) / 2 : 0));
-      auto* const ranges = reinterpret_cast<replica_range*>(entries + tables.num_slots);
-      auto const layer = static_cast<std::ptrdiff_t>(a.layer);
-      stage(tables.entries + layer * tables.num_slots, entries, tables.num_slots);
-      stage(tables.ranges + layer * tables.num_logical, ranges, tables.num_logical);
-      // `dispatch_one` adds the layer's offset again.
-      tables.entries = entries - layer * tables.num_slots;
-      tables.ranges = ranges - layer * tables.num_logical;
-    }
-  }
-  if (Count && a.count_in_shared) {
+  extern __shared__ std::uint32_t histogram[];
+  constexpr bool maps = Map != mapping::none;
+  auto const first = (blockIdx.x * blockDim.x + threadIdx.x) * Width;
+  auto const num_logical = maps ? a.tables.num_logical : a.record.num_logical;
+  if constexpr (Count && Shared) {
+#pragma unroll 1
     for (auto e = static_cast<index_t>(threadIdx.x); e < num_logical; e += static_cast<index_t>(blockDim.x)) {
       histogram[e] = 0;
     }
   }
-  __syncthreads();
 
-  for (; first < a.num_ids; first += stride) {
-    auto token = first / static_cast<std::uint32_t>(a.input.top_k);
-    auto k = first - token * static_cast<std::uint32_t>(a.input.top_k);
-    id_vector<Id> mapped;
+  // What was done without the kernel before this one; from here on its results are needed.
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+
+  // These loads are independent of each other, so that their latencies overlap.
+  auto ids = load_ids<Width>(a, first);
+  auto const num_valid = count_valid(a);
+  bool counting = false;
+  if constexpr (Count) { counting = *a.record.gate != 0; }
+  auto const* const entries = a.tables.entries + static_cast<std::ptrdiff_t>(a.layer) * a.tables.num_slots;
+  auto const* const ranges = a.tables.ranges + static_cast<std::ptrdiff_t>(a.layer) * num_logical;
+  if constexpr (Count && Shared) { __syncthreads(); }
+
+  auto* const row = a.record.pass + (blockIdx.x & (a.record.num_stripes - 1)) * a.record.stripe_cells +
+                    static_cast<std::ptrdiff_t>(a.layer) * num_logical;
+  [[maybe_unused]] auto token = __umulhi(first, a.reciprocal);
+  [[maybe_unused]] auto k = first - token * static_cast<std::uint32_t>(a.input.top_k);
+  if (k >= static_cast<std::uint32_t>(a.input.top_k)) {  // the reciprocal is rounded down
+    k -= static_cast<std::uint32_t>(a.input.top_k);
+    ++token;
+  }
+  [[maybe_unused]] auto const seed = ballast::detail::dispatch_seed(a.tables.salt, a.layer, 0);
 #pragma unroll
-    for (std::uint32_t i = 0; i < width; ++i) {
-      auto const id = first + i < num_valid ? ids.values[i] : Id{-1};
-      if constexpr (Count) {
-        if (counting && id >= 0 && id < num_logical) { atomicAdd(a.count_in_shared ? &histogram[id] : &row[id], 1u); }
-      }
-      if constexpr (Map) {
-        mapped.values[i] = dispatch_one(tables, a.layer, token, k, static_cast<std::int64_t>(id));
-        if (++k == static_cast<std::uint32_t>(a.input.top_k)) {
-          k = 0;
-          ++token;
-        }
+  for (std::uint32_t i = 0; i < Width; ++i) {
+    auto const id = first + i < num_valid ? ids.values[i] : Id{-1};
+    bool const in_range = id >= 0 && id < num_logical;
+    if constexpr (Count) {
+      if (counting && in_range) { atomicAdd(Shared ? &histogram[id] : &row[id], 1u); }
+    }
+    if constexpr (maps) {
+      auto physical = look_up<Map>(ranges, entries, seed, token, k, in_range ? static_cast<index_t>(id) : 0);
+      bool const reserved = id >= num_logical && id - num_logical < a.tables.num_reserved;
+      if (!in_range) { physical = reserved ? a.tables.first_reserved + static_cast<index_t>(id - num_logical) : -1; }
+      ids.values[i] = physical;
+      if (++k == static_cast<std::uint32_t>(a.input.top_k)) {
+        k = 0;
+        ++token;
       }
     }
-    if constexpr (Map) { store_ids(a, first, mapped); }
-    if (first + stride < a.num_ids) { ids = load_ids(a, first + stride); }
+  }
+  if constexpr (maps) {
+    if (first < a.num_ids) { store_ids<Width>(a, first, ids); }
   }
 
-  if (counting && a.count_in_shared) {
+  if constexpr (Count && Shared) {
     __syncthreads();
+    if (!counting) { return; }
+#pragma unroll 1
     for (auto e = static_cast<index_t>(threadIdx.x); e < num_logical; e += static_cast<index_t>(blockDim.x)) {
       if (auto const tokens = histogram[e]; tokens != 0) { atomicAdd(&row[e], tokens); }
     }
@@ -153,74 +179,123 @@ struct launch_shape {
   unsigned threads = 32;
 };
 
-/// As many blocks as the ids fill with one load a thread, and no more than two for each multiprocessor of a large card.
-[[nodiscard]] inline launch_shape shape_for(std::uint32_t num_loads) noexcept {
-  constexpr unsigned most_blocks = 128;
-  unsigned const threads = num_loads <= most_blocks * 128 ? 128 : num_loads <= most_blocks * 256 ? 256 : 512;
-  return {std::clamp((num_loads + threads - 1) / threads, 1u, most_blocks), threads};
+/// Found by trying: small blocks start soonest; large ones flush fewer histograms.
+[[nodiscard]] inline launch_shape shape_for(std::uint32_t num_threads, bool histogram, index_t num_logical) noexcept {
+  auto const threads = histogram && num_logical > 2048 ? 1024u
+                       : num_threads <= 2048           ? 128u
+                       : num_threads <= 16384          ? 256u
+                                                       : 512u;
+  return {(num_threads + threads - 1) / threads, threads};
 }
 
-inline constexpr std::size_t most_staged_bytes = 16 * 1024;
+template <router_id Id, std::uint32_t Width, bool Count, mapping Map, bool Shared>
+[[nodiscard]] status launch_route(cudaStream_t stream, route_arguments<Id> const& a, bool early) {
+  auto const num_logical = a.record.num_logical;
+  auto const shape = shape_for((a.num_ids + Width - 1) / Width, Count && Shared, num_logical);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.blocks;
+  config.blockDim = shape.threads;
+  config.dynamicSmemBytes = Count && Shared ? sizeof(std::uint32_t) * static_cast<std::size_t>(num_logical) : 0;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  return to_status(cudaLaunchKernelEx(&config, route_kernel<Id, Width, Count, Map, Shared>, a), "route_kernel");
+}
 
-template <bool Count, bool Map, router_id Id>
-[[nodiscard]] status launch_route(cudaStream_t stream, route_arguments<Id> a, launch_shape const* forced = nullptr) {
+/// Below, a thread for each id: more loads are in flight at once, and there is less code to fetch. Beyond, two.
+inline constexpr std::uint32_t most_ids_one_each = 32768;
+
+template <bool Count, mapping Map, router_id Id>
+[[nodiscard]] status choose_route(cudaStream_t stream, route_arguments<Id> const& a, bool early) {
+  bool const wide = a.num_ids > most_ids_one_each;
+  if constexpr (!Count) {
+    return wide ? launch_route<Id, 2, Count, Map, false>(stream, a, early)
+                : launch_route<Id, 1, Count, Map, false>(stream, a, early);
+  } else {
+    // A histogram pays where ids are many, and many for each expert that it has to clear and flush.
+    bool const histogram = a.num_ids > 4096 && a.num_ids >= 4 * static_cast<std::uint32_t>(a.record.num_logical);
+    if (!histogram) {
+      return wide ? launch_route<Id, 2, Count, Map, false>(stream, a, early)
+                  : launch_route<Id, 1, Count, Map, false>(stream, a, early);
+    }
+    return wide ? launch_route<Id, 2, Count, Map, true>(stream, a, early)
+                : launch_route<Id, 1, Count, Map, true>(stream, a, early);
+  }
+}
+
+template <bool Count, bool Maps, router_id Id>
+[[nodiscard]] status route(cudaStream_t stream, route_arguments<Id> a, bool early) {
+  a.num_ids = static_cast<std::uint32_t>(a.input.num_tokens) * static_cast<std::uint32_t>(a.input.top_k);
   if (a.num_ids == 0) { return {}; }
   auto const address = reinterpret_cast<std::uintptr_t>(a.input.ids) | reinterpret_cast<std::uintptr_t>(a.physical);
-  a.aligned = address % 16 == 0;
-  auto const num_loads = (a.num_ids + ids_per_load<Id> - 1) / ids_per_load<Id>;
-  auto const shape = forced != nullptr ? *forced : shape_for(num_loads);
-  std::size_t bytes = 0;
-  if (Count) {
-    a.count_in_shared = a.num_ids > 2048;
-    bytes += sizeof(std::uint64_t) * static_cast<std::size_t>((a.record.num_logical + 1) / 2);
+  a.aligned = address % (2 * sizeof(Id)) == 0;
+  auto const top_k = static_cast<std::uint64_t>(a.input.top_k);
+  a.reciprocal = static_cast<std::uint32_t>(std::min<std::uint64_t>((std::uint64_t{1} << 32) / top_k, 0xffffffffu));
+  if constexpr (!Maps) {
+    return choose_route<true, mapping::none>(stream, a, early);
+  } else if (a.tables.rule == dispatch_rule::rotated) {
+    return choose_route<Count, mapping::rotated>(stream, a, early);
+  } else {
+    return choose_route<Count, mapping::hashed>(stream, a, early);
   }
-  if (Map) {
-    auto const tables = sizeof(std::uint64_t) * static_cast<std::size_t>(a.tables.num_slots + a.tables.num_logical);
-    a.stage_tables = tables <= most_staged_bytes;
-    bytes += a.stage_tables ? tables : 0;
-  }
-  route_kernel<Id, Count, Map><<<shape.blocks, shape.threads, bytes, stream>>>(a);
-  return to_status(cudaGetLastError(), "route_kernel");
-}
-
-template <router_id Id>
-[[nodiscard]] route_arguments<Id> arguments_of(routing<Id> const& input, index_t layer) {
-  route_arguments<Id> result{};
-  result.input = input;
-  result.layer = layer;
-  result.num_ids = static_cast<std::uint32_t>(input.num_tokens) * static_cast<std::uint32_t>(input.top_k);
-  return result;
 }
 
 }  // namespace detail
 
 /// Count one layer's router choices on a stream.
+///
+/// Capturable: a capture counts nothing, each replay once.
+///
+/// @param stream    the engine's compute stream.
+/// @param counters  as `device_recorder::view()`.
+/// @param layer     in [0, L).
+/// @param input     [T, k] logical experts; ids outside [0, E) and padded rows are not counted.
+/// @param early     let the launch overlap with the end of the kernel before it, on which it waits before it reads
+///                  anything (programmatic dependent launch).
+/// @complexity one launch, O(T k + E) work; no allocation.
+/// @throws std::bad_alloc on failure
 template <router_id Id>
-[[nodiscard]] status record(cudaStream_t stream, record_view const& counters, index_t layer, routing<Id> const& input) {
-  auto a = detail::arguments_of(input, layer);
+[[nodiscard]] status record(cudaStream_t stream, record_view const& counters, index_t layer, routing<Id> const& input,
+                            bool early = true) {
+  detail::route_arguments<Id> a;
+  a.input = input;
   a.record = counters;
-  return detail::launch_route<true, false>(stream, a);
+  a.layer = layer;
+  return detail::route<true, false>(stream, a, early);
 }
 
 /// Map one layer's router choices to physical ids on a stream.
+///
+/// @param tables    as `device_store::view()`.
+/// @param physical  out: [T, k]; -1 for invalid ids and padded rows. May be `input.ids`.
+/// @determinism equals `dispatch_ids` on the host, id for id.
+/// The rest is as for `record`.
 template <router_id Id>
 [[nodiscard]] status dispatch(cudaStream_t stream, dispatch_view const& tables, index_t layer, routing<Id> const& input,
-                              Id* physical) {
-  auto a = detail::arguments_of(input, layer);
+                              Id* physical, bool early = true) {
+  detail::route_arguments<Id> a;
+  a.input = input;
   a.tables = tables;
   a.physical = physical;
-  return detail::launch_route<false, true>(stream, a);
+  a.layer = layer;
+  return detail::route<false, true>(stream, a, early);
 }
 
-/// `record` and `dispatch` in one launch.
+/// `record` and `dispatch` in one launch. @pre `counters.num_logical == tables.num_logical`
 template <router_id Id>
 [[nodiscard]] status dispatch_and_record(cudaStream_t stream, record_view const& counters, dispatch_view const& tables,
-                                         index_t layer, routing<Id> const& input, Id* physical) {
-  auto a = detail::arguments_of(input, layer);
+                                         index_t layer, routing<Id> const& input, Id* physical, bool early = true) {
+  BALLAST_EXPECTS(counters.num_logical == tables.num_logical, "dispatch_and_record: counters and tables differ in E");
+  detail::route_arguments<Id> a;
+  a.input = input;
   a.record = counters;
   a.tables = tables;
   a.physical = physical;
-  return detail::launch_route<true, true>(stream, a);
+  a.layer = layer;
+  return detail::route<true, true>(stream, a, early);
 }
 
 }  // namespace cudart

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/device_store.hpp>
+#include <ballast/cudart/ipc_peers.hpp>
+#include <ballast/cudart/peer_copy.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/posix/process_group.hpp>
+
+#include "expert_sizes.hpp"
+#include "rank_processes.hpp"
+#include "support.hpp"
+#include "whole_layer.hpp"
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace {
+
+using ballast::index_t;
+using ballast::cudart::device_memory;
+using ballast_bench::check;
+
+constexpr index_t num_ranks = 8;
+constexpr index_t slots = 9;
+constexpr ballast::nanoseconds_t timeout = 20'000'000'000;
+constexpr int repetitions = 25;
+
+/// Microseconds from the first rank's start of `work` to the last one's end.
+template <class Work>
+double together(ballast::posix::process_group& group, Work work) {
+  std::vector<std::uint64_t> times(2 * static_cast<std::size_t>(group.num_ranks()));
+  std::uint64_t mine[2] = {0, 0};
+  group.all_gather(mine, times, timeout).or_throw();
+  mine[0] = static_cast<std::uint64_t>(ballast::detail::now());
+  work();
+  mine[1] = static_cast<std::uint64_t>(ballast::detail::now());
+  group.all_gather(mine, times, timeout).or_throw();
+  auto first = times[0];
+  auto last = times[1];
+  for (std::size_t i = 0; i < times.size(); i += 2) {
+    first = std::min(first, times[i]);
+    last = std::max(last, times[i + 1]);
+  }
+  return static_cast<double>(last - first) * 1e-3;
+}
+
+/// What one would write by hand: every rank pulls its experts with plain copies over a few streams.
+class plain_pulls {
+public:
+  template <class Directory>
+  plain_pulls(Directory const& directory, ballast_bench::layer_messages const& messages) {
+    for (auto const& receive : messages.receives()) {
+      for (std::size_t i = 0; i < receive.segments.size(); ++i) {
+        auto const& source = receive.source[i];
+        copies_.push_back({receive.segments[i].data, directory.region(receive.peer, source.region).data + source.offset,
+                           source.size});
+      }
+    }
+    for (int i = 0; i < 3; ++i) { streams_.push_back(ballast::cudart::stream::create()); }
+  }
+  void run(std::size_t num_streams) const {
+    std::size_t next = 0;
+    for (auto const& each : copies_) {
+      check(cudaMemcpyAsync(each.to, each.from, each.bytes, cudaMemcpyDeviceToDevice,
+                            streams_[next++ % num_streams].get()),
+            "cudaMemcpyAsync");
+    }
+    for (std::size_t i = 0; i < num_streams; ++i) {
+      check(cudaStreamSynchronize(streams_[i].get()), "cudaStreamSynchronize");
+    }
+  }
+
+private:
+  struct copy {
+    std::byte* to;
+    std::byte const* from;
+    std::size_t bytes;
+  };
+  std::vector<copy> copies_;
+  std::vector<ballast::cudart::stream> streams_;
+};
+
+ballast_bench::samples pull_a_layer(ballast::posix::process_group& group, std::string const& argument) {
+  using peers = ballast::cudart::ipc_peers<ballast::posix::process_group>;
+  auto const sizes = ballast_bench::sizes_named(argument);
+  ballast_bench::whole_layer const layer{group.num_ranks(), slots};
+  auto const compute = ballast::cudart::stream::create();
+  ballast::cudart::peer_copy<peers> wires{peers{group}};
+  ballast::cudart::device_store<> store{
+      layer.where,
+      group.rank(),
+      layer.current,
+      {.compute_stream = compute.get(), .copy_streams = {wires.copy_stream()}, .staging_limit = std::size_t{1} << 30}};
+  std::vector<device_memory<std::byte>> weights;
+  for (auto const bytes : sizes.tensors) {
+    weights.push_back(device_memory<std::byte>::create(bytes * slots));
+    store.add(0, std::to_string(weights.size()), weights.back().data(), bytes).or_throw();
+  }
+  wires.expose(store.regions()).or_throw();
+  ballast_bench::layer_messages messages{layer, group.rank(), store};
+  plain_pulls const plain{wires.directory(), messages};
+
+  ballast_bench::samples result;
+  for (int i = 0; i < repetitions; ++i) {
+    for (std::size_t const streams : {1u, 2u, 3u}) {
+      result["plain" + std::to_string(streams)].push_back(together(group, [&] { plain.run(streams); }));
+    }
+    messages.renew_tags(layer.transfer.moves.size());
+    result["receive"].push_back(together(group, [&] {
+      store.prepare().or_throw();
+      wires.start(messages.sends(), messages.receives()).or_throw();
+      wires.wait(timeout).or_throw();
+    }));
+    result["commit"].push_back(together(group, [&] {
+      store.commit(0, messages.commits(), layer.next, 1).or_throw();
+      check(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
+    }));
+  }
+  return result;
+}
+
+void eight_processes(benchmark::State& state, std::string const& model) {
+  auto const sizes = ballast_bench::sizes_named(model);
+  auto const result = ballast_bench::run_ranks("pull_a_layer", num_ranks, model);
+  auto const payload = static_cast<double>(sizes.total()) * num_ranks * slots;
+  auto const gigabytes = [&](std::string const& name) {
+    return payload / ballast_bench::median(result.at(name)) * 1e-3;
+  };
+  std::size_t i = 0;
+  for (auto _ : state) { state.SetIterationTime(result.at("receive")[i++ % repetitions] * 1e-6); }
+  auto const best = std::max({gigabytes("plain1"), gigabytes("plain2"), gigabytes("plain3")});
+  for (auto const* const name : {"plain1", "plain2", "plain3", "receive"}) {
+    state.counters[std::string{name} + "_GBs"] = gigabytes(name);
+  }
+  state.counters["of_plain"] = gigabytes("receive") / best;
+  state.counters["commit_GBs_rw"] = 2 * gigabytes("commit");
+  state.counters["whole_of_plain"] =
+      payload / (ballast_bench::median(result.at("receive")) + ballast_bench::median(result.at("commit"))) * 1e-3 /
+      best;
+}
+
+int const registered = [] {
+  ballast_bench::register_rank_job("pull_a_layer", &pull_a_layer);
+  for (std::string const model : {"deepseek_v3_fp8", "gpt_oss_mxfp4", "qwen3_30b_fp8"}) {
+    benchmark::RegisterBenchmark(("peer_copy/eight_processes/" + model).c_str(),
+                                 [model](benchmark::State& state) { eight_processes(state, model); })
+        ->UseManualTime()
+        ->Iterations(repetitions)
+        ->Unit(benchmark::kMicrosecond);
+  }
+  return 0;
+}();
+
+}  // namespace

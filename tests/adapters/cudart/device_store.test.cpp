@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/device_store.hpp>
+#include <ballast/cudart/peer_copy.hpp>
+#include <ballast/transport/in_process.hpp>
+
+#include "support/check_complaints.hpp"
+#include "support/gpu.hpp"
+#include "support/gpu_member.hpp"
+#include "support/group_runner.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+using namespace ballast;
+
+namespace {
+
+ballast_test::gpu_only const needs_gpu;
+using transport = cudart::peer_copy<cudart::local_peers::member>;
+using member = ballast_test::gpu_member<transport, in_process_endpoint>;
+
+std::vector<std::string> rebalance(index_t num_ranks, rebalancer_options const& options,
+                                   cudart::peer_copy_options wires = {}) {
+  topology const where{{num_ranks, 1, 6, 1}};
+  in_process_group group{num_ranks};
+  cudart::local_peers peers{num_ranks};
+  std::vector<std::vector<std::string>> complaints(static_cast<std::size_t>(num_ranks));
+  group.run([&](in_process_endpoint& control) {
+    ballast_test::law_log log{control.rank()};
+    transport copies{peers.join(control.rank()), wires};
+    member self{where, ballast_test::spread_placement(where, 3), copies, control, {copies.copy_stream()}, options};
+    self.run(14, log);
+    static_cast<void>(control.vote(true, ballast_test::patience));  // nobody's memory goes away before all are done
+    complaints[static_cast<std::size_t>(control.rank())] = log.complaints();
+  });
+  std::vector<std::string> all;
+  for (auto const& some : complaints) { all.insert(all.end(), some.begin(), some.end()); }
+  return all;
+}
+
+/// One rank's store over plain memory, and what hooks and commits did to it.
+struct single_store {
+  single_store() { store.add(0, "w", weights, 64).or_throw(); }
+  cudart::stream compute = cudart::stream::create();
+  ballast_test::gpu_memory memory;
+  std::byte* weights = memory.allocate(4 * 64);
+  topology where{{1, 1, 4, 0}};
+  placement initial = trivial_placement({1, 4, 4});
+  std::vector<index_t> hooked;
+  cudart::device_store<> store{where,
+                               0,
+                               initial,
+                               {.compute_stream = compute.get(),
+                                .staging_limit = 1000,
+                                .hook = {[](void* context, index_t, index_t slot, cudaStream_t) {
+                                           static_cast<std::vector<index_t>*>(context)->push_back(slot);
+                                           return status{};
+                                         },
+                                         &hooked}}};
+};
+
+}  // namespace
+
+TEST_CASE("every slot holds the expert that the placement names, after every step") {
+  for (auto const size : {1, 2, 4, 8}) {
+    CAPTURE(size);
+    ballast_test::check_complaints(rebalance(size, {.interval = 2}));
+  }
+}
+
+TEST_CASE("with checksums, in pieces, and through the host") {
+  ballast_test::check_complaints(rebalance(4, {.interval = 2, .max_message_bytes = 30'000, .verify = true}));
+  auto const never = [](int, int) { return false; };
+  ballast_test::check_complaints(
+      rebalance(3, {.interval = 2}, {.num_streams = 3, .can_access = never, .bounce_bytes = 9'999}));
+}
+
+TEST_CASE("a store needs a created stream") {
+  CHECK_THROWS_AS((cudart::device_store<>{topology{}, 0, trivial_placement({1, 1, 1}), {}}), std::system_error);
+}
+
+TEST_CASE("staging grows to its limit and no further") {
+  single_store self;
+  CHECK(self.store.reserve_staging(600).ok());
+  auto* const first = self.store.staging();
+  CHECK(self.store.reserve_staging(500).ok());
+  CHECK(self.store.staging() == first);
+  CHECK(self.store.reserve_staging(1000).ok());
+  CHECK(self.store.staging_high_water() == 1000);
+  auto const refused = self.store.reserve_staging(1001);
+  CHECK(refused.code() == errc::out_of_memory);
+  CHECK(refused.message().find("1001") != std::string::npos);
+}
+
+TEST_CASE("phases of a commit run one after the other, and the hook sees the slots that changed") {
+  single_store self;
+  std::vector<std::byte> bytes(4 * 64);
+  for (std::size_t i = 0; i < bytes.size(); ++i) { bytes[i] = static_cast<std::byte>(i / 64); }
+  self.memory.write(self.weights, bytes);
+  REQUIRE(self.store.reserve_staging(64).ok());
+  auto* const staging = self.store.staging();
+  auto const slot = [&](int i) { return self.weights + 64 * i; };
+  // Slots 0 and 1 trade places by way of staging, slot 3 takes what slot 0 gets.
+  std::vector<byte_copy> const copies{
+      {staging, slot(0), 64, 0}, {slot(0), slot(1), 64, 1}, {slot(1), staging, 64, 2}, {slot(3), slot(0), 64, 2}};
+  CHECK(self.store.commit(0, copies, self.initial, 1).ok());
+  ballast_test::check_cuda(cudaStreamSynchronize(self.compute.get()), "cudaStreamSynchronize");
+  self.memory.read(self.weights, bytes);
+  CHECK(bytes[0] == std::byte{1});
+  CHECK(bytes[64] == std::byte{0});
+  CHECK(bytes[128] == std::byte{2});
+  CHECK(bytes[192] == std::byte{1});
+  CHECK(self.hooked == std::vector<index_t>{0, 1, 3});
+  CHECK(self.store.checksum(std::vector<segment>{{slot(0), 64}}) ==
+        self.store.checksum(std::vector<segment>{{slot(3), 64}}));
+  CHECK(self.store.checksum(std::vector<segment>{{slot(0), 64}}) !=
+        self.store.checksum(std::vector<segment>{{slot(1), 64}}));
+}
+
+TEST_CASE("a commit without copies changes the tables only") {
+  single_store self;
+  auto const before = self.store.view();
+  placement next;
+  REQUIRE(next.assign({1, 4, 4}, std::vector<index_t>{3, 2, 1, 0}).ok());
+  CHECK(self.store.commit(0, {}, next, 1).ok());
+  ballast_test::check_cuda(cudaStreamSynchronize(self.compute.get()), "cudaStreamSynchronize");
+  auto const after = self.store.view();
+  CHECK(after.ranges == before.ranges);
+  CHECK(after.entries == before.entries);
+  std::vector<dispatch_entry> entries(4);
+  ballast_test::check_cuda(cudaMemcpy(entries.data(), after.entries, 32, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  CHECK(std::ranges::equal(entries, self.store.tables().host().entries()));
+  CHECK(self.hooked.empty());
+}
