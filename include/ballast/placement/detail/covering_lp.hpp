@@ -99,7 +99,8 @@ public:
 
 private:
   static constexpr index_t none = -1;
-  static constexpr fixed tiny = one >> 10;  ///< coefficients and shortfalls below are rounding
+  static constexpr fixed tiny = one >> 9;     ///< coefficients and shortfalls below are rounding
+  static constexpr fixed leeway = one >> 12;  ///< reduced costs may end up below zero by this
 
   [[nodiscard]] static fixed times(fixed a, fixed b) noexcept { return (a * b) >> scale_bits; }
   [[nodiscard]] std::span<fixed> row_at(std::size_t row) noexcept {
@@ -111,16 +112,19 @@ private:
     return least == constant_.end() || *least > -tiny ? constant_.size()
                                                       : static_cast<std::size_t>(least - constant_.begin());
   }
-  /// Least reduced cost for what the variable adds to the row; ties to the lowest column.
+  /// Least reduced cost for what the variable adds to the row. Among those that are nearly least, the one that adds
+  /// most: small pivots would magnify rounding.
   [[nodiscard]] std::size_t entering(std::size_t row) noexcept {
     auto const coefficients = row_at(row);
-    std::size_t best = num_columns_;
+    auto least = std::numeric_limits<fixed>::max();
     for (std::size_t j = 0; j < num_columns_; ++j) {
       if (coefficients[j] < tiny) { continue; }
-      // reduced[j] / coefficients[j] < reduced[best] / coefficients[best], with both numerators below 2^20 * one
-      if (best == num_columns_ || (reduced_[j] >> 6) * coefficients[best] < (reduced_[best] >> 6) * coefficients[j]) {
-        best = j;
-      }
+      least = std::min(least, ((std::max<fixed>(reduced_[j], 0) + leeway) << scale_bits) / coefficients[j]);
+    }
+    std::size_t best = num_columns_;
+    for (std::size_t j = 0; j < num_columns_; ++j) {
+      if (coefficients[j] < tiny || (best != num_columns_ && coefficients[j] <= coefficients[best])) { continue; }
+      if (reduced_[j] <= times(least, coefficients[j])) { best = j; }
     }
     return best;
   }

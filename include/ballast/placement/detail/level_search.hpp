@@ -59,8 +59,8 @@ private:
   static constexpr covering_lp::fixed sure = covering_lp::one * 7 / 8;
   static constexpr std::int64_t num_branch_nodes = 400;
   static constexpr std::size_t max_branch_columns = 1000;
-  static constexpr index_t first_extras = 2;  ///< options with more extra copies join the relaxation when they pay
-  static constexpr price_t near_price = one / 2;
+  static constexpr index_t first_extras = 1;  ///< options with more extra copies join the relaxation when they pay
+  static constexpr std::size_t many_columns = 256;
   static constexpr int max_rounds = 4;
 
   [[nodiscard]] price_t budget() const noexcept { return one * model_->num_spares(); }
@@ -78,27 +78,36 @@ private:
   [[nodiscard]] price_t bound_by_relaxation(std::int64_t& work) {
     list_columns();
     price_t value = 0;
-    for (int round = 0; round < max_rounds; ++round) {
+    for (int round = 1;; ++round) {
       load_rows();
       solve(root_, work);
       value = bound_by_prices(root_);
-      if (value > budget() || !add_paying_columns(root_.infeasible)) { break; }
+      if (value > budget() || round == max_rounds || !add_paying_columns(root_.infeasible)) { break; }
     }
     remember_prices();
     return value;
   }
-  /// Start from the options that paid at the last limit, or from those that take few spares.
+  /// Start from the options that nearly paid at the last limit, or from those that take few spares.
   void list_columns() {
     recall_prices();
-    bool const recalled = !remembered_.empty();
-    columns_.clear();
-    is_column_.assign(model_->options().size(), 0);
-    for (std::size_t e = 0; e < model_->num_experts(); ++e) {
-      auto const cheapest = cheapest_of(e);
-      for (auto i = base_[e] + 1; i < model_->last_option(e); ++i) {
-        bool const pays = recalled ? priced(i) - cheapest < near_price : model_->options()[i].extra <= first_extras;
-        if (pays) { add_column(e, i); }
-      }
+    auto near = one / 2;
+    do {
+      columns_.clear();
+      is_column_.assign(model_->options().size(), 0);
+      for (std::size_t e = 0; e < model_->num_experts(); ++e) { list_columns_of(e, near); }
+      near /= 2;
+    } while (!remembered_.empty() && columns_.size() > many_columns && near > 0);
+  }
+  void list_columns_of(std::size_t e, price_t near) {
+    auto const cheapest = cheapest_of(e);
+    auto last_reach = reach_of(base_[e]);
+    for (auto i = base_[e] + 1; i < model_->last_option(e); ++i) {
+      // Further copies on the same stretch of priced levels are no better than spares.
+      bool const pays = !remembered_.empty() ? priced(i) - cheapest < near && reach_of(i) != last_reach
+                                             : model_->options()[i].extra <= first_extras;
+      if (!pays) { continue; }
+      add_column(e, i);
+      last_reach = reach_of(i);
     }
   }
   /// Options left out that are cheaper at the present prices than any that is in, or all. False when there are none.
@@ -109,12 +118,18 @@ private:
       for (auto i = base_[e] + 1; i < model_->last_option(e); ++i) {
         if (is_column_[i] != 0) { cheapest = std::min(cheapest, priced(i)); }
       }
+      auto most_paying = base_[e];
       for (auto i = base_[e] + 1; i < model_->last_option(e); ++i) {
-        if (is_column_[i] != 0 || !(all || priced(i) < cheapest - one / 64)) { continue; }
-        add_column(e, i);
-        added = true;
+        if (is_column_[i] != 0) { continue; }
+        if (all) { add_column(e, i); }
+        if (priced(i) < cheapest - one / 64 && (most_paying == base_[e] || priced(i) < priced(most_paying))) {
+          most_paying = i;
+        }
       }
+      if (most_paying != base_[e] && !all) { add_column(e, most_paying); }
+      added = added || all || most_paying != base_[e];
     }
+    std::sort(columns_.begin(), columns_.end(), [](column const& a, column const& b) { return a.option < b.option; });
     return added;
   }
   void add_column(std::size_t expert, std::size_t option) {
@@ -191,7 +206,7 @@ private:
     }
     auto const spare = lp.value(columns_.size());
     auto worst = model_->num_levels();
-    auto most = covering_lp::one / 256;
+    auto most = covering_lp::one / 16;
     covering_lp::fixed moved = 0;
     for (std::size_t i = 0; i < model_->num_levels(); ++i) {
       moved += moved_[i];
@@ -261,6 +276,9 @@ private:
     if (sum <= one) { return; }
     for (auto& price : served) { price = price * one / sum; }
   }
+  [[nodiscard]] price_t reach_of(std::size_t option) const noexcept {
+    return reach_[static_cast<std::size_t>(model_->options()[option].position)];
+  }
   [[nodiscard]] price_t priced(std::size_t option) const noexcept {
     auto const& o = model_->options()[option];
     return o.extra * one + o.weight * reach_[static_cast<std::size_t>(o.position)];
@@ -283,7 +301,7 @@ private:
     bool decided;
   };
   struct candidate {
-    price_t added;
+    price_t rank;  ///< reduced cost added, and a little for each spare
     std::size_t index;
     std::size_t option;
   };
@@ -362,7 +380,14 @@ private:
     }
     auto const first = candidates_.size();
     list_candidates(level, spent);
-    auto const last = candidates_.size();
+    // Each try takes a node, so there is no need to order more candidates than there are nodes.
+    auto const num_listed = candidates_.size() - first;
+    auto const last = first + std::min(num_listed, static_cast<std::size_t>(nodes_left_));
+    std::partial_sort(candidates_.begin() + static_cast<std::ptrdiff_t>(first),
+                      candidates_.begin() + static_cast<std::ptrdiff_t>(last), candidates_.end(),
+                      [](candidate const& a, candidate const& b) {
+                        return a.rank != b.rank ? a.rank < b.rank : a.option < b.option;
+                      });
     bool found = false;
     auto tried = first;
     while (tried < last && !found && nodes_left_ > 0 && spent <= slack_) {
@@ -381,6 +406,7 @@ private:
       open_[next.index].reduced = least_reduced(open_[next.index]);
       spent += open_[next.index].reduced - before.reduced;
     }
+    if (tried == last && last - first < num_listed && spent <= slack_) { nodes_left_ = 0; }
     for (auto c = tried; c > first && !found; --c) {
       auto const& undone = candidates_[c - 1];
       banned_[undone.option] = 0;
@@ -392,21 +418,18 @@ private:
   /// A level is short that all spares left could not satisfy, so a solution below holds a further choice that relieves
   /// this level by more than the spares it takes.
   void list_candidates(std::size_t level, price_t spent) {
-    auto const first = candidates_.size();
     for (std::size_t index = 0; index < open_.size(); ++index) {
       auto const& o = open_[index];
       if (o.decided) { continue; }
       for (auto i = o.chosen + 1; i < model_->last_option(o.expert); ++i) {
+        auto const extra = model_->options()[i].extra - model_->options()[o.chosen].extra;
+        if (used_ + extra > model_->num_spares()) { break; }
         auto const added = reduced_[i] - o.reduced;
         if (banned_[i] == 0 && spent + added <= slack_ && helps(o.chosen, i, level)) {
-          candidates_.push_back({added, index, i});
+          candidates_.push_back({added + extra * (one / 32), index, i});
         }
       }
     }
-    std::sort(candidates_.begin() + static_cast<std::ptrdiff_t>(first), candidates_.end(),
-              [](candidate const& a, candidate const& b) {
-                return a.added != b.added ? a.added < b.added : a.option < b.option;
-              });
   }
   [[nodiscard]] price_t least_reduced(open_expert const& o) const noexcept {
     auto least = reduced_[o.chosen];
