@@ -15,8 +15,14 @@
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
-/// A small linear program, min c x subject to A x >= b, x >= 0 with c >= 0, solved by the dual simplex method while
-/// rows are added one by one.
+/// A linear program with few rows and many columns, min c x subject to A x >= b, x >= 0 with c >= 0, solved by the
+/// revised simplex method while it grows: rows are added and feasibility is restored by dual steps, columns are added
+/// and optimality is restored by primal ones.
+///
+/// The matrix stays with the caller, as `columns`, whole numbers throughout:
+/// - `columns.size()`; `columns.cost(j)`; `columns.is_fixed(j)` for columns that have to stay at zero;
+/// - `columns.combine(weights, out)`: out[j] = sum over rows of weights[row] * A[row][j];
+/// - `columns.coefficient(row, j)`: A[row][j].
 ///
 /// Fixed-point arithmetic: the same result on every machine and under every flag, at the price of small rounding
 /// errors. Whoever needs a proof evaluates the multipliers exactly; any that are >= 0 give a valid bound.
@@ -26,85 +32,115 @@ public:
   static constexpr int scale_bits = 22;
   static constexpr fixed one = fixed{1} << scale_bits;
 
-  /// Start over. @param costs [columns] whole numbers
-  void reset(std::span<index_t const> costs) {
-    num_columns_ = costs.size();
-    reduced_.clear();
-    for (auto const cost : costs) { reduced_.push_back(cost * one); }
-    nonbasic_.resize(num_columns_);
-    row_of_.assign(num_columns_, none);
-    for (std::size_t j = 0; j < num_columns_; ++j) { nonbasic_[j] = static_cast<index_t>(j); }
-    rows_.clear();
-    constant_.clear();
+  /// Start over without rows.
+  void reset() {
     basic_.clear();
+    constant_.clear();
+    price_.clear();
+    on_slack_.clear();
+    row_of_column_.clear();
     objective_ = 0;
   }
 
-  /// Add a row sum(coefficients x) >= bound. @param coefficients [columns] whole numbers
-  void add_row(std::span<index_t const> coefficients, index_t bound) {
-    auto const slack = static_cast<index_t>(num_columns_ + basic_.size());
-    auto const first = rows_.size();
-    rows_.resize(first + num_columns_, 0);
-    fixed constant = -bound * one;
-    auto const row = std::span{rows_}.subspan(first, num_columns_);
-    for (std::size_t j = 0; j < num_columns_; ++j) {
-      auto const variable = nonbasic_[j];
-      if (static_cast<std::size_t>(variable) < num_columns_) {
-        row[j] += coefficients[static_cast<std::size_t>(variable)] * one;
-      }
-    }
-    // Basic structural variables are replaced by what they stand for.
+  [[nodiscard]] std::size_t num_rows() const noexcept { return basic_.size(); }
+  [[nodiscard]] fixed objective() const noexcept { return objective_; }
+  /// Multipliers of the rows; rounding may leave them a little below zero.
+  [[nodiscard]] std::span<fixed const> multipliers() const noexcept { return price_; }
+  /// Value of a column's variable.
+  [[nodiscard]] fixed value(std::size_t column) const noexcept {
+    auto const row = column < row_of_column_.size() ? row_of_column_[column] : none;
+    return row == none ? 0 : std::max<fixed>(constant_[static_cast<std::size_t>(row)], 0);
+  }
+  /// Calls `visit(column, value)` for every column that is not zero.
+  template <class Visit>
+  void for_each_value(Visit visit) const {
     for (std::size_t i = 0; i < basic_.size(); ++i) {
-      auto const variable = static_cast<std::size_t>(basic_[i]);
-      if (variable >= num_columns_ || coefficients[variable] == 0) { continue; }
-      auto const factor = coefficients[variable];
-      constant += factor * constant_[i];
-      auto const other = row_at(i);
-      for (std::size_t j = 0; j < num_columns_; ++j) { row[j] += factor * other[j]; }
+      if (basic_[i] >= 0 && constant_[i] > 0) { visit(static_cast<std::size_t>(basic_[i]), constant_[i]); }
     }
-    basic_.push_back(slack);
-    constant_.push_back(constant);
-    row_of_.push_back(static_cast<index_t>(basic_.size()) - 1);
   }
 
-  /// Restore feasibility. @return false when the work is used up or the rows contradict each other.
-  /// @param limit  stop once the objective exceeds it: multipliers prove that already.
-  bool solve(fixed limit, std::int64_t& work) {
+  /// Take in the row that `columns` has as its last: sum(coefficients x) >= bound. @complexity O(rows^2)
+  template <class Columns>
+  void add_row(Columns const& columns, index_t bound) {
+    auto const row = basic_.size();
+    widen();
+    fixed constant = -bound * one;
+    // Basic columns are replaced by what they stand for.
+    for (std::size_t i = 0; i < row; ++i) {
+      if (basic_[i] < 0) { continue; }
+      auto const factor = columns.coefficient(row, static_cast<std::size_t>(basic_[i]));
+      if (factor == 0) { continue; }
+      constant += factor * constant_[i];
+      for (std::size_t q = 0; q < row; ++q) { slope(row, q) += factor * slope(i, q); }
+    }
+    basic_.push_back(slack_of(row));
+    constant_.push_back(constant);
+    price_.push_back(0);
+  }
+
+  /// Restore feasibility after rows were added. @return false when the work is used up, the objective has passed the
+  /// limit, or the rows contradict each other.
+  template <class Columns>
+  bool make_feasible(Columns const& columns, fixed limit, std::int64_t& work) {
+    row_of_column_.resize(columns.size(), none);
     while (objective_ <= limit && work > 0) {
       auto const row = most_violated();
       if (row == basic_.size()) { return true; }
-      auto const column = entering(row);
-      if (column == num_columns_) { return false; }
-      pivot(row, column);
-      work -= static_cast<std::int64_t>(basic_.size() * num_columns_);
+      auto const entering = find_entering(columns, row);
+      if (entering == nothing) { return false; }
+      pivot(columns, row, entering, work);
+    }
+    return false;
+  }
+  /// Restore optimality after columns were added to a feasible program. @return false when the work is used up.
+  template <class Columns>
+  bool make_optimal(Columns const& columns, std::int64_t& work) {
+    row_of_column_.resize(columns.size(), none);
+    while (work > 0) {
+      auto const entering = most_paying(columns);
+      if (entering == nothing) { return true; }
+      fill_column(columns, entering);
+      auto const row = find_leaving();
+      if (row == basic_.size()) { return false; }
+      pivot(columns, row, entering, work);
     }
     return false;
   }
 
-  [[nodiscard]] fixed objective() const noexcept { return objective_; }
-  [[nodiscard]] std::size_t num_rows() const noexcept { return basic_.size(); }
-  /// Value of a variable.
-  [[nodiscard]] fixed value(std::size_t column) const noexcept {
-    auto const row = row_of_[column];
-    return row == none ? 0 : std::max<fixed>(constant_[static_cast<std::size_t>(row)], 0);
-  }
-  /// Multipliers of the rows, in the order in which they were added. @param out out: [num_rows()]
-  void multipliers(std::span<fixed> out) const noexcept {
-    std::fill(out.begin(), out.end(), fixed{0});
-    for (std::size_t j = 0; j < num_columns_; ++j) {
-      auto const variable = static_cast<std::size_t>(nonbasic_[j]);
-      if (variable >= num_columns_) { out[variable - num_columns_] = std::max<fixed>(reduced_[j], 0); }
-    }
-  }
-
 private:
+  // Variables are columns, >= 0, or the slacks of rows, < 0.
   static constexpr index_t none = -1;
+  static constexpr index_t nothing = std::numeric_limits<index_t>::max();
   static constexpr fixed tiny = one >> 9;     ///< coefficients and shortfalls below are rounding
   static constexpr fixed leeway = one >> 12;  ///< reduced costs may end up below zero by this
 
+  [[nodiscard]] static index_t slack_of(std::size_t row) noexcept { return -1 - static_cast<index_t>(row); }
+  [[nodiscard]] static std::size_t row_of_slack(index_t slack) noexcept { return static_cast<std::size_t>(-1 - slack); }
   [[nodiscard]] static fixed times(fixed a, fixed b) noexcept { return (a * b) >> scale_bits; }
-  [[nodiscard]] std::span<fixed> row_at(std::size_t row) noexcept {
-    return std::span{rows_}.subspan(row * num_columns_, num_columns_);
+  [[nodiscard]] static fixed ratio(fixed numerator, fixed denominator) noexcept {
+    return ((std::max<fixed>(numerator, 0) + leeway) << scale_bits) / denominator;
+  }
+
+  /// How a basic variable grows with a nonbasic slack; 0 for basic slacks.
+  [[nodiscard]] fixed& slope(std::size_t row, std::size_t slack) noexcept { return on_slack_[row * stride_ + slack]; }
+  [[nodiscard]] fixed slope(std::size_t row, std::size_t slack) const noexcept {
+    return on_slack_[row * stride_ + slack];
+  }
+  /// Make room for one more row and slack.
+  void widen() {
+    auto const rows = basic_.size();
+    if (rows + 1 > stride_) {
+      auto const wider = stride_ * 2 + 16;
+      std::vector<fixed> copy(wider * wider);
+      for (std::size_t i = 0; i < rows; ++i) {
+        for (std::size_t q = 0; q < rows; ++q) { copy[i * wider + q] = slope(i, q); }
+      }
+      on_slack_ = copy;
+      stride_ = wider;
+      return;
+    }
+    on_slack_.resize(std::max(on_slack_.size(), stride_ * stride_));
+    for (std::size_t i = 0; i <= rows; ++i) { slope(i, rows) = slope(rows, i) = 0; }
   }
 
   [[nodiscard]] std::size_t most_violated() const noexcept {
@@ -112,58 +148,138 @@ private:
     return least == constant_.end() || *least > -tiny ? constant_.size()
                                                       : static_cast<std::size_t>(least - constant_.begin());
   }
-  /// Least reduced cost for what the variable adds to the row. Among those that are nearly least, the one that adds
-  /// most: small pivots would magnify rounding.
-  [[nodiscard]] std::size_t entering(std::size_t row) noexcept {
-    auto const coefficients = row_at(row);
+  template <class Columns>
+  void fill_reduced(Columns const& columns) {
+    reduced_.resize(columns.size());
+    columns.combine(price_, reduced_);
+    for (std::size_t j = 0; j < reduced_.size(); ++j) { reduced_[j] = columns.cost(j) * one - reduced_[j]; }
+  }
+  [[nodiscard]] bool may_enter(auto const& columns, std::size_t column) const noexcept {
+    return row_of_column_[column] == none && !columns.is_fixed(column);
+  }
+
+  /// Variable with the least reduced cost for what it adds to the row. Among those that are nearly least, the one that
+  /// adds most: small pivots would magnify rounding.
+  template <class Columns>
+  [[nodiscard]] index_t find_entering(Columns const& columns, std::size_t row) {
+    fill_reduced(columns);
+    weights_.assign(basic_.size(), 0);
+    for (std::size_t q = 0; q < basic_.size(); ++q) { weights_[q] = -slope(row, q); }
+    if (basic_[row] < 0) { weights_[row_of_slack(basic_[row])] += one; }
+    adds_.resize(columns.size());
+    columns.combine(weights_, adds_);
     auto least = std::numeric_limits<fixed>::max();
-    for (std::size_t j = 0; j < num_columns_; ++j) {
-      if (coefficients[j] < tiny) { continue; }
-      least = std::min(least, ((std::max<fixed>(reduced_[j], 0) + leeway) << scale_bits) / coefficients[j]);
+    for (std::size_t j = 0; j < adds_.size(); ++j) {
+      if (adds_[j] >= tiny && may_enter(columns, j)) { least = std::min(least, ratio(reduced_[j], adds_[j])); }
     }
-    std::size_t best = num_columns_;
-    for (std::size_t j = 0; j < num_columns_; ++j) {
-      if (coefficients[j] < tiny || (best != num_columns_ && coefficients[j] <= coefficients[best])) { continue; }
-      if (reduced_[j] <= times(least, coefficients[j])) { best = j; }
+    for (std::size_t q = 0; q < basic_.size(); ++q) {
+      if (slope(row, q) >= tiny) { least = std::min(least, ratio(price_[q], slope(row, q))); }
+    }
+    index_t best = nothing;
+    fixed most = 0;
+    for (std::size_t j = 0; j < adds_.size(); ++j) {
+      if (adds_[j] < std::max(tiny, most + 1) || reduced_[j] > times(least, adds_[j]) || !may_enter(columns, j)) {
+        continue;
+      }
+      best = static_cast<index_t>(j);
+      most = adds_[j];
+    }
+    for (std::size_t q = 0; q < basic_.size(); ++q) {
+      if (slope(row, q) < std::max(tiny, most + 1) || price_[q] > times(least, slope(row, q))) { continue; }
+      best = slack_of(q);
+      most = slope(row, q);
+    }
+    if (best != nothing) { fill_column(columns, best); }
+    return best;
+  }
+  template <class Columns>
+  [[nodiscard]] index_t most_paying(Columns const& columns) {
+    fill_reduced(columns);
+    index_t best = nothing;
+    fixed least = -leeway;
+    for (std::size_t j = 0; j < reduced_.size(); ++j) {
+      if (reduced_[j] >= least || !may_enter(columns, j)) { continue; }
+      best = static_cast<index_t>(j);
+      least = reduced_[j];
+    }
+    for (std::size_t q = 0; q < basic_.size(); ++q) {
+      if (price_[q] >= least) { continue; }
+      best = slack_of(q);
+      least = price_[q];
+    }
+    return best;
+  }
+  /// How every basic variable grows with a nonbasic one.
+  template <class Columns>
+  void fill_column(Columns const& columns, index_t variable) {
+    column_.assign(basic_.size(), 0);
+    if (variable < 0) {
+      for (std::size_t i = 0; i < basic_.size(); ++i) { column_[i] = slope(i, row_of_slack(variable)); }
+      return;
+    }
+    for (std::size_t q = 0; q < basic_.size(); ++q) {
+      auto const coefficient = columns.coefficient(q, static_cast<std::size_t>(variable));
+      if (coefficient == 0) { continue; }
+      for (std::size_t i = 0; i < basic_.size(); ++i) {
+        column_[i] += coefficient * ((basic_[i] == slack_of(q) ? one : 0) - slope(i, q));
+      }
+    }
+  }
+  /// Row whose basic variable reaches zero first when the filled-in variable grows; among those nearly first, the
+  /// steepest.
+  [[nodiscard]] std::size_t find_leaving() const noexcept {
+    auto least = std::numeric_limits<fixed>::max();
+    for (std::size_t i = 0; i < basic_.size(); ++i) {
+      if (-column_[i] >= tiny) { least = std::min(least, ratio(constant_[i], -column_[i])); }
+    }
+    auto best = basic_.size();
+    fixed most = 0;
+    for (std::size_t i = 0; i < basic_.size(); ++i) {
+      if (-column_[i] < std::max(tiny, most + 1) || constant_[i] > times(least, -column_[i])) { continue; }
+      best = i;
+      most = -column_[i];
     }
     return best;
   }
 
-  /// Exchange the basic variable of a row for a nonbasic one.
-  void pivot(std::size_t row, std::size_t column) noexcept {
-    auto const pivot_row = row_at(row);
-    auto const inverse = (fixed{1} << (2 * scale_bits)) / pivot_row[column];
-    for (std::size_t j = 0; j < num_columns_; ++j) { pivot_row[j] = -times(pivot_row[j], inverse); }
-    pivot_row[column] = inverse;
-    constant_[row] = -times(constant_[row], inverse);
-    for (std::size_t i = 0; i < basic_.size(); ++i) {
-      if (i != row) { constant_[i] += substitute(row_at(i), pivot_row, column, constant_[row]); }
-    }
-    objective_ += substitute(reduced_, pivot_row, column, constant_[row]);
+  /// Exchange the basic variable of a row for the one whose column is filled in.
+  template <class Columns>
+  void pivot(Columns const& columns, std::size_t row, index_t entering, std::int64_t& work) {
+    auto const rows = basic_.size();
+    auto const inverse = (fixed{1} << (2 * scale_bits)) / column_[row];
     auto const leaving = basic_[row];
-    basic_[row] = nonbasic_[column];
-    nonbasic_[column] = leaving;
-    row_of_[static_cast<std::size_t>(basic_[row])] = static_cast<index_t>(row);
-    row_of_[static_cast<std::size_t>(leaving)] = none;
-  }
-  /// Replace a variable in a row by the row that it stands for. @return what the row's constant gains
-  static fixed substitute(std::span<fixed> row, std::span<fixed const> stands_for, std::size_t column,
-                          fixed constant) noexcept {
-    auto const factor = row[column];
-    if (factor == 0) { return 0; }
-    row[column] = 0;
-    for (std::size_t j = 0; j < row.size(); ++j) { row[j] += times(factor, stands_for[j]); }
-    return times(factor, constant);
+    auto const reduced = entering < 0 ? price_[row_of_slack(entering)] : reduced_[static_cast<std::size_t>(entering)];
+    for (std::size_t q = 0; q < rows; ++q) { slope(row, q) = -times(slope(row, q), inverse); }
+    if (entering < 0) { slope(row, row_of_slack(entering)) = 0; }
+    if (leaving < 0) { slope(row, row_of_slack(leaving)) = inverse; }
+    constant_[row] = -times(constant_[row], inverse);
+    for (std::size_t i = 0; i < rows; ++i) {
+      if (i == row) { continue; }
+      if (entering < 0) { slope(i, row_of_slack(entering)) = 0; }
+      if (column_[i] == 0) { continue; }
+      constant_[i] += times(column_[i], constant_[row]);
+      for (std::size_t q = 0; q < rows; ++q) { slope(i, q) += times(column_[i], slope(row, q)); }
+    }
+    if (entering < 0) { price_[row_of_slack(entering)] = 0; }
+    for (std::size_t q = 0; q < rows; ++q) { price_[q] += times(reduced, slope(row, q)); }
+    objective_ += times(reduced, constant_[row]);
+    basic_[row] = entering;
+    if (entering >= 0) { row_of_column_[static_cast<std::size_t>(entering)] = static_cast<index_t>(row); }
+    if (leaving >= 0) { row_of_column_[static_cast<std::size_t>(leaving)] = none; }
+    work -= static_cast<std::int64_t>(2 * rows * rows + 4 * columns.size());
   }
 
-  std::size_t num_columns_ = 0;
-  std::vector<fixed> rows_;      // [rows, columns] basic = constant + sum(row * nonbasic)
-  std::vector<fixed> constant_;  // [rows] values of the basic variables
-  std::vector<fixed> reduced_;   // [columns] of the nonbasic variables
+  std::size_t stride_ = 0;
   std::vector<index_t> basic_;
-  std::vector<index_t> nonbasic_;
-  std::vector<index_t> row_of_;  // row of each variable that is basic
+  std::vector<fixed> constant_;  // values of the basic variables
+  std::vector<fixed> price_;     // [rows] reduced costs of the nonbasic slacks
+  std::vector<fixed> on_slack_;  // [stride, stride]
+  std::vector<index_t> row_of_column_;
   fixed objective_ = 0;
+  std::vector<fixed> reduced_;  // [columns] scratch
+  std::vector<fixed> weights_;  // [rows] scratch
+  std::vector<fixed> adds_;     // [columns] scratch
+  std::vector<fixed> column_;   // [rows] scratch
 };
 
 }  // namespace detail

@@ -25,6 +25,7 @@ struct move_limits {
   load_t good_enough = 0;  ///< a layer at or below this largest rank cost stays as it is
   load_t goal = 0;         ///< rank cost at which to stop
   load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan
+  index_t retries = 0;     ///< times to undo a few changes and search again
   std::int64_t work = 0;   ///< candidates to look at
 };
 
@@ -76,26 +77,30 @@ public:
     era_ = 0;
     journal_.clear();
     auto const start = level_of(map);
+    if (start.max <= limits.good_enough) { return; }
     mean_ = start.mean;
     tolerance_ = (mean_ >> 14) + 1;
-    if (start.max <= limits.good_enough) { return; }
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
-    least_margin_ = 0;
-    misses_ = 0;
-    auto steps = 64 + 4 * std::min(limits.max_moves, map.num_slots());
-    while (aim() && work_ > 0 && steps-- > 0) {
-      if (!step() && (map.moves() >= limits.max_moves || !aim_higher())) { break; }
+    descend();
+    auto best = best_;
+    if (start.max - best.max < limits.least_gain) {
+      rewind(0);
+      return;
     }
-    if (start.max - best_.max < limits.least_gain) { best_.length = 0; }
-    while (journal_.size() > best_.length) {
-      map.assign(journal_.back().slot, journal_.back().expert);
-      journal_.pop_back();
+    random_ = 0;
+    for (index_t i = 0; i < limits.retries && best.max > limits.goal && work_ > 0; ++i) {
+      journal_.clear();
+      undo_some();
+      best_ = {best.worth, best.max, 0};
+      descend();
+      if (best_.length > 0) { best = best_; }
     }
   }
 
 private:
   static constexpr index_t none = replica_map::none;
+  static constexpr std::size_t max_undone = 8;  ///< slots, of each retry
 
   struct entry {
     index_t slot;
@@ -137,6 +142,53 @@ private:
   }
   [[nodiscard]] load_t excess_of(index_t rank, load_t load) const {
     return std::max(cost_(rank, load) - target_, load_t{0});
+  }
+
+  /// Make changes while there are any, and keep the best beginning of them.
+  void descend() {
+    least_margin_ = 0;
+    misses_ = 0;
+    ++era_;
+    auto steps = 64 + 4 * std::min(limits_.max_moves, map_->num_slots());
+    while (aim() && work_ > 0 && steps-- > 0) {
+      if (!step() && (map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
+    }
+    rewind(best_.length);
+  }
+  void rewind(std::size_t length) {
+    while (journal_.size() > length) {
+      map_->assign(journal_.back().slot, journal_.back().expert);
+      journal_.pop_back();
+    }
+  }
+  /// Give some slots back what they held at the start, and with them those without which an expert would vanish.
+  void undo_some() {
+    changed_.clear();
+    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+      if (map_->expert(slot) != map_->expert_before(slot)) { changed_.push_back(slot); }
+    }
+    std::size_t chosen = 0;
+    auto const wanted = std::min(changed_.size(), std::size_t{2} + next_random(max_undone - 1));
+    while (chosen < wanted) {
+      std::swap(changed_[chosen], changed_[chosen + next_random(changed_.size() - chosen)]), ++chosen;
+    }
+    for (std::size_t i = 0; i < chosen; ++i) {
+      auto const expert = map_->expert(changed_[i]);
+      auto const is_held = [&](index_t slot) { return map_->expert(slot) == expert; };
+      auto const was_held = [&](index_t slot) { return map_->expert_before(slot) == expert; };
+      auto const end = changed_.begin() + static_cast<std::ptrdiff_t>(chosen);
+      if (std::count_if(changed_.begin(), end, is_held) < map_->copies(expert)) { continue; }
+      if (std::any_of(changed_.begin(), end, was_held)) { continue; }
+      auto const home = std::find_if(end, changed_.end(), was_held);
+      if (home == changed_.end()) { return; }
+      std::iter_swap(end, home);
+      ++chosen;
+    }
+    for (std::size_t i = 0; i < chosen; ++i) { assign(changed_[i], map_->expert_before(changed_[i])); }
+  }
+  [[nodiscard]] std::size_t next_random(std::size_t bound) {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<std::size_t>((random_ >> 33) % bound);
   }
 
   /// Set the target of the next step and find the costliest rank; false if that is cheap enough.
@@ -439,6 +491,8 @@ private:
   std::vector<unsigned char> discount_;        ///< [S] of the costliest rank
   std::vector<unsigned char> other_discount_;  ///< [S]
   std::vector<entry> journal_;
+  std::vector<index_t> changed_;  ///< slots that hold another expert than at the start
+  std::uint64_t random_ = 0;
   std::vector<index_t> settled_;  ///< [P] era in which the slot was last changed
 };
 

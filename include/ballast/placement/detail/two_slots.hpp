@@ -72,8 +72,9 @@ private:
   using answer = level_search::answer;
 
   [[nodiscard]] answer decide(load_t limit, level_search::effort how, std::int64_t& work) {
-    work -= static_cast<std::int64_t>(loads_.size()) * 64;
-    auto result = model_.set_limit(limit) ? search_.run(model_, how, work) : answer::no;
+    bool const fits = model_.set_limit(limit);
+    work -= static_cast<std::int64_t>(16 * loads_.size() + 16 * model_.options().size());
+    auto result = fits ? search_.run(model_, how, work) : answer::no;
     if (result == answer::no) { refuted_ = std::max(refuted_, limit); }
     if (result == answer::yes && !take_counts()) { result = answer::unknown; }
     return result;
