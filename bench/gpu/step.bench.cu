@@ -49,16 +49,36 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return inner_->num_ranks(); }
   [[nodiscard]] status expose(std::span<segment const> regions) { return inner_->expose(regions); }
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
-    return inner_->start(sends, receives);
+    auto const begin = ballast::detail::now();
+    auto result = inner_->start(sends, receives);
+    starting = ballast::detail::now() - begin;
+    return result;
   }
   [[nodiscard]] transfer_state poll() { return inner_->poll(); }
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     return waiting_->time([&] { return inner_->wait(timeout); });
   }
 
+  nanoseconds_t starting = 0;  ///< what the last `start` took
+
 private:
   wires* inner_;
   waits* waiting_;
+};
+
+/// A store that knows what its last commit took.
+template <class Copies>
+class timed_store : public cudart::device_store<dispatch_tables, Copies> {
+public:
+  using cudart::device_store<dispatch_tables, Copies>::device_store;
+  [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
+                              epoch_t epoch) {
+    auto const begin = ballast::detail::now();
+    auto result = cudart::device_store<dispatch_tables, Copies>::commit(layer, copies, tables, epoch);
+    committing = ballast::detail::now() - begin;
+    return result;
+  }
+  nanoseconds_t committing = 0;
 };
 
 /// The same for a control plane.
@@ -124,7 +144,7 @@ struct layer_by_layer {
 
 template <class Copies>
 struct rank_state {
-  using store_type = cudart::device_store<dispatch_tables, Copies>;
+  using store_type = timed_store<Copies>;
   rank_state(topology const& where, placement const& initial, std::vector<std::size_t> const& tensors,
              in_process_endpoint& endpoint, cudart::local_peers& peers, index_t experts,
              rebalancer_options const& options)
@@ -161,6 +181,8 @@ struct rank_state {
       moved;
 };
 
+__global__ void empty_kernel() {}
+
 inline void recording(benchmark::State& state) {
   topology const where{{1, 1, 288, 0}};
   auto const initial = trivial_placement({58, 256, 288});
@@ -176,7 +198,15 @@ inline void recording(benchmark::State& state) {
     state.SetIterationTime(times.back() * 1e-6);
     if (times.size() % 50 == 0) { check(cudaStreamSynchronize(self.compute.get()), "cudaStreamSynchronize"); }
   }
+  std::vector<double> launches;
+  for (int i = 0; i < 1000; ++i) {
+    auto const begin = ballast::detail::now();
+    empty_kernel<<<1, 32, 0, self.compute.get()>>>();
+    launches.push_back(static_cast<double>(ballast::detail::now() - begin) * 1e-3);
+    if (i % 50 == 0) { check(cudaStreamSynchronize(self.compute.get()), "cudaStreamSynchronize"); }
+  }
   state.counters["median_us"] = ballast_bench::median(times);
+  state.counters["empty_launch_us"] = ballast_bench::median(launches);
 }
 
 /// Two ranks; the second is always early, so that the first one waits for nobody but the copies and the votes.
@@ -189,6 +219,8 @@ void moving(benchmark::State& state) {
   in_process_group group{2};
   cudart::local_peers peers{2};
   std::vector<double> times;
+  std::vector<double> starts;
+  std::vector<double> commits;
   group.run([&](in_process_endpoint& endpoint) {
     rank_state<Copies> self{where,   initial,        ballast_bench::qwen3_30b_fp8().tensors, endpoint, peers,
                             experts, {.interval = 1}};
@@ -203,7 +235,11 @@ void moving(benchmark::State& state) {
       auto const begin = ballast::detail::now();
       self.moved.on_forward_pass_end().or_throw();
       auto const spent = ballast::detail::now() - begin - self.waiting.spent;
-      if (endpoint.rank() == 0 && moves && step > 40) { times.push_back(static_cast<double>(spent) * 1e-3); }
+      if (endpoint.rank() == 0 && moves && step > 40) {
+        times.push_back(static_cast<double>(spent) * 1e-3);
+        starts.push_back(static_cast<double>(self.transport.starting) * 1e-3);
+        commits.push_back(static_cast<double>(self.store.committing) * 1e-3);
+      }
     }
     check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     static_cast<void>(endpoint.vote(true, 10'000'000'000));
@@ -211,7 +247,8 @@ void moving(benchmark::State& state) {
   auto const typical = ballast_bench::median(times);
   for (auto _ : state) { state.SetIterationTime(typical * 1e-6); }
   state.counters["median_us"] = typical;
-  state.counters["steps"] = static_cast<double>(times.size());
+  state.counters["start_us"] = ballast_bench::median(starts);
+  state.counters["commit_us"] = ballast_bench::median(commits);
 }
 
 static int const registered = [] {

@@ -13,6 +13,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -100,6 +102,17 @@ public:
     }
   }
 
+  /// The first bytes of an expert in one tensor, as a number.
+  [[nodiscard]] static std::uint64_t signature(ballast::index_t layer, std::size_t tensor, ballast::index_t expert) {
+    std::array<std::byte, sizeof(std::uint64_t)> bytes{};
+    fill(bytes, layer, tensor, expert);
+    return std::bit_cast<std::uint64_t>(bytes);
+  }
+  /// Where the expert in slot 0 is.
+  [[nodiscard]] std::byte* slots_of(ballast::index_t layer, std::size_t tensor) const {
+    return blocks_[static_cast<std::size_t>(layer) * tensors_.size() + tensor] + margin;
+  }
+
   /// Empty when every slot holds what `tables` names and no guard byte has changed; otherwise the first wrong place.
   [[nodiscard]] std::string first_error(ballast::placement const& tables) {
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
@@ -122,19 +135,23 @@ private:
   static constexpr std::size_t margin = 256;
   static constexpr std::byte guard{0xa5};
 
+  static void fill(std::span<std::byte> bytes, ballast::index_t layer, std::size_t tensor, ballast::index_t expert) {
+    auto state = static_cast<std::uint64_t>(layer) * 0x9e3779b97f4a7c15u + tensor * 0xbf58476d1ce4e5b9u +
+                 static_cast<std::uint64_t>(expert) * 0x94d049bb133111ebu;
+    for (auto& byte : bytes) {
+      state = state * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
+      byte = static_cast<std::byte>(state >> 56);
+    }
+  }
+
   [[nodiscard]] std::vector<std::byte> expected(ballast::placement const& tables, ballast::index_t layer,
                                                 std::size_t tensor) const {
     auto const& shape = tensors_[tensor];
     std::vector<std::byte> bytes(2 * margin + static_cast<std::size_t>(slots_) * shape.stride, guard);
     for (ballast::index_t slot = 0; slot < slots_; ++slot) {
       auto const expert = tables.logical_of_slot(layer)[static_cast<std::size_t>(first_slot_ + slot)];
-      auto state = static_cast<std::uint64_t>(layer) * 0x9e3779b97f4a7c15u + tensor * 0xbf58476d1ce4e5b9u +
-                   static_cast<std::uint64_t>(expert) * 0x94d049bb133111ebu;
       auto* const at = bytes.data() + margin + static_cast<std::size_t>(slot) * shape.stride;
-      for (std::size_t i = 0; i < shape.bytes; ++i) {
-        state = state * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
-        at[i] = static_cast<std::byte>(state >> 56);
-      }
+      fill({at, shape.bytes}, layer, tensor, expert);
     }
     return bytes;
   }

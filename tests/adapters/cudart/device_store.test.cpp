@@ -138,3 +138,30 @@ TEST_CASE("a commit without copies changes the tables only") {
   CHECK(std::ranges::equal(entries, self.store.tables().host().entries()));
   CHECK(self.hooked.empty());
 }
+
+TEST_CASE("memory that other processes cannot open is refused by layer, tensor and remedy") {
+  auto const compute = cudart::stream::create();
+  topology const where{{1, 1, 4, 0}};
+  cudart::device_store<> store{
+      where, 0, trivial_placement({2, 4, 4}), {.compute_stream = compute.get(), .exported = true}};
+  ballast_test::gpu_memory memory;
+  CHECK(store.add(1, "w13", memory.allocate(4 * 64), 64).ok());
+  void* pooled = nullptr;
+  ballast_test::check_cuda(cudaMallocAsync(&pooled, 4096, compute.get()), "cudaMallocAsync");
+  auto const refused = store.add(1, "w13_scale", pooled, 64);
+  CHECK(refused.code() == errc::invalid_weights);
+  CHECK(refused.message().find("'w13_scale' of layer 1") != std::string::npos);
+  CHECK(refused.message().find("cudaMalloc") != std::string::npos);
+  ballast_test::check_cuda(cudaFreeAsync(pooled, compute.get()), "cudaFreeAsync");
+}
+
+TEST_CASE("commits can be timed on the device") {
+  auto const compute = cudart::stream::create();
+  topology const where{{1, 1, 4, 0}};
+  auto const initial = trivial_placement({1, 4, 4});
+  cudart::device_store<> store{where, 0, initial, {.compute_stream = compute.get(), .timed = true}};
+  CHECK(!store.commit_microseconds().has_value());
+  CHECK(store.commit(0, {}, initial, 1).ok());
+  ballast_test::check_cuda(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
+  CHECK(store.commit_microseconds().value_or(-1) > 0);
+}

@@ -51,7 +51,7 @@ public:
   }
 
 private:
-  static void check(CUresult result, char const* call) { cudart::detail::to_status(result, call).or_throw(); }
+  static void check(CUresult result, char const* call) { cudart::detail::driver_status(result, call).or_throw(); }
   static cudart::detail::driver_api const& driver() {
     cudart::detail::driver_api::get().loaded.or_throw();
     return cudart::detail::driver_api::get();

@@ -92,10 +92,12 @@ placement random_placement(placement_shape shape, std::uint64_t seed) {
 }
 
 template <class Id>
-void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::int32_t num_valid) {
+void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::int32_t num_valid,
+                 bool one_rank_is_dead = false) {
   constexpr index_t layer = 2;
   constexpr index_t num_layers = 4;
-  topology const where{{4, 2, size.num_logical / 4 + 3, 2}};
+  topology where{{4, 2, size.num_logical / 4 + 3, 2}};
+  if (one_rank_is_dead) { where.set_live(3, false); }
   placement_shape const shape{num_layers, size.num_logical, where.num_slots()};
   auto const holds = random_placement(shape, 3);
   auto const stream = cudart::stream::create();
@@ -174,6 +176,7 @@ TEST_CASE_TEMPLATE("record and dispatch equal the host's, id for id", Id, std::i
     CAPTURE(static_cast<int>(mode));
     check_route<Id>({777, 6, 64}, mode, 0, 700);
     check_route<Id>({64, 8, 256}, mode, 1, 64);
+    check_route<Id>({2000, 8, 256}, mode, 0, 2000, true);  // some experts have no live replica
   }
   check_route<Id>({1, 1, 4}, dispatch_mode::even, 0, 1);
   check_route<Id>({16384, 8, 256}, dispatch_mode::even, 0, 16000);

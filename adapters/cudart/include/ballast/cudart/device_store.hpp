@@ -7,6 +7,7 @@
 #include <ballast/cudart/device_tables.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/memory.hpp>
 #include <ballast/cudart/profiling.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
@@ -41,12 +42,14 @@ struct slot_hook {
 
 /// Options of `device_store`.
 struct device_store_options {
-  cudaStream_t compute_stream = nullptr;               ///< runs the forward passes; commits are enqueued only there
-  std::vector<cudaStream_t> copy_streams = {};         ///< what transports enqueue on, or order themselves behind
+  cudaStream_t compute_stream = nullptr;  ///< runs the forward passes; commits are enqueued only there
+  /// What transports enqueue on, or order themselves behind.
+  std::vector<cudaStream_t> copy_streams = {};         // NOLINT(readability-redundant-member-init): may be left out
   std::size_t staging_limit = std::size_t{256} << 20;  ///< bytes of staging that this rank may use at once
   dispatch_mode dispatch = dispatch_mode::nearest;     ///< how tokens choose among replicas
-  bool timed = false;                                  ///< measure commits on the device, see `commit_microseconds`
-  slot_hook hook = {};                                 ///< runs after a commit's copies and before its tables
+  bool exported = false;  ///< other processes read the weights: refuse tensors whose memory they cannot open
+  bool timed = false;     ///< measure commits on the device, see `commit_microseconds`
+  slot_hook hook = {};    ///< runs after a commit's copies and before its tables
 };
 
 /// Expert weights in the memory of one device, and the tables that its router reads.
@@ -79,10 +82,19 @@ public:
     to_status(cudaStreamSynchronize(options.compute_stream), "cudaStreamSynchronize").or_throw();
   }
 
-  /// Register one tensor of one layer; see `host_store::add`.
+  /// Register one tensor of one layer; see `host_store::add`. With `exported`, its memory is checked too.
   [[nodiscard]] status add(index_t layer, std::string_view name, void* base, std::size_t bytes,
                            std::size_t stride = 0) {
-    return registry_.add(layer, name, static_cast<std::byte*>(base), bytes, stride);
+    auto* const first = static_cast<std::byte*>(base);
+    if (options_.exported && first != nullptr && bytes > 0) {
+      auto const extent = (rewritten_.size() - 1) * (stride == 0 ? bytes : stride) + bytes;
+      std::vector<memory_piece> pieces;
+      if (auto result = find_pieces({first, extent}, pieces); !result.ok()) {
+        return {errc::invalid_weights,
+                ballast::detail::concat("tensor '", name, "' of layer ", layer, ": ", result.message())};
+      }
+    }
+    return registry_.add(layer, name, first, bytes, stride);
   }
 
   [[nodiscard]] std::span<expert_tensor const> tensors(index_t layer) const { return registry_.tensors(layer); }

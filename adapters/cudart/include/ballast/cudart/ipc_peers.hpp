@@ -137,8 +137,8 @@ public:
 private:
   [[nodiscard]] status open_handle(exported_piece const& piece, void*& address) {
     auto const handle = std::bit_cast<cudaIpcMemHandle_t>(piece.handle);
-    auto result = cudart::to_status(cudaIpcOpenMemHandle(&address, handle, cudaIpcMemLazyEnablePeerAccess),
-                                    "cudaIpcOpenMemHandle");
+    auto result =
+        to_status(cudaIpcOpenMemHandle(&address, handle, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
     if (result.ok()) { opened_.push_back(address); }
     return result;
   }
@@ -146,9 +146,9 @@ private:
   [[nodiscard]] status import_descriptor(int descriptor, CUmemGenericAllocationHandle& handle) {
     auto const& driver = driver_api::get();
     if (!driver.loaded.ok()) { return driver.loaded; }
-    // The driver takes the descriptor's number in a pointer.
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver takes the descriptor's number in a pointer
     auto* const as_pointer = reinterpret_cast<void*>(static_cast<std::intptr_t>(descriptor));
-    auto result = to_status(
+    auto result = driver_status(
         driver.mem_import_from_shareable_handle(&handle, as_pointer, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
         "cuMemImportFromShareableHandle");
     if (result.ok()) { handles_.push_back(handle); }
@@ -162,7 +162,7 @@ private:
     std::size_t total = 0;
     for (auto const& piece : pieces) { total += static_cast<std::size_t>(piece.size); }
     CUdeviceptr reserved = 0;
-    if (auto result = to_status(driver.mem_address_reserve(&reserved, total, 0, 0, 0), "cuMemAddressReserve");
+    if (auto result = driver_status(driver.mem_address_reserve(&reserved, total, 0, 0, 0), "cuMemAddressReserve");
         !result.ok()) {
       return result;
     }
@@ -171,7 +171,7 @@ private:
     std::size_t offset = 0;
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       auto const size = static_cast<std::size_t>(pieces[i].size);
-      if (auto result = to_status(driver.mem_map(reserved + offset, size, 0, handles[i], 0), "cuMemMap");
+      if (auto result = driver_status(driver.mem_map(reserved + offset, size, 0, handles[i], 0), "cuMemMap");
           !result.ok()) {
         return result;
       }
@@ -181,10 +181,8 @@ private:
     CUmemAccessDesc access{};
     access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
     access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-    if (auto result = cudart::to_status(cudaGetDevice(&access.location.id), "cudaGetDevice"); !result.ok()) {
-      return result;
-    }
-    return to_status(driver.mem_set_access(reserved, total, &access, 1), "cuMemSetAccess");
+    if (auto result = to_status(cudaGetDevice(&access.location.id), "cudaGetDevice"); !result.ok()) { return result; }
+    return driver_status(driver.mem_set_access(reserved, total, &access, 1), "cuMemSetAccess");
   }
 
   std::vector<segment> regions_;
@@ -198,6 +196,7 @@ private:
 class memory_exporter {
 public:
   [[nodiscard]] status add(segment region) {
+    if (region.size == 0) { return {errc::invalid_weights, "an empty region"}; }
     std::vector<memory_piece> pieces;
     if (auto result = find_pieces(region, pieces); !result.ok()) { return result; }
     exported_region exported;
@@ -224,8 +223,7 @@ private:
     exported_piece exported{static_cast<std::uint64_t>(piece.how), piece.size, {}};
     if (piece.how == memory_export::ipc_handle) {
       cudaIpcMemHandle_t handle{};
-      if (auto result = cudart::to_status(cudaIpcGetMemHandle(&handle, piece.base), "cudaIpcGetMemHandle");
-          !result.ok()) {
+      if (auto result = to_status(cudaIpcGetMemHandle(&handle, piece.base), "cudaIpcGetMemHandle"); !result.ok()) {
         return result;
       }
       exported.handle = std::bit_cast<ipc_words>(handle);
@@ -233,12 +231,12 @@ private:
       auto const& driver = driver_api::get();
       CUmemGenericAllocationHandle handle = 0;
       if (auto result =
-              to_status(driver.mem_retain_allocation_handle(&handle, piece.base), "cuMemRetainAllocationHandle");
+              driver_status(driver.mem_retain_allocation_handle(&handle, piece.base), "cuMemRetainAllocationHandle");
           !result.ok()) {
         return result;
       }
       int descriptor = -1;
-      auto result = to_status(
+      auto result = driver_status(
           driver.mem_export_to_shareable_handle(&descriptor, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
           "cuMemExportToShareableHandle");
       static_cast<void>(driver.mem_release(handle));

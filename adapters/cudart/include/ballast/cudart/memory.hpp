@@ -85,7 +85,7 @@ private:
 };
 
 /// The values of `CUresult` that we meet have equals in `cudaError_t`.
-[[nodiscard]] inline status to_status(CUresult result, char const* call) {
+[[nodiscard]] inline status driver_status(CUresult result, char const* call) {
   return cudart::to_status(static_cast<cudaError_t>(result), call);
 }
 
@@ -93,7 +93,8 @@ private:
   return static_cast<CUdeviceptr>(reinterpret_cast<std::uintptr_t>(address));
 }
 [[nodiscard]] inline std::byte* to_address(CUdeviceptr address) noexcept {
-  return reinterpret_cast<std::byte*>(static_cast<std::uintptr_t>(address));
+  return reinterpret_cast<std::byte*>(
+      address);  // NOLINT(performance-no-int-to-ptr): the driver's pointers are integers
 }
 
 }  // namespace detail
@@ -111,7 +112,7 @@ private:
   std::size_t size = 0;
   auto const device_address = detail::to_device(address);
   if (auto const result = driver.mem_get_address_range(&base, &size, device_address); result != CUDA_SUCCESS) {
-    return detail::to_status(result, "cuMemGetAddressRange");
+    return detail::driver_status(result, "cuMemGetAddressRange");
   }
   out = {detail::to_address(base), size, memory_export::none};
   int legacy = 0;

@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/peer_directory.hpp>
@@ -15,12 +16,9 @@
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
-#include <sched.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <ctime>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -140,7 +138,7 @@ public:
         failure_ = late();
         break;
       }
-      pause(waited);
+      detail::pause(waited);
     }
     open_ = false;
     if (!failure_.ok()) {
@@ -194,7 +192,7 @@ private:
   [[nodiscard]] transfer_state progress() {
     if (failure_.ok() && !waiting_.empty()) { enqueue_ready(); }
     if (!failure_.ok()) { return transfer_state::failed; }
-    if (!waiting_.empty() || !copies_done()) {
+    if (!told_peers_ && (!waiting_.empty() || !copies_done())) {
       return failure_.ok() ? transfer_state::pending : transfer_state::failed;
     }
     if (!told_peers_) {
@@ -339,6 +337,9 @@ private:
   }
 
   [[nodiscard]] bool copies_done() {
+    auto const now = ballast::detail::now();
+    if (now < next_query_) { return false; }
+    next_query_ = now + query_interval;
     for (auto const& lane : lanes_) {
       if (!lane.used) { continue; }
       auto const result = lane.done.query();
@@ -387,28 +388,20 @@ private:
           failure_ = broken_;
           return;
         }
-        pause(waited);
+        detail::pause(waited);
       }
     }
     static_cast<void>(cudaGetLastError());
   }
 
-  /// Give the processor away: at once at first, for a while when it takes long.
-  static void pause(nanoseconds_t waited) noexcept {
-    constexpr nanoseconds_t patience = 500'000;
-    if (waited < patience) {
-      static_cast<void>(sched_yield());
-    } else {
-      std::timespec const nap{0, 50'000};
-      static_cast<void>(nanosleep(&nap, nullptr));
-    }
-  }
-
-  static constexpr nanoseconds_t gathering_time = 50'000;
+  static constexpr nanoseconds_t gathering_time = 20'000;
+  // Threads that ask the driver all the time keep others from enqueuing.
+  static constexpr nanoseconds_t query_interval = 10'000;
 
   Directory directory_;
   peer_copy_options options_;
   nanoseconds_t next_submit_ = 0;
+  nanoseconds_t next_query_ = 0;
   std::vector<copy_lane> lanes_;
   std::vector<peer_progress> peers_;
   bool open_ = false;

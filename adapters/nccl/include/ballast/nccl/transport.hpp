@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/clock.hpp>
@@ -17,12 +18,10 @@
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <ctime>
 #include <span>
 #include <string>
 #include <tuple>
@@ -125,7 +124,7 @@ public:
         failure_ = late();
         break;
       }
-      pause(waited);
+      cudart::detail::pause(waited);
     }
     open_ = false;
     if (!failure_.ok()) {
@@ -301,19 +300,9 @@ private:
       auto const state = cudaStreamQuery(stream_.get());
       auto const waited = ballast::detail::now() - begin;
       if (state != cudaErrorNotReady || waited >= timeout) { break; }
-      pause(waited);
+      cudart::detail::pause(waited);
     }
     static_cast<void>(cudaGetLastError());
-  }
-
-  static void pause(nanoseconds_t waited) noexcept {
-    constexpr nanoseconds_t patience = 500'000;
-    if (waited < patience) {
-      static_cast<void>(sched_yield());
-    } else {
-      std::timespec const nap{0, 50'000};
-      static_cast<void>(nanosleep(&nap, nullptr));
-    }
   }
 
   communicator wires_;

@@ -89,23 +89,22 @@ template <mapping Map>
 __device__ __forceinline__ index_t look_up(replica_range const* ranges, dispatch_entry const* entries,
                                            std::uint32_t seed, std::uint32_t row, std::uint32_t k, index_t expert) {
   using namespace ballast::detail;
-  auto const range = ranges[expert];
+  auto range = ranges[expert];
+  bool const lost = range.count == 0;
+  if (lost) { range = {0, 1}; }  // read something that exists, whatever it is
   seed += dispatch_seed(0, 0, expert);
+  index_t physical = -1;
   if constexpr (Map == mapping::rotated) {
     auto const turn = (scramble(seed) >> 1) + row;
-    auto const count = static_cast<std::uint32_t>(max(range.count, 1));
-    auto const physical = physical_of(entries[range.first + static_cast<index_t>(turn % count)]);
-    return range.count == 0 ? -1 : physical;
+    physical = physical_of(entries[range.first + static_cast<index_t>(turn % static_cast<std::uint32_t>(range.count))]);
   } else {
-    auto const draw = scramble(scramble(seed + k * 0xc2b2ae3du) + row * 0x27d4eb2fu);
-    auto const physical = pick_hashed(entries, range, draw);
-    return range.count == 0 ? -1 : physical;
+    physical = pick_hashed(entries, range, scramble(scramble(seed + k * 0xc2b2ae3du) + row * 0x27d4eb2fu));
   }
+  return lost ? -1 : physical;
 }
 
-/// Count router choices, map them to physical ids, or both, in one pass over the ids; each thread takes one load.
+/// Count router choices, map them to physical ids, or both, in one pass over the ids; each thread takes `Width` ids.
 ///
-/// @tparam Width   ids of a thread.
 /// @tparam Shared  count in a histogram of the block first.
 template <router_id Id, std::uint32_t Width, bool Count, mapping Map, bool Shared>
 __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a) {
