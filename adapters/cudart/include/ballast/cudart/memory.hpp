@@ -93,8 +93,8 @@ private:
   return static_cast<CUdeviceptr>(reinterpret_cast<std::uintptr_t>(address));
 }
 [[nodiscard]] inline std::byte* to_address(CUdeviceptr address) noexcept {
-  return reinterpret_cast<std::byte*>(
-      address);  // NOLINT(performance-no-int-to-ptr): the driver's pointers are integers
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver's pointers are integers
+  return reinterpret_cast<std::byte*>(address);
 }
 
 }  // namespace detail
