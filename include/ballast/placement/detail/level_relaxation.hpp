@@ -193,6 +193,7 @@ private:
   static constexpr int max_rounds = 6;
   static constexpr index_t first_extras = 1;     ///< options with more spares join when they pay
   static constexpr index_t unserved_extras = 2;  ///< the same, where spares do not serve
+  static constexpr index_t most_extras = 8;      ///< the same, when rows contradict each other
   static constexpr std::size_t many_columns = 256;
 
   /// What a column changes, close together.
@@ -247,7 +248,9 @@ private:
       }
       auto best = base_[e];
       for (auto i = base_[e] + 1; i < model_->last_option(e); ++i) {
-        if (with_pieces && is_column_[i] == 0 && is_unserved_piece(i)) { list_column(e, i); }
+        bool const is_new_piece = is_unserved_piece(i) && model_->options()[i].extra <= most_extras &&
+                                  model_->options()[i].position != model_->options()[i - 1].position;
+        if (with_pieces && is_column_[i] == 0 && is_new_piece) { list_column(e, i); }
         if (is_column_[i] == 0 &&
             priced(i) < std::min(cheapest - one / 64, best == base_[e] ? cheapest : priced(best))) {
           best = i;

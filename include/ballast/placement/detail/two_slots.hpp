@@ -63,7 +63,7 @@ public:
   }
 
 private:
-  static constexpr load_t closing_gap = 2000;
+  static constexpr load_t closing_gap = 1000;
   struct run_of_copies {
     load_t load;
     index_t copies;
