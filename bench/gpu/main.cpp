@@ -2,9 +2,8 @@
 #include "markdown_reporter.hpp"
 #include "rank_processes.hpp"
 
-#include <cuda_runtime_api.h>
-
 #include <benchmark/benchmark.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdio>
 #include <cstdlib>

@@ -20,8 +20,11 @@ public:
   void ReportRuns(std::vector<Run> const& runs) override {
     ConsoleReporter::ReportRuns(runs);
     for (auto const& run : runs) {
-      auto row = "| " + without_settings(run.benchmark_name()) + " | " + format("%.2f", run.GetAdjustedRealTime()) + " |";
-      for (auto const& [name, counter] : run.counters) { row += " " + name + " " + format("%.4g", counter.value) + ","; }
+      auto row =
+          "| " + without_settings(run.benchmark_name()) + " | " + format("%.2f", run.GetAdjustedRealTime()) + " |";
+      for (auto const& [name, counter] : run.counters) {
+        row += " " + name + " " + format("%.4g", counter.value) + ",";
+      }
       if (row.back() == ',') { row.back() = ' '; }
       rows_.push_back(row + "|");
     }
