@@ -3,6 +3,7 @@
 #define BALLAST_PLACEMENT_DETAIL_GROUP_NODES_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
 #include <algorithm>
@@ -29,6 +30,7 @@ public:
   /// @param node_of      out: [G] node of each group.
   /// @param work         most nodes of the search tree.
   /// @return whether every group found a place.
+  /// @complexity G^2 N a node of the search tree; no allocation when the sizes are not larger than before.
   bool run(std::span<load_t const> group_loads, std::span<index_t const> ranks, std::span<index_t const> places,
            std::span<index_t> node_of, std::int64_t work = 20000) {
     auto const num_groups = group_loads.size();
@@ -55,8 +57,13 @@ public:
     return best_ != std::numeric_limits<load_t>::max();
   }
 
+  /// Least load a rank of the node with most, when the search is complete.
+  [[nodiscard]] load_t heaviest() const noexcept { return best_; }
+  /// Whether no better answer exists.
+  [[nodiscard]] bool is_exact() const noexcept { return work_ >= 0; }
+
 private:
-  /// Load a rank of a node once it takes `extra` more, in 1 / 16 load units: loads are below 2^62 / 16 a layer here.
+  /// Load a rank of a node once it takes `extra` more.
   [[nodiscard]] load_t density(std::size_t node, load_t extra) const noexcept {
     return (load_[node] + extra) / ranks_[node];
   }
@@ -130,6 +137,29 @@ private:
   std::vector<index_t> order_;
   std::vector<index_t> nodes_;
 };
+
+/// Least load a rank that the heaviest node must have when every group stays on one node; 0 where groups cannot, or
+/// where the work does not suffice for a proof.
+[[nodiscard]] inline load_t bound_of_groups(topology const& where, std::span<load_t const> loads, index_t num_groups,
+                                            std::int64_t work) {
+  auto const num_experts = static_cast<index_t>(loads.size());
+  if (num_groups % where.num_nodes() != 0 || num_experts % num_groups != 0) { return 0; }
+  auto const group_size = num_experts / num_groups;
+  std::vector<load_t> group_loads(static_cast<std::size_t>(num_groups), 0);
+  for (index_t e = 0; e < num_experts; ++e) {
+    group_loads[static_cast<std::size_t>(e / group_size)] += loads[static_cast<std::size_t>(e)];
+  }
+  std::vector<index_t> ranks(static_cast<std::size_t>(where.num_nodes()), 0);
+  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+    ranks[static_cast<std::size_t>(where.node_of_rank(rank))] += where.is_live(rank) ? 1 : 0;
+  }
+  std::vector<index_t> places;
+  for (auto const live : ranks) { places.push_back(live * where.slots_per_rank() / group_size); }
+  std::vector<index_t> node_of(group_loads.size());
+  group_assigner assigner;
+  bool const fits = assigner.run(group_loads, ranks, places, node_of, work);
+  return fits && assigner.is_exact() ? assigner.heaviest() : 0;
+}
 
 }  // namespace detail
 BALLAST_END_NAMESPACE

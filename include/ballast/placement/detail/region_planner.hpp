@@ -3,6 +3,7 @@
 #define BALLAST_PLACEMENT_DETAIL_REGION_PLANNER_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/placement/detail/exhaustive.hpp>
 #include <ballast/placement/detail/lower_bounds.hpp>
 #include <ballast/placement/detail/packing.hpp>
 #include <ballast/placement/detail/rematch.hpp>
@@ -54,7 +55,10 @@ public:
       good_ = best_ = fair_ = 0;
     }
     auto result = pack(packing_, num_ranks, slots, cost);
-    if (slots > 2 && result > fair_) { result = change_counts(result, num_ranks, slots, cost); }
+    if constexpr (cost_is_load<Cost>) {
+      if (num_ranks * slots <= max_exact_slots && result > bound_) { result = search_all(result, num_ranks, slots); }
+    }
+    if (slots > 2 && result > std::max(bound_, fair_)) { result = change_counts(result, num_ranks, slots, cost); }
     return result;
   }
 
@@ -65,10 +69,23 @@ public:
 private:
   static constexpr std::size_t max_takers = 4;
   static constexpr std::size_t max_givers = 8;
+  static constexpr index_t max_exact_slots = 24;  ///< layers of so few slots are searched through
+  static constexpr std::int64_t max_nodes = 100000;
+  static constexpr std::int64_t work_per_node = 20;
 
   void choose_counts_of_two(index_t num_ranks) {
     auto const outcome = two_slots_.run(loads_, num_ranks, counts_, bound_, good_, work_);
     bound_ = std::max(bound_, outcome.bound);
+  }
+
+  /// Small enough to try everything.
+  load_t search_all(load_t result, index_t num_ranks, index_t slots) {
+    auto nodes = std::min(work_ / work_per_node, max_nodes);
+    auto const before = nodes;
+    if (exhaustive_.run(loads_, num_ranks, slots, result, nodes)) { exhaustive_.rebuild(packing_, slots); }
+    work_ -= (before - nodes) * work_per_node;
+    if (nodes > 0) { bound_ = result; }
+    return result;
   }
 
   template <rank_cost Cost>
@@ -159,6 +176,7 @@ private:
   rematcher rematcher_;
   swap_search search_;
   two_slot_counter two_slots_;
+  exhaustive_search exhaustive_;
 };
 
 }  // namespace detail
