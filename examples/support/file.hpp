@@ -35,7 +35,9 @@ using file_handle = std::unique_ptr<std::FILE, detail::file_closer>;
   if (file == nullptr) { return detail::file_error(path, "cannot be opened"); }
   std::string content;
   std::array<char, 65536> part;
-  while (auto const size = std::fread(part.data(), 1, part.size(), file.get())) { content.append(part.data(), size); }
+  while (std::feof(file.get()) == 0 && std::ferror(file.get()) == 0) {
+    content.append(part.data(), std::fread(part.data(), 1, part.size(), file.get()));
+  }
   if (std::ferror(file.get()) != 0) { return detail::file_error(path, "cannot be read"); }
   text = std::move(content);
   return {};

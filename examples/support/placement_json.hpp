@@ -146,13 +146,13 @@ template <class... Parts>
     auto largest = out.replicas_of(layer, expert).front();
     for (auto const slot : out.replicas_of(layer, expert)) {
       auto const& value = row[static_cast<std::size_t>(slot)];
-      if (!value.is_number() || !(value.get<double>() >= 0 && value.get<double>() <= 1 + 1e-6)) {
+      auto const fraction = value.is_number() ? value.get<double>() : -1;
+      if (fraction < 0 || fraction > 1 + 1e-6) {
         return bad_json("shares[", layer, "][", slot, "] is ", excerpt(value), ", must be a number from 0 to 1");
       }
-      auto const fraction = std::min(value.get<double>(), 1.0);
-      sum += value.get<double>();
+      sum += fraction;
       auto& share = shares[static_cast<std::size_t>(slot)];
-      share = static_cast<share_t>(std::lround(fraction * share_one));
+      share = static_cast<share_t>(std::lround(std::min(fraction, 1.0) * share_one));
       rest -= share;
       if (share > shares[static_cast<std::size_t>(largest)]) { largest = slot; }
     }

@@ -166,7 +166,8 @@ private:
     return error == std::errc{} && end == digits.data() + digits.size();
   };
   step_range read;
-  if (colon == text.npos || !number(text.substr(0, colon), read.first) || !number(text.substr(colon + 1), read.last)) {
+  if (colon == std::string_view::npos || !number(text.substr(0, colon), read.first) ||
+      !number(text.substr(colon + 1), read.last)) {
     return {ballast::errc::invalid_option, detail::concat("--steps is '", text, "', must be A:B with integers A < B")};
   }
   if (read.first < 0 || read.first >= read.last || read.last > num_steps) {

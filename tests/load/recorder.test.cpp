@@ -91,8 +91,9 @@ TEST_CASE_TEMPLATE_DEFINE("a recorder counts what it is given", Recorder, record
     CHECK(ballast_test::history_of(recorder) == first);
   }
   SUBCASE("a moved recorder goes on where it was") {
-    record(recorder, 0, {1, 2, 3});
-    Recorder moved{std::move(recorder)};
+    Recorder source{2, 3};
+    record(source, 0, {1, 2, 3});
+    Recorder moved{std::move(source)};
     moved.end_pass(true);
     CHECK(total_of(moved) == loads{1, 2, 3, 0, 0, 0});
   }

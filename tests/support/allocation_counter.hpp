@@ -34,7 +34,8 @@ inline void* allocate(std::size_t size, std::size_t alignment) {
 }  // namespace ballast_test
 
 // Not inlined: where g++ sees through one of a pair only, it warns of mismatched allocation functions.
-[[gnu::noinline]] void* operator new(std::size_t size) {
+[[gnu::noinline]] // NOLINTBEGIN(misc-definitions-in-headers): a replacement of operator new may not be inline
+void* operator new(std::size_t size) {
   return ballast_test::detail::allocate(size, alignof(std::max_align_t));
 }
 [[gnu::noinline]] void* operator new[](std::size_t size) {
@@ -54,5 +55,6 @@ inline void* allocate(std::size_t size, std::size_t alignment) {
 [[gnu::noinline]] void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+// NOLINTEND(misc-definitions-in-headers)
 
 #endif

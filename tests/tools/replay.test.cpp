@@ -22,7 +22,6 @@ namespace {
 
 using namespace ballast;
 using ballast_test::scratch_folder;
-using ballast_test::tool_result;
 using nlohmann::json;
 using arguments = std::vector<std::string>;
 
