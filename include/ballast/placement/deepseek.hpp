@@ -367,11 +367,10 @@ private:
 /// The reference has no notion of a dead rank. Where one is dead, the plan is the reference's global one for the live
 /// ranks alone; slots of dead ranks keep their expert at a share of 0, and replicas are ranked by slot.
 ///
-/// @determinism the reference's float32 arithmetic, at the default rounding mode; where the compiler may bend floats,
-/// as
-///   under -ffast-math, integer arithmetic with the same results. Equal loads keep ascending order, as in the reference
-///   with a stable sort; the published one sorts unstably, so its replica order, and rarely more, depends on its build.
-///   Group loads are exact sums, rounded once.
+/// @determinism the reference's float32 arithmetic at the default rounding mode, or integer arithmetic with the same
+///   results where the compiler may bend floats, as under -ffast-math. Equal loads keep ascending order, as in the
+///   reference with a stable sort; the published one sorts unstably, so its replica order, and rarely more, depends on
+///   its build. Group loads are exact sums, rounded once.
 /// @source DeepSeek EPLB `rebalance_experts`
 struct deepseek_placement {
   index_t num_groups = 1;  ///< G, routing groups of consecutive experts
