@@ -34,8 +34,8 @@ inline void* allocate(std::size_t size, std::size_t alignment) {
 }  // namespace ballast_test
 
 // Not inlined: where g++ sees through one of a pair only, it warns of mismatched allocation functions.
-[[gnu::noinline]] // NOLINTBEGIN(misc-definitions-in-headers): a replacement of operator new may not be inline
-void* operator new(std::size_t size) {
+// NOLINTBEGIN(misc-definitions-in-headers): a replacement of operator new may not be inline
+[[gnu::noinline]] void* operator new(std::size_t size) {
   return ballast_test::detail::allocate(size, alignof(std::max_align_t));
 }
 [[gnu::noinline]] void* operator new[](std::size_t size) {
