@@ -4,10 +4,9 @@
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/deepseek.hpp>
 
-#include "../support/random.hpp"
-
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
+#include <support/random.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -68,6 +67,21 @@ std::vector<index_t> replicas_in(json const& slots) {
   return result;
 }
 
+void check_against(golden_case const& golden, placement const& in) {
+  for (index_t layer = 0; layer < golden.num_layers; ++layer) {
+    CAPTURE(layer);
+    auto const l = static_cast<std::size_t>(layer);
+    REQUIRE(
+        std::ranges::equal(in.logical_of_slot(layer), golden.outputs.at("phy2log").at(l).get<std::vector<index_t>>()));
+    for (index_t expert = 0; expert < golden.num_logical; ++expert) {
+      CAPTURE(expert);
+      auto const e = static_cast<std::size_t>(expert);
+      REQUIRE(std::ranges::equal(in.replicas_of(layer, expert), replicas_in(golden.outputs.at("log2phy").at(l).at(e))));
+      REQUIRE(in.replica_count(layer, expert) == golden.outputs.at("logcnt").at(l).at(e).get<index_t>());
+    }
+  }
+}
+
 status plan_loads(deepseek_placement const& policy, topology const& where, std::vector<load_t> const& loads,
                   index_t num_layers, placement& next) {
   auto const num_logical = static_cast<index_t>(loads.size()) / num_layers;
@@ -85,18 +99,26 @@ TEST_CASE("all golden files are reproduced: map, replica order and counts") {
     CAPTURE(golden.name);
     placement next;
     plan_loads({.num_groups = golden.num_groups}, golden.where, golden.loads, golden.num_layers, next).or_throw();
-    for (index_t layer = 0; layer < golden.num_layers; ++layer) {
-      CAPTURE(layer);
-      auto const l = static_cast<std::size_t>(layer);
-      REQUIRE(std::ranges::equal(next.logical_of_slot(layer),
-                                 golden.outputs.at("phy2log").at(l).get<std::vector<index_t>>()));
-      for (index_t expert = 0; expert < golden.num_logical; ++expert) {
-        auto const e = static_cast<std::size_t>(expert);
-        REQUIRE(
-            std::ranges::equal(next.replicas_of(layer, expert), replicas_in(golden.outputs.at("log2phy").at(l).at(e))));
-        REQUIRE(next.replica_count(layer, expert) == golden.outputs.at("logcnt").at(l).at(e).get<index_t>());
-      }
-    }
+    check_against(golden, next);
+  }
+}
+
+TEST_CASE("integer arithmetic, which stands in where floats may be bent, reproduces the golden files too") {
+  for (auto const& file : golden_files()) {
+    auto const golden = read_case(file);
+    CAPTURE(golden.name);
+    bool const grouped = golden.num_groups % golden.where.num_nodes() == 0;
+    placement next;
+    next.resize({golden.num_layers, golden.num_logical, golden.where.num_slots()});
+    detail::deepseek_planner<detail::integer_float32> planner{{
+        .experts = static_cast<std::size_t>(golden.num_logical),
+        .slots = static_cast<std::size_t>(golden.where.num_slots()),
+        .groups = grouped ? static_cast<std::size_t>(golden.num_groups) : 1,
+        .nodes = grouped ? static_cast<std::size_t>(golden.where.num_nodes()) : 1,
+        .ranks = static_cast<std::size_t>(golden.where.num_ranks()),
+    }};
+    planner.plan(matrix_view<load_t const>{golden.loads, golden.num_layers, golden.num_logical}, next);
+    check_against(golden, next);
   }
 }
 
@@ -151,7 +173,7 @@ TEST_CASE("whole groups stay on a node when nodes divide groups, and the plan is
     for (index_t expert = 2 * group; expert < 2 * group + 2; ++expert) {
       for (auto const slot : hierarchical.replicas_of(0, expert)) { nodes.push_back(where.node_of_slot(slot)); }
     }
-    CHECK(std::ranges::equal_range(nodes, nodes[0]).size() == nodes.size());
+    CHECK(std::ranges::count(nodes, nodes[0]) == static_cast<std::ptrdiff_t>(nodes.size()));
   }
   placement with_three;
   placement global;
@@ -161,32 +183,96 @@ TEST_CASE("whole groups stay on a node when nodes divide groups, and the plan is
 }
 
 TEST_CASE("what cannot be planned is refused with the values") {
-  topology where{{4, 2, 3, 0}};
-  placement next;
+  topology const where{{4, 2, 3, 0}};
   std::vector<load_t> const loads{1, 2, 3, 4, 5, 6, 7, 8, 9};
-  auto const groups = plan_loads({.num_groups = 4}, where, loads, 1, next);
-  CHECK(groups.code() == errc::invalid_option);
-  CHECK(groups.message().find('9') != std::string::npos);
-  CHECK(groups.message().find('4') != std::string::npos);
-  CHECK(plan_loads({.num_groups = 0}, where, loads, 1, next).message().find("0") != std::string::npos);
-  auto negative = loads;
-  negative[3] = -5;
-  CHECK(plan_loads({}, where, negative, 1, next).message().find("expert 3, bucket 0 is -5") != std::string::npos);
+  auto const refusal = [&](deepseek_placement const& policy, std::vector<load_t> const& tokens, errc code) {
+    placement next;
+    auto const result = plan_loads(policy, where, tokens, 1, next);
+    CHECK(result.code() == code);
+    return result.message();
+  };
+  CHECK(refusal({.num_groups = 4}, loads, errc::invalid_option) ==
+        "deepseek: 9 experts cannot be divided into 4 groups");
+  CHECK(refusal({.num_groups = 0}, loads, errc::invalid_option) ==
+        "deepseek: number of groups is 0, must be at least 1");
+  CHECK(refusal({.num_groups = -4}, loads, errc::invalid_option) ==
+        "deepseek: number of groups is -4, must be at least 1");
+  CHECK(refusal({}, {1, 2, 3, -5}, errc::invalid_load) ==
+        "load of layer 0, expert 3, bucket 0 is -5, must not be negative");
+  CHECK(refusal({}, {1, 2, max_layer_tokens}, errc::invalid_load) ==
+        "load of layer 0 exceeds 17592186044416 tokens at expert 2, bucket 0");
+
+  placement next;
+  auto const refused =
+      plan(deepseek_placement{}, matrix_view<load_t const>{loads, 1, 9}, trivial_placement({1, 9, 15}), where, next);
+  CHECK(refused.code() == errc::invalid_topology);
+  CHECK(refused.message() == "plan: the placement has 15 slots, the topology 4 ranks x 3 slots");
+  auto const shape =
+      plan(deepseek_placement{}, matrix_view<load_t const>{loads, 3, 3}, trivial_placement({1, 9, 12}), where, next);
+  CHECK(shape.code() == errc::invalid_load);
+  CHECK(shape.message() == "plan: loads are for 3 layers x 3 experts, the current placement for 1 x 9");
 }
 
-TEST_CASE("dead ranks are never used, or the plan is refused") {
-  topology where{{4, 1, 3, 0}};
+TEST_CASE("with dead ranks, the plan is the one for the live ranks alone") {
+  topology where{{.num_ranks = 6, .num_nodes = 2, .slots_per_rank = 3}};
   where.set_live(1, false);
+  where.set_live(5, false);
+  std::vector<load_t> const loads{9, 80, 7, 6, 5, 4, 3, 2, 1, 1, 0, 0, 0, 0, 0, 0};
+  index_t const num_layers = 2;
+  auto const current = trivial_placement({num_layers, 8, 18});
   placement next;
-  std::vector<load_t> const loads{9, 8, 7, 6, 5, 4, 3, 2};
-  auto const result = plan_loads({}, where, loads, 1, next);
-  if (result.ok()) {
-    for (index_t expert = 0; expert < 8; ++expert) {
-      CHECK(std::ranges::any_of(next.replicas_of(0, expert),
-                                [&](index_t slot) { return where.is_live(where.rank_of_slot(slot)); }));
+  matrix_view<load_t const> const view{loads, num_layers, 8};
+  plan(deepseek_placement{.num_groups = 2}, view, current, where, next).or_throw();
+
+  topology const live{{.num_ranks = 4, .slots_per_rank = 3}};
+  placement expected;
+  plan_loads({}, live, loads, num_layers, expected).or_throw();
+  index_t const live_ranks[] = {0, 2, 3, 4};
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    for (index_t i = 0; i < 12; ++i) {
+      auto const slot = static_cast<std::size_t>(where.first_slot(live_ranks[i / 3]) + i % 3);
+      CHECK(next.logical_of_slot(layer)[slot] == expected.logical_of_slot(layer)[static_cast<std::size_t>(i)]);
     }
-  } else {
-    CHECK(result.message().find("rank 1") != std::string::npos);
+    for (std::size_t const slot : {3u, 4u, 5u, 15u, 16u, 17u}) {
+      CHECK(next.logical_of_slot(layer)[slot] == current.logical_of_slot(layer)[slot]);
+      CHECK(next.shares(layer)[slot] == 0);
+    }
+  }
+  CHECK(placement::validate(next.shape(), next.logical_of_slot().elements()).ok());
+}
+
+TEST_CASE("experts that the live ranks cannot hold are refused") {
+  topology where{{.num_ranks = 3, .slots_per_rank = 3}};
+  where.set_live(0, false);
+  placement next;
+  auto const result = plan_loads({}, where, {1, 2, 3, 4, 5, 6, 7}, 1, next);
+  CHECK(result.code() == errc::not_enough_slots);
+  CHECK(result.message() == "plan: 2 live ranks x 3 slots cannot hold 7 experts");
+}
+
+TEST_CASE("a plan does not depend on the storage it is given, the layers beside it or the placement in force") {
+  ballast_test::generator random{10};
+  topology const where{{.num_ranks = 8, .num_nodes = 2, .slots_per_rank = 5}};
+  index_t const num_layers = 7;  // more than one batch of layers, and a part of one
+  std::vector<load_t> loads(static_cast<std::size_t>(num_layers) * 32);
+  for (auto& tokens : loads) { tokens = random.below(100); }
+  matrix_view<load_t const> const view{loads, num_layers, 32};
+  for (index_t const groups : {1, 4}) {
+    deepseek_placement const policy{.num_groups = groups};
+    placement together;
+    plan_loads(policy, where, loads, num_layers, together).or_throw();
+    auto reused = trivial_placement({3, 2, 90});
+    reused.make_shares_even();
+    auto const other = ballast_test::random_placement({num_layers, 32, 40}, random);
+    plan(policy, view, other, where, reused).or_throw();
+    CHECK(reused == together);
+    for (index_t layer = 0; layer < num_layers; ++layer) {
+      placement alone;
+      auto const row = view.row(layer);
+      plan_loads(policy, where, {row.begin(), row.end()}, 1, alone).or_throw();
+      CHECK(std::ranges::equal(alone.logical_of_slot(0), together.logical_of_slot(layer)));
+      CHECK(std::ranges::equal(alone.replica_slots(0), together.replica_slots(layer)));
+    }
   }
 }
 
