@@ -14,9 +14,11 @@
 #include <ballast/load/history.hpp>
 #include <ballast/load/pass_recorder.hpp>
 #include <ballast/load/recorder.hpp>
+#include <ballast/load/regime.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/matrix_view.hpp>
 #include <ballast/migration/commit_order.hpp>
+#include <ballast/migration/relabel.hpp>
 #include <ballast/migration/rounds.hpp>
 #include <ballast/migration/transfer_plan.hpp>
 #include <ballast/migration/waypoints.hpp>
@@ -24,12 +26,14 @@
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/dead_ranks.hpp>
 #include <ballast/placement/deepseek.hpp>
+#include <ballast/placement/group_split.hpp>
 #include <ballast/placement/headroom.hpp>
 #include <ballast/placement/incremental.hpp>
 #include <ballast/placement/moves.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
 #include <ballast/placement/rank_cost.hpp>
+#include <ballast/placement/regime.hpp>
 #include <ballast/placement/replica_shares.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
