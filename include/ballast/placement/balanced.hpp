@@ -67,11 +67,12 @@ public:
   /// Fill the live slots of one layer in.
   void plan_layer(load_history_view history, index_t layer, std::span<index_t> out) {
     read_loads(history, layer);
-    if (options_.num_groups > 1 && assign_groups()) {
-      plan_nodes(out);
-    } else {
+    if (options_.num_groups == 1 || !assign_groups()) {
       plan_region(all_experts_, live_ranks_, out);
+      return;
     }
+    plan_nodes(out);
+    if (options_.may_split) { split_groups(out); }
   }
 
   /// Cost of the dearest live rank of the layer that was planned last, were it placed so.
@@ -89,12 +90,15 @@ public:
     return dearest;
   }
 
+  /// Rounding of a rank's load.
+  [[nodiscard]] load_t rounding() const noexcept { return where_.slots_per_rank(); }
+
 private:
   struct region_cost {
-    Cost const& cost;
+    Cost const* cost;
     std::span<index_t const> ranks;
     [[nodiscard]] load_t operator()(index_t rank, load_t load) const noexcept {
-      return cost(ranks[static_cast<std::size_t>(rank)], load);
+      return (*cost)(ranks[static_cast<std::size_t>(rank)], load);
     }
     void describe(digest& /*out*/) const noexcept {}
   };
@@ -133,7 +137,7 @@ private:
     if constexpr (cost_is_load<Cost>) {
       region_.plan(region_loads_, num_ranks, slots, cost_, options_.effort);
     } else {
-      region_.plan(region_loads_, num_ranks, slots, region_cost{cost_, ranks}, options_.effort);
+      region_.plan(region_loads_, num_ranks, slots, region_cost{&cost_, ranks}, options_.effort);
     }
     write_region(experts, ranks, out);
   }
@@ -157,17 +161,60 @@ private:
       group_loads_[e / static_cast<std::size_t>(group_size)] += loads_[e];
     }
     places_.clear();
-    for (auto const slots : slots_of_node_) { places_.push_back(slots / group_size); }
+    for (auto const slots : slots_of_node_) {
+      places_.push_back(places_of_node(where_, slots, group_size, options_.num_groups));
+    }
     node_of_group_.resize(group_loads_.size());
     if (!assigner_.run(group_loads_, ranks_of_node_, places_, node_of_group_)) { return false; }
     node_of_expert_.clear();
     for (std::size_t e = 0; e < loads_.size(); ++e) {
       node_of_expert_.push_back(node_of_group_[e / static_cast<std::size_t>(group_size)]);
     }
-    if (options_.may_split) {
-      relaxer_.run(loads_, group_size, ranks_of_node_, slots_of_node_, options_.split_price, node_of_expert_);
-    }
     return true;
+  }
+
+  /// Take a plan that splits groups where it gains more than it costs: some experts on other nodes, or all anywhere.
+  void split_groups(std::span<index_t> out) {
+    load_t total = 0;
+    for (auto const load : loads_) { total += load; }
+    auto least = dearest(out);
+    if (least <= total / static_cast<load_t>(live_ranks_.size())) { return; }
+    trial_.assign(out.begin(), out.end());
+    auto const take_if_better = [&] {
+      auto const price = dearest(trial_) + price_of_traffic(trial_);
+      if (price >= least) { return; }
+      least = price;
+      std::copy(trial_.begin(), trial_.end(), out.begin());
+    };
+    auto const group_size = static_cast<index_t>(loads_.size()) / options_.num_groups;
+    auto const home = node_of_expert_;
+    for (index_t const handy : {2, 100}) {
+      node_of_expert_ = home;
+      relaxer_.run(loads_, group_size, ranks_of_node_, slots_of_node_, where_.slots_per_rank(), options_.split_price,
+                   handy, node_of_expert_);
+      plan_nodes(trial_);
+      take_if_better();
+    }
+    plan_region(all_experts_, live_ranks_, trial_);
+    take_if_better();
+  }
+  /// What tokens off their group's home cost, spread over the ranks.
+  [[nodiscard]] load_t price_of_traffic(std::span<index_t const> map) {
+    auto const num_nodes = static_cast<std::size_t>(where_.num_nodes());
+    auto const group_size = loads_.size() / group_loads_.size();
+    counts_.assign(loads_.size(), 0);
+    for_each_live_slot(map, [this](index_t /*rank*/, std::size_t expert) { ++counts_[expert]; });
+    tokens_.assign(group_loads_.size() * num_nodes, 0);
+    for_each_live_slot(map, [&](index_t rank, std::size_t expert) {
+      tokens_[expert / group_size * num_nodes + static_cast<std::size_t>(where_.node_of_rank(rank))] +=
+          loads_[expert] / counts_[expert];
+    });
+    load_t away = 0;
+    for (auto group = tokens_.begin(); group != tokens_.end(); group += where_.num_nodes()) {
+      auto const end = group + where_.num_nodes();
+      away += std::accumulate(group, end, load_t{0}) - *std::max_element(group, end);
+    }
+    return away / (100 * static_cast<load_t>(live_ranks_.size())) * options_.split_price;
   }
 
   void plan_nodes(std::span<index_t> out) {
@@ -209,7 +256,9 @@ private:
   std::vector<index_t> node_of_expert_;
   std::vector<index_t> node_experts_;
   std::vector<index_t> counts_;
-  std::vector<load_t> costs_;  // [R]
+  std::vector<load_t> costs_;   // [R]
+  std::vector<load_t> tokens_;  // [G, N]
+  std::vector<index_t> trial_;  // [P]
   region_planner region_;
   group_assigner assigner_;
   group_relaxer relaxer_;
@@ -259,7 +308,9 @@ struct basic_balanced_placement {
       planner.plan_layer(history, layer, map);
       if (!has_reference) { continue; }
       auto const other = reference.logical_of_slot(layer);
-      if (planner.dearest(other) < planner.dearest(map)) { std::copy(other.begin(), other.end(), map.begin()); }
+      if (planner.dearest(other) < planner.dearest(map) - planner.rounding()) {
+        std::copy(other.begin(), other.end(), map.begin());
+      }
     }
     detail::finish_plan(current, where, next);
     return {};
@@ -300,7 +351,8 @@ private:
 using balanced_placement = basic_balanced_placement<>;
 static_assert(placement_policy<balanced_placement>);
 
-/// Bounds on the tokens of a layer's busiest rank that hold for every placement with equal shares.
+/// Bounds on the tokens of a layer's busiest rank that hold for every placement with equal shares and at most one copy
+/// of an expert for each rank.
 struct balance_bound {
   double mean = 0;         ///< some live rank has at least the mean
   double copies = 0;       ///< some rank holds the heaviest copy, however many copies each expert has
@@ -311,7 +363,7 @@ struct balance_bound {
   [[nodiscard]] double best() const noexcept { return std::max({mean, copies, cardinality, groups, counts}); }
 };
 
-/// Bound the tokens of one layer's busiest rank from below, over all counts and packings with equal shares.
+/// Bound the tokens of one layer's busiest rank from below, over all packings and all counts up to R, at equal shares.
 ///
 /// @param where       R ranks of S slots; dead ones are left out.
 /// @param loads       [E] tokens, >= 0, E <= live slots.

@@ -14,9 +14,10 @@ BALLAST_BEGIN_NAMESPACE
 /// Turns the load of a rank into what it costs the step, where an engine knows better than "one token, one unit".
 ///
 /// @par Semantics
-/// `cost(rank, load)` is the cost of `load` on `rank`, both in units of 1 / 2^18 token and in [0, 2^62]. It never
-/// falls when the load grows, and depends on its arguments and the object's own members alone: every rank plans for
-/// itself. Planners minimise the largest cost over the ranks. `cost.describe(digest)` mixes in name and members.
+/// `cost(rank, load)` is the cost of `load` on `rank`, both in units of 1 / 2^18 token; no load exceeds the layer's
+/// tokens. It never falls when the load grows, and depends on its arguments and the object's own members alone: every
+/// rank plans for itself. Planners minimise the largest cost over the ranks. `cost.describe(digest)` mixes in name and
+/// members.
 template <class C>
 concept rank_cost = std::copyable<C> && requires(C const& cost, index_t rank, load_t load, digest& out) {
   { cost(rank, load) } -> std::same_as<load_t>;

@@ -138,6 +138,14 @@ private:
   std::vector<index_t> nodes_;
 };
 
+/// Groups that a node may take: its share of them, as in the published reference, or with dead ranks what it has the
+/// slots for.
+[[nodiscard]] inline index_t places_of_node(topology const& where, index_t slots, index_t group_size,
+                                            index_t num_groups) noexcept {
+  bool const all_live = where.num_live_ranks() == where.num_ranks();
+  return all_live ? num_groups / where.num_nodes() : slots / group_size;
+}
+
 /// Least load a rank that the heaviest node must have when every group stays on one node; 0 where groups cannot, or
 /// where the work does not suffice for a proof.
 [[nodiscard]] inline load_t bound_of_groups(topology const& where, std::span<load_t const> loads, index_t num_groups,
@@ -154,7 +162,9 @@ private:
     ranks[static_cast<std::size_t>(where.node_of_rank(rank))] += where.is_live(rank) ? 1 : 0;
   }
   std::vector<index_t> places;
-  for (auto const live : ranks) { places.push_back(live * where.slots_per_rank() / group_size); }
+  for (auto const live : ranks) {
+    places.push_back(places_of_node(where, live * where.slots_per_rank(), group_size, num_groups));
+  }
   std::vector<index_t> node_of(group_loads.size());
   group_assigner assigner;
   bool const fits = assigner.run(group_loads, ranks, places, node_of, work);

@@ -25,21 +25,25 @@ public:
   /// @param loads    [E] load units.
   /// @param ranks    [N] live ranks of each node.
   /// @param slots    [N] live slots of each node.
+  /// @param fewest   experts that every node keeps.
   /// @param price    percent, >= 0.
+  /// @param handy    experts heavier than this many 1 / 4 of the level leave last: they take other slots along.
   /// @param node_of  in/out: [E] node of each expert, whole groups together on entry.
   void run(std::span<load_t const> loads, index_t group_size, std::span<index_t const> ranks,
-           std::span<index_t const> slots, index_t price, std::span<index_t> node_of) {
+           std::span<index_t const> slots, index_t fewest, index_t price, index_t handy, std::span<index_t> node_of) {
     loads_ = loads;
     node_of_ = node_of;
     load_.assign(ranks.size(), 0);
     room_.assign(slots.begin(), slots.end());
+    spare_.assign(ranks.size(), -fewest);
     for (std::size_t e = 0; e < loads.size(); ++e) {
       load_[static_cast<std::size_t>(node_of[e])] += loads[e];
       --room_[static_cast<std::size_t>(node_of[e])];
+      ++spare_[static_cast<std::size_t>(node_of[e])];
     }
     auto const level = find_level(ranks, price);
     for (std::size_t node = 0; node < ranks.size(); ++node) {
-      if (ranks[node] > 0) { lower(static_cast<index_t>(node), level, ranks, group_size); }
+      if (ranks[node] > 0) { lower(static_cast<index_t>(node), level, level / 4 * handy, ranks, group_size); }
     }
   }
 
@@ -68,20 +72,21 @@ private:
   }
 
   /// Send experts away until a node is at the level.
-  void lower(index_t node, load_t level, std::span<index_t const> ranks, index_t group_size) {
+  void lower(index_t node, load_t level, load_t handy, std::span<index_t const> ranks, index_t group_size) {
     auto const n = static_cast<std::size_t>(node);
-    list_experts(node, group_size);
+    list_experts(node, group_size, handy);
     for (auto const expert : experts_) {
       auto const excess = load_[n] - level * ranks[n];
-      if (excess <= 0) { return; }
+      if (excess <= 0 || spare_[n] <= 0) { return; }
       if (loads_[expert] == 0 || loads_[expert] > excess) { continue; }
       auto const target = roomiest(level, ranks, n);
       if (target == ranks.size() || load_[target] + loads_[expert] > level * ranks[target]) { continue; }
       move(expert, n, target);
     }
   }
-  /// Experts of a node, the groups with most load first, heaviest experts first.
-  void list_experts(index_t node, index_t group_size) {
+  /// Experts of a node, the groups with most load first, heaviest experts first; those that are too heavy for one copy
+  /// last, since they would take other slots along.
+  void list_experts(index_t node, index_t group_size, load_t handy) {
     auto const size = static_cast<std::size_t>(group_size);
     group_loads_.assign(loads_.size() / size, 0);
     experts_.clear();
@@ -95,6 +100,7 @@ private:
       auto const y = group_loads_[b / size];
       if (x != y) { return x > y; }
       if (a / size != b / size) { return a / size < b / size; }
+      if ((loads_[a] > handy) != (loads_[b] > handy)) { return loads_[b] > handy; }
       return loads_[a] != loads_[b] ? loads_[a] > loads_[b] : a < b;
     });
   }
@@ -118,12 +124,15 @@ private:
     load_[to] += loads_[expert];
     ++room_[from];
     --room_[to];
+    --spare_[from];
+    ++spare_[to];
   }
 
   std::span<load_t const> loads_;
   std::span<index_t> node_of_;
   std::vector<load_t> load_;
-  std::vector<index_t> room_;
+  std::vector<index_t> room_;   // [N] experts that a node could take
+  std::vector<index_t> spare_;  // [N] experts that a node could lose
   std::vector<std::size_t> order_;
   std::vector<std::size_t> experts_;
   std::vector<load_t> group_loads_;

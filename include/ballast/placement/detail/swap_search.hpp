@@ -18,14 +18,14 @@
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
-/// Largest load that keeps a rank at or below a cost; -1 when even no load is dearer.
+/// Largest load up to `most` that keeps a rank at or below a cost; -1 when even no load is dearer.
 template <rank_cost Cost>
-[[nodiscard]] load_t load_within(Cost const& cost, index_t rank, load_t limit) noexcept {
+[[nodiscard]] load_t load_within(Cost const& cost, index_t rank, load_t limit, load_t most) noexcept {
   if constexpr (cost_is_load<Cost>) {
-    return limit;
+    return std::min(limit, most);
   } else {
     load_t below = -1;
-    load_t above = load_t{1} << 62;
+    load_t above = most + 1;
     while (above - below > 1) {
       auto const middle = below + (above - below) / 2;
       (cost(rank, middle) <= limit ? below : above) = middle;
@@ -142,7 +142,7 @@ private:
   void find_single_by_load(packing const& in, Cost const& cost, priced_rank hot, load_t target, load_t goal,
                            std::int64_t& work, exchange& best) const {
     auto const hot_load = in.rank_load(hot.rank);
-    auto const excess = std::max<load_t>(hot_load - load_within(cost, hot.rank, target), 1);
+    auto const excess = std::max<load_t>(hot_load - load_within(cost, hot.rank, target, hot_load), 1);
     auto const least = order_.front().cost;
     for (auto const mine : in.copies_on(hot.rank)) {
       auto const middle = in.first_at_most(in.load(mine) - excess, mine + 1);
