@@ -80,4 +80,20 @@ TEST_CASE("quotients are the processor's, up to the largest divisor") {
   REQUIRE(exact::quotient(bits(16777215.0f), 1 << 24) == native::quotient(bits(16777215.0f), 1 << 24));
 }
 
+TEST_CASE("quotients a hair above halfway are rounded up") {
+  int cases = 0;
+  for (index_t divisor = (1 << 24) - 1; divisor > (1 << 24) - 20'000; divisor -= 2) {
+    // The inverse of 2^25 modulo the divisor: its quotient, 24 places up, is 1 / (2 divisor) above a half.
+    index_t dividend = 1;
+    for (int i = 0; i < 25; ++i) { dividend = dividend % 2 == 0 ? dividend / 2 : (dividend + divisor) / 2; }
+    if (dividend < (1 << 23)) { continue; }
+    auto const a = native::from_integer(dividend);
+    CAPTURE(dividend);
+    CAPTURE(divisor);
+    REQUIRE(exact::quotient(a, divisor) == native::quotient(a, divisor));
+    ++cases;
+  }
+  CHECK(cases > 1000);
+}
+
 #endif
