@@ -106,7 +106,8 @@ struct inputs {
   bool const optimal = options.shares == "optimal";
   if (!optimal && options.shares != "even") { return refuse_shares(options, "even or optimal"); }
   ballast_tools::any_policy policy;
-  if (auto result = options.policy.make(policy); !result.ok()) { return result; }
+  auto const mode = optimal ? ballast::share_mode::optimal : ballast::share_mode::even;
+  if (auto result = options.policy.make(options.topology.nodes, mode, policy); !result.ok()) { return result; }
   inputs in;
   if (auto result = read_inputs(options, in); !result.ok()) { return result; }
   ballast::placement current;
@@ -114,9 +115,10 @@ struct inputs {
 
   ballast::placement next;
   if (auto result = ballast::plan(policy, in.loads_view(), current, in.where, next); !result.ok()) { return result; }
-  next.drop_shares();
   if (optimal) {
     if (auto result = share_optimally(in, next); !result.ok()) { return result; }
+  } else {
+    next.drop_shares();
   }
 
   ballast_tools::json object;

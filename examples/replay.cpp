@@ -123,7 +123,8 @@ struct setup {
 
 [[nodiscard]] status prepare(options const& options, setup& out) {
   if (auto result = check_numbers(options); !result.ok()) { return result; }
-  if (auto result = options.policy.make(out.policy); !result.ok()) { return result; }
+  auto const shares = options.shares_every ? ballast::share_mode::optimal : ballast::share_mode::even;
+  if (auto result = options.policy.make(options.topology.nodes, shares, out.policy); !result.ok()) { return result; }
   if (auto result = options.topology.make(out.where); !result.ok()) { return result; }
   if (auto result = ballast_tools::read_trace(options.trace, out.trace); !result.ok()) { return result; }
   ballast::placement_shape const shape{out.trace.num_layers, out.trace.num_logical, out.where.num_slots()};

@@ -4,27 +4,62 @@
 
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/balanced.hpp>
+#include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/deepseek.hpp>
 #include <ballast/placement/headroom.hpp>
 #include <ballast/placement/incremental.hpp>
+#include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
+#include <ballast/placement/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
 #include <CLI/CLI.hpp>
 
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 namespace ballast_tools {
+
+/// The best balance under optimal shares, layer by layer: that of the plan with most room for later loads, unless the
+/// best plan for even shares, re-split, is clearly better on the loads at hand. It is where a rank has few slots.
+struct balanced_with_shares {
+  [[nodiscard]] ballast::status plan(ballast::load_history_view history, ballast::placement const& current,
+                                     ballast::topology const& where, ballast::placement& next) const {
+    if (auto result = ballast::headroom_placement{}.plan(history, current, where, next); !result.ok()) {
+      return result;
+    }
+    ballast::placement packed;
+    if (auto result = ballast::balanced_placement{}.plan(history, current, where, packed); !result.ok()) {
+      return result;
+    }
+    ballast::share_solver solver;
+    std::vector<ballast::load_t> loads(static_cast<std::size_t>(history.num_logical()));
+    for (ballast::index_t layer = 0; layer < history.num_layers(); ++layer) {
+      sum_buckets(history, layer, loads);
+      if (auto result = optimal_shares(where, packed, layer, loads, solver); !result.ok()) { return result; }
+      auto const with_room = balance_of(where, next, layer, loads).max;
+      auto const with_packing = balance_of(where, packed, layer, loads).max;
+      if (with_room > with_packing * worth_its_room) { next.copy_layer(packed, layer); }
+    }
+    return {};
+  }
+  void describe(ballast::digest& out) const { out.add("balanced_with_shares"); }
+
+private:
+  /// How much more load on the busiest rank the room for later loads may cost.
+  static constexpr double worth_its_room = 1.0005;
+};
 
 /// A policy that is chosen when the program runs.
 class any_policy {
 public:
   using choice = std::variant<ballast::deepseek_placement, ballast::balanced_placement, ballast::incremental_placement,
-                              ballast::headroom_placement>;
+                              ballast::headroom_placement, balanced_with_shares>;
 
   any_policy() = default;
   explicit any_policy(choice policy) : policy_{std::move(policy)} {}
@@ -55,20 +90,19 @@ struct policy_options {
                    "most experts moved in any layer; for incremental (stop when no move pays)");
   }
 
-  /// Find the policy by its name, or list the names there are. @param out out: unchanged on failure
-  [[nodiscard]] ballast::status make(any_policy& out) const {
-    if (groups < 1) { return refuse("--groups is ", groups, ", must be at least 1"); }
-    if (max_moves && *max_moves < 0) { return refuse("--max-moves is ", *max_moves, ", must not be negative"); }
-    if (max_moves && name != "incremental") {
-      return refuse("--max-moves is ", *max_moves, ", but only the policy incremental plans with a budget, not '", name,
-                    "'");
-    }
+  /// Find the policy by its name, or list the names there are.
+  ///
+  /// @param nodes   N, which decides with the groups whether experts are bound to nodes.
+  /// @param shares  how an expert's tokens will be split over its replicas, for the policies that plan for it.
+  /// @param out     out: unchanged on failure
+  [[nodiscard]] ballast::status make(ballast::index_t nodes, ballast::share_mode shares, any_policy& out) const {
+    if (auto result = check_numbers(); !result.ok()) { return result; }
     if (name == "deepseek") {
       out = any_policy{ballast::deepseek_placement{.num_groups = groups}};
     } else if (name == "balanced") {
-      out = any_policy{ballast::balanced_placement{.num_groups = groups}};
+      out = make_balanced(nodes, shares);
     } else if (name == "incremental") {
-      out = any_policy{ballast::incremental_placement{.max_moves_per_layer = max_moves.value_or(-1)}};
+      out = any_policy{ballast::incremental_placement{.max_moves_per_layer = max_moves.value_or(-1), .shares = shares}};
     } else if (name == "headroom") {
       out = any_policy{ballast::headroom_placement{}};
     } else {
@@ -80,6 +114,25 @@ struct policy_options {
 
 private:
   static constexpr auto names = "deepseek, balanced, incremental, headroom";
+
+  [[nodiscard]] ballast::status check_numbers() const {
+    if (groups < 1) { return refuse("--groups is ", groups, ", must be at least 1"); }
+    if (!max_moves) { return {}; }
+    if (*max_moves < 0) { return refuse("--max-moves is ", *max_moves, ", must not be negative"); }
+    if (name != "incremental") {
+      return refuse("--max-moves is ", *max_moves, ", but only the policy incremental plans with a budget, not '", name,
+                    "'");
+    }
+    return {};
+  }
+
+  /// Room for later loads knows no groups: where they bind experts to nodes, shares are added to the plan for even
+  /// ones.
+  [[nodiscard]] any_policy make_balanced(ballast::index_t nodes, ballast::share_mode shares) const {
+    bool const bound_to_nodes = nodes > 1 && groups > 1 && groups % nodes == 0;
+    if (shares == ballast::share_mode::optimal && !bound_to_nodes) { return any_policy{balanced_with_shares{}}; }
+    return any_policy{ballast::balanced_placement{.num_groups = groups}};
+  }
 
   [[nodiscard]] static ballast::status refuse(auto const&... parts) {
     return {ballast::errc::invalid_option, ballast::detail::concat(parts...)};

@@ -207,6 +207,24 @@ TEST_CASE("optimal shares are written, sum to one, and balance better than even 
   }
 }
 
+TEST_CASE("with optimal shares balanced is at least as good as with even ones, also where a rank has two slots") {
+  for (auto const* slots_per_rank : {"2", "3", "9"}) {
+    CAPTURE(slots_per_rank);
+    auto const ranks = std::to_string(72 / std::stoi(slots_per_rank));
+    arguments const base{"--loads",          traces + "deepseek-v2-lite/intent_512tok.csv",
+                         "--ranks",          ranks,
+                         "--nodes",          "1",
+                         "--slots-per-rank", slots_per_rank};
+    auto const value = [&](char const* policy, char const* shares) {
+      return plan(with(base, {"--policy", policy, "--shares", shares}))["balancedness"].get<double>();
+    };
+    auto const optimal = value("balanced", "optimal");
+    CHECK(optimal >= value("balanced", "even") - 1e-3);
+    CHECK(optimal >= value("deepseek", "optimal"));
+    CHECK(optimal >= value("headroom", "optimal") - 1e-9);
+  }
+}
+
 TEST_CASE("a stored plan is scored on other loads") {
   scratch_folder const scratch;
   auto const file = scratch.file("plan.json");
