@@ -27,6 +27,7 @@
 #include <numeric>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -67,6 +68,21 @@ public:
   /// Fill the live slots of one layer in.
   void plan_layer(load_history_view history, index_t layer, std::span<index_t> out) {
     read_loads(history, layer);
+    plan_loads(out);
+  }
+  /// Make the layer that was planned last no worse than a given map, by searching on, or by taking that map.
+  void improve_on(std::span<index_t const> reference, std::span<index_t> out) {
+    auto const theirs = dearest(reference);
+    auto const rounding = load_t{where_.slots_per_rank()};
+    if (dearest(out) <= theirs + rounding) { return; }
+    auto const tolerance = std::exchange(options_.effort.tolerance_ppm, 0);
+    plan_loads(out);
+    options_.effort.tolerance_ppm = tolerance;
+    if (dearest(out) > theirs + rounding) { std::copy(reference.begin(), reference.end(), out.begin()); }
+  }
+
+private:
+  void plan_loads(std::span<index_t> out) {
     if (options_.num_groups == 1 || !assign_groups()) {
       plan_region(all_experts_, live_ranks_, out);
       return;
@@ -75,7 +91,7 @@ public:
     if (options_.may_split) { split_groups(out); }
   }
 
-  /// Cost of the dearest live rank of the layer that was planned last, were it placed so.
+  /// Cost of the dearest live rank, were the layer placed so.
   [[nodiscard]] load_t dearest(std::span<index_t const> map) {
     counts_.assign(loads_.size(), 0);
     for_each_live_slot(map, [this](index_t /*rank*/, std::size_t expert) { ++counts_[expert]; });
@@ -90,10 +106,6 @@ public:
     return dearest;
   }
 
-  /// Rounding of a rank's load.
-  [[nodiscard]] load_t rounding() const noexcept { return where_.slots_per_rank(); }
-
-private:
   struct region_cost {
     Cost const* cost;
     std::span<index_t const> ranks;
@@ -306,11 +318,7 @@ struct basic_balanced_placement {
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
       auto const map = next.edit(layer).logical_of_slot;
       planner.plan_layer(history, layer, map);
-      if (!has_reference) { continue; }
-      auto const other = reference.logical_of_slot(layer);
-      if (planner.dearest(other) < planner.dearest(map) - planner.rounding()) {
-        std::copy(other.begin(), other.end(), map.begin());
-      }
+      if (has_reference) { planner.improve_on(reference.logical_of_slot(layer), map); }
     }
     detail::finish_plan(current, where, next);
     return {};

@@ -115,15 +115,25 @@ private:
     return first_level_at_most(limit_ - *last);
   }
   void list_options(std::size_t expert) {
-    auto last_small = levels_.size() + 1;
-    for (auto count = least_[expert]; count <= most_copies(expert); ++count) {
-      auto const load = loads_[expert] / count;
-      bool const big = load > limit_ / 2;
-      auto const position = first_level_at_most(big ? load : limit_ - load);
+    auto const least = least_[expert];
+    auto const most = most_copies(expert);
+    auto count = least;
+    // Big copies: the levels at or below their load count them. More copies are lighter, so levels only go on.
+    std::size_t level = 0;
+    for (; count <= most && loads_[expert] / count > limit_ / 2; ++count) {
+      while (levels_[level] > loads_[expert] / count) { ++level; }
+      options_.push_back({count, count - least, static_cast<index_t>(level), count});
+    }
+    // Small copies: the levels at or below the limit less their load count them, ever earlier ones.
+    if (count > most) { return; }
+    level = first_level_at_most(limit_ - loads_[expert] / count);
+    options_.push_back({count, count - least, static_cast<index_t>(level), -count});
+    for (++count; count <= most; ++count) {
+      auto const before = level;
+      while (level > 0 && levels_[level - 1] <= limit_ - loads_[expert] / count) { --level; }
       // One more small copy that counts no earlier is what any spare adds.
-      if (!big && position == last_small && is_served(position)) { continue; }
-      options_.push_back({count, count - least_[expert], static_cast<index_t>(position), big ? count : -count});
-      if (!big) { last_small = position; }
+      if (level == before && is_served(level)) { continue; }
+      options_.push_back({count, count - least, static_cast<index_t>(level), -count});
     }
   }
 
