@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // ballast-faults --count N --seed S [--deadline-ms T] [--jobs J] [--only INDEX]
 //
-// Strike N groups of real processes with one fault each while they rebalance, and print what came of it.
+// Strike N groups of real processes with one fault each while they rebalance, and print what came of it. --only runs a
+// single one and also prints what its ranks said.
 #include "faults/fault.hpp"
 #include "faults/fault_run.hpp"
 #include "faults/verdict.hpp"
@@ -158,7 +159,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> lines;
   if (options.single) {
     auto const what = draw_fault(options.seed, options.only, options.deadline);
-    lines.push_back(to_line(what, fault_run{what}.finish()));
+    lines.push_back(to_line(what, fault_run{what}.finish(true)));
     return judge_all(options, lines);
   }
   std::vector<child_process> workers;

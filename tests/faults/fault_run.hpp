@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
 #include <exception>
 #include <optional>
 #include <string>
@@ -41,14 +42,18 @@ public:
     open_.assign(ranks_.size(), true);
   }
 
-  [[nodiscard]] verdict finish() {
+  /// @param verbose  print what the ranks said
+  [[nodiscard]] verdict finish(bool verbose = false) {
     auto const limit = ballast::detail::now() + 20 * fault_.deadline + 20'000 * millisecond;
     while (!all_ended() && ballast::detail::now() < limit) {
       wait_for_reports();
       strike();
     }
     std::vector<rank_report> reports;
-    for (auto const& rank : ranks_) { reports.push_back(read_report(rank.text())); }
+    for (auto const& rank : ranks_) {
+      reports.push_back(read_report(rank.text()));
+      if (verbose) { std::fprintf(stderr, "---- rank %zu\n%s", reports.size() - 1, rank.text().c_str()); }
+    }
     return judge{fault_, reports, strike_}();
   }
 

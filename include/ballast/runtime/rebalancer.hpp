@@ -29,6 +29,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <string_view>
@@ -721,6 +722,7 @@ private:
     if (!agreed.ok()) { return fail(std::move(agreed)); }
     if (!solved.ok()) { return fail(solved); }
     if (committed_.empty()) { return {}; }
+    group_start_ = detail::now();
     auto const vote = decide(true);
     if (vote.outcome == decision::drop) { return fail(vote.reason); }
     if (vote.outcome == decision::undecided) { return lose(vote.reason); }
@@ -794,6 +796,7 @@ private:
     }
     auto const pieces = mover().num_rounds() / transfer.num_rounds;
     auto const last = round_after_step(transfer, next_round_);
+    group_start_ = detail::now();
     if (part_received_.ok()) {
       part_received_ = mover().receive(next_round_ * pieces, last * pieces, options_.timeout);
     }
@@ -876,6 +879,7 @@ private:
 
   /// Receive, vote, commit.
   [[nodiscard]] status move_group(placement const& tables) {
+    group_start_ = detail::now();
     auto received = open_group();
     if (received.ok()) { received = mover().receive(0, mover().num_rounds(), options_.timeout); }
     return finish_group(tables, std::move(received));
@@ -900,14 +904,22 @@ private:
 
   /// Vote, and ask the live ranks when this rank missed the outcome.
   [[nodiscard]] vote_result decide(bool ready) {
-    auto vote = control_->vote(ready, options_.timeout);
-    return vote.outcome == decision::undecided ? control_->recall(options_.timeout) : vote;
+    auto vote = control_->vote(ready, time_left(6));
+    return vote.outcome == decision::undecided ? control_->recall(time_left(8)) : vote;
+  }
+  /// Time until so many quarters of the timeout have passed since the group's start. Receiving takes up to four of
+  /// them. What follows waits a little longer than that, so that a rank which was ready at once still hears the no of
+  /// one that received in vain; and after eight quarters, twice the timeout, every rank has its answer.
+  [[nodiscard]] nanoseconds_t time_left(nanoseconds_t quarters) const noexcept {
+    constexpr auto longest = std::numeric_limits<nanoseconds_t>::max() / 2;
+    auto const spent = detail::now() - group_start_;
+    return std::max<nanoseconds_t>(std::min(options_.timeout, longest) / 4 * quarters - spent, 0);
   }
 
   [[nodiscard]] status verify(status received) {
     std::vector<std::int64_t> sums(mover().num_messages(), 0);
     mover().checksum_sends(sums);
-    auto reduced = control_->all_reduce(sums, options_.timeout);
+    auto reduced = control_->all_reduce(sums, time_left(5));
     if (!received.ok()) { return received; }
     if (!reduced.ok()) { return reduced; }
     return mover().check_arrivals(sums);
@@ -991,6 +1003,7 @@ private:
   }
   [[nodiscard]] status land_flight() {
     flight_.open = false;
+    group_start_ = detail::now();
     auto result = options_.verify ? finish_group(*flight_.tables, {}) : commit_group(*flight_.tables);
     return result.ok() ? launch_next() : result;
   }
@@ -1139,7 +1152,8 @@ private:
   index_t next_chunk_ = 0;
   index_t next_round_ = 0;  // of the layer that is arriving over several steps
   flight flight_;
-  status part_received_;  // what its steps so far came to on this rank
+  status part_received_;           // what its steps so far came to on this rank
+  nanoseconds_t group_start_ = 0;  // when this rank began to receive, or to vote where there is nothing to receive
   std::uint64_t group_tag_ = 0;
   std::vector<layer_transfer const*> group_;
   std::vector<index_t> committed_;

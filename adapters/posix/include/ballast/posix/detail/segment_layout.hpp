@@ -18,13 +18,16 @@ namespace posix::detail {
 
 inline constexpr std::uint64_t segment_magic = 0x62616c6c61737431;  // "ballast1"
 inline constexpr index_t max_ranks = 64;                            // live ranks are bits of one word
-inline constexpr std::size_t mail_words = 4096;
+inline constexpr std::size_t mail_words = 1024;
+inline constexpr std::size_t mails_kept = 8;
 inline constexpr std::size_t num_decisions = 4096;
 inline constexpr std::size_t offers_per_pair = 32;
 inline constexpr std::size_t bounce_bytes = std::size_t{128} << 10;
 
-/// What a rank gives to one collective call. A call's parity picks one of two, so a rank can be one call ahead.
+/// What a rank gives to one collective call, or to a piece of it. The last few are kept: calls that fail at once,
+/// because a rank is dead, let the others run ahead of one that has not read its mail yet.
 struct mail {
+  std::atomic<std::uint64_t> number;  ///< of the call; 0 while the mail is written
   std::atomic<std::uint64_t> kind;
   std::atomic<std::uint64_t> total_words;  ///< of the whole call
   std::atomic<std::uint64_t> num_words;    ///< in this mail
@@ -38,13 +41,12 @@ struct alignas(64) member {
   std::atomic<std::uint32_t> left;
   process_identity process;  ///< valid once `joined`
   alignas(64) doorbell bell;
-  alignas(64) std::atomic<std::uint64_t> writing;  ///< call whose mail may be incomplete
-  std::atomic<std::uint64_t> posted;               ///< last call whose mail is complete
-  std::atomic<nanoseconds_t> last_sign;            ///< when the rank last was seen at work
-  std::atomic<nanoseconds_t> distress_at;          ///< when this rank last gave up a batch
-  std::atomic<std::uint64_t> distress;             ///< and why
-  std::atomic<std::uint64_t> ballot;               ///< number of the vote, and what this rank says
-  alignas(64) mail mails[2];
+  alignas(64) std::atomic<std::uint64_t> posted;  ///< last call whose mail is complete
+  std::atomic<nanoseconds_t> last_sign;           ///< when the rank last was seen at work
+  std::atomic<nanoseconds_t> distress_at;         ///< when this rank last gave up a batch
+  std::atomic<std::uint64_t> distress;            ///< and why
+  std::atomic<std::uint64_t> ballot;              ///< number of the vote, and what this rank says
+  alignas(64) mail mails[mails_kept];
 };
 
 /// The segment's first bytes.
