@@ -172,8 +172,6 @@ struct inputs {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Plan which rank holds which expert, from recorded loads.", "ballast-plan"};
-  options options;
-  options.add_to(app);
-  return ballast_tools::run_tool(app, argc, argv, [&] { return run(options); });
+  return ballast_tools::run_tool<options>("ballast-plan", "Plan which rank holds which expert, from recorded loads.",
+                                          argc, argv, run);
 }

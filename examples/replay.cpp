@@ -485,9 +485,8 @@ void print_report(options const& options, setup const& setup, std::vector<report
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Replay recorded expert loads over ranks that hold real bytes, and rebalance them while it goes.",
-               "ballast-replay"};
-  options options;
-  options.add_to(app);
-  return ballast_tools::run_tool(app, argc, argv, [&] { return run(options); });
+  return ballast_tools::run_tool<options>(
+      "ballast-replay",
+      "Replay recorded expert loads over ranks that hold real bytes, and rebalance them while it goes.", argc, argv,
+      run);
 }

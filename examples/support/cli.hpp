@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <optional>
 #include <string>
 
 namespace ballast_tools {
@@ -20,23 +21,40 @@ namespace ballast_tools {
 /// Exit status of a tool that was given something it cannot use.
 inline constexpr int exit_bad_input = 2;
 
-/// Parse the command line, run the tool, and turn what went wrong into a message on standard error and an exit status.
-template <class Run>
-[[nodiscard]] int run_tool(CLI::App& app, int argc, char** argv, Run run) {
-  auto const complain = [&app](char const* message) {
-    std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), message);
+namespace detail {
+/// Parse the command line. @return the exit status if the tool has nothing more to do
+[[nodiscard]] inline std::optional<int> parse(CLI::App& app, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+    return {};
+  } catch (CLI::ParseError const& error) {
+    if (error.get_exit_code() == 0) { return app.exit(error); }
+    std::fprintf(stderr, "%s: %s (--help lists the options)\n", app.get_name().c_str(), error.what());
+    return exit_bad_input;
+  }
+}
+}  // namespace detail
+
+/// Parse the command line into `Options`, run the tool with them, and turn what went wrong into a message on standard
+/// error and an exit status.
+template <class Options, class Run>
+[[nodiscard]] int run_tool(char const* name, char const* description, int argc, char** argv, Run run) noexcept {
+  auto const complain = [name](char const* message) {
+    std::fprintf(stderr, "%s: %s\n", name, message);
     return exit_bad_input;
   };
   try {
-    app.parse(argc, argv);
-    ballast::status const result = run();
+    CLI::App app{description, name};
+    Options options;
+    options.add_to(app);
+    if (auto const done = detail::parse(app, argc, argv)) { return *done; }
+    ballast::status const result = run(options);
     return result.ok() ? 0 : complain(result.message().c_str());
-  } catch (CLI::ParseError const& error) {
-    if (error.get_exit_code() == 0) { return app.exit(error); }
-    return complain(ballast::detail::concat(error.what(), " (--help lists the options)").c_str());
   } catch (std::bad_alloc const&) {
     return complain("not enough memory for sizes as large as these");
-  } catch (std::exception const& error) { return complain(error.what()); }
+  } catch (std::exception const& error) { return complain(error.what()); } catch (...) {
+    return complain("an unknown failure");
+  }
 }
 
 /// Slots of a layer, and of all layers, beyond which a size is taken for a slip of the pen: memory is asked for only

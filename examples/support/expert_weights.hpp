@@ -68,7 +68,7 @@ public:
 private:
   [[nodiscard]] ballast::index_t expert_in(ballast::placement const& placement, ballast::index_t layer,
                                            ballast::index_t slot) const {
-    return placement.logical_of_slot(layer)[static_cast<std::size_t>(first_slot_ + slot)];
+    return placement.logical_of_slot()(layer, first_slot_ + slot);
   }
   [[nodiscard]] std::span<std::byte const> weights(ballast::index_t layer, ballast::index_t slot) const {
     return std::span{layers_[static_cast<std::size_t>(layer)]}.subspan(static_cast<std::size_t>(slot) * bytes_, bytes_);

@@ -19,7 +19,6 @@
 #include <cstddef>
 #include <optional>
 #include <string>
-#include <utility>
 #include <variant>
 #include <vector>
 
@@ -62,7 +61,7 @@ public:
                               ballast::headroom_placement, balanced_with_shares>;
 
   any_policy() = default;
-  explicit any_policy(choice policy) : policy_{std::move(policy)} {}
+  explicit any_policy(choice const& policy) : policy_{policy} {}
 
   [[nodiscard]] ballast::status plan(ballast::load_history_view history, ballast::placement const& current,
                                      ballast::topology const& where, ballast::placement& next) const {
