@@ -5,16 +5,17 @@
 #include <ballast/transport/in_process.hpp>
 
 #include <cstdio>
+#include <span>
 #include <vector>
 
-int main() {
+int main() {  // NOLINT(bugprone-exception-escape): a failure ends the program with its message
   constexpr int num_layers = 2, num_experts = 8, floats_per_expert = 1024, hot_expert[] = {0, 5};
   ballast::topology const where{{.num_ranks = 4, .num_nodes = 2, .slots_per_rank = 3}};
   auto const initial = ballast::trivial_placement({num_layers, num_experts, where.num_slots()});
 
   ballast::in_process_group group{where.num_ranks()};      // in an engine: its NCCL, MPI or own communicator
   group.run([&](ballast::in_process_endpoint& endpoint) {  // what every rank does
-    std::vector<std::vector<float>> weights(num_layers, std::vector<float>(3 * floats_per_expert));
+    std::vector<std::vector<float>> weights(num_layers, std::vector<float>(std::size_t{3} * floats_per_expert));
     ballast::host_store store{where, num_layers};
     for (int layer = 0; layer < num_layers; ++layer) {
       auto* const first_expert = weights[static_cast<std::size_t>(layer)].data();
@@ -31,19 +32,20 @@ int main() {
                                    {.interval = 10}};
     rebalancer.start().or_throw();
 
-    std::vector<ballast::load_t> loads(num_layers * num_experts);  // only to show what was gained
+    std::vector<ballast::load_t> counts(16);  // only to show what was gained
+    ballast::matrix_view const loads{std::span{counts}, num_layers, num_experts};
     for (int pass = 1; pass <= 13; ++pass) {
       for (int layer = 0; layer < num_layers; ++layer) {
         for (int token = 0; token < 64; ++token) {
           int const picks[] = {hot_expert[layer], token % num_experts};  // in an engine: the router's top-k ids
           rebalancer.record_top_k(layer, picks);
-          for (int const expert : picks) { ++loads[static_cast<std::size_t>(layer * num_experts + expert)]; }
+          for (int const expert : picks) { ++loads(layer, expert); }
         }
       }
       rebalancer.on_forward_pass_end().or_throw();
       if (endpoint.rank() != 0 || pass < 10) { continue; }
       std::printf("pass %d: balancedness %.3f, replicas of the hot experts %d and %d\n", pass,
-                  ballast::balancedness(where, rebalancer.current(), {loads, num_layers, num_experts}),
+                  ballast::balancedness(where, rebalancer.current(), loads),
                   rebalancer.current().replica_count(0, hot_expert[0]),
                   rebalancer.current().replica_count(1, hot_expert[1]));
     }
