@@ -86,8 +86,8 @@ TEST_CASE("counts for two slots a rank are the best of all counts, and known to 
 
 TEST_CASE("with many ranks and some spares the answer is still exact") {
   generator random{23};
-  for (int repeat = 0; repeat < 12; ++repeat) {
-    auto const num_ranks = random.between(12, 20);
+  for (int repeat = 0; repeat < 6; ++repeat) {
+    auto const num_ranks = random.between(12, 16);
     CAPTURE(repeat);
     auto const result = solve(2 * num_ranks - 4, num_ranks, random, 50000000);
     CHECK(result.outcome.max == result.optimum);

@@ -290,7 +290,7 @@ struct basic_balanced_placement {
   group_locality locality = group_locality::whole;
   index_t split_price_percent = 100;      ///< `relaxed`: a token computed off its group's home costs this share of one
   index_t tolerance_ppm = 400;            ///< a busiest rank this close to the bound is good, in 1 / 1000000
-  std::int64_t work_per_layer = 2000000;  ///< pairs, copies and choices looked at in a layer or node, about one a ns
+  std::int64_t work_per_layer = 1300000;  ///< pairs, copies and choices looked at in a layer or node, about one a ns
   [[no_unique_address]] Cost cost{};      ///< what a rank's load costs
 
   /// Plan all layers.

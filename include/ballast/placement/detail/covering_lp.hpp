@@ -117,9 +117,22 @@ private:
   [[nodiscard]] static index_t slack_of(std::size_t row) noexcept { return -1 - static_cast<index_t>(row); }
   [[nodiscard]] static std::size_t row_of_slack(index_t slack) noexcept { return static_cast<std::size_t>(-1 - slack); }
   [[nodiscard]] static fixed times(fixed a, fixed b) noexcept { return (a * b) >> scale_bits; }
-  [[nodiscard]] static fixed ratio(fixed numerator, fixed denominator) noexcept {
-    return ((std::max<fixed>(numerator, 0) + leeway) << scale_bits) / denominator;
-  }
+  /// The least of several ratios of a value, a little raised, to a positive rate; divisions are slow.
+  struct least_ratio {
+    fixed value = 1;
+    fixed rate = 0;  ///< 0: none yet
+    void consider(fixed candidate, fixed candidate_rate) noexcept {
+      auto const raised = std::max<fixed>(candidate, 0) + leeway;
+      if (rate == 0 || raised * rate < value * candidate_rate) {
+        value = raised;
+        rate = candidate_rate;
+      }
+    }
+    /// Whether another ratio, not raised, is no larger.
+    [[nodiscard]] bool admits(fixed candidate, fixed candidate_rate) const noexcept {
+      return candidate * rate <= value * candidate_rate;
+    }
+  };
 
   /// How a basic variable grows with a nonbasic slack; 0 for basic slacks.
   [[nodiscard]] fixed& slope(std::size_t row, std::size_t slack) noexcept { return on_slack_[row * stride_ + slack]; }
@@ -168,24 +181,22 @@ private:
     if (basic_[row] < 0) { weights_[row_of_slack(basic_[row])] += one; }
     adds_.resize(columns.size());
     columns.combine(weights_, adds_);
-    auto least = std::numeric_limits<fixed>::max();
+    least_ratio least;
     for (std::size_t j = 0; j < adds_.size(); ++j) {
-      if (adds_[j] >= tiny && may_enter(columns, j)) { least = std::min(least, ratio(reduced_[j], adds_[j])); }
+      if (adds_[j] >= tiny && may_enter(columns, j)) { least.consider(reduced_[j], adds_[j]); }
     }
     for (std::size_t q = 0; q < basic_.size(); ++q) {
-      if (slope(row, q) >= tiny) { least = std::min(least, ratio(price_[q], slope(row, q))); }
+      if (slope(row, q) >= tiny) { least.consider(price_[q], slope(row, q)); }
     }
     index_t best = nothing;
-    fixed most = 0;
+    fixed most = tiny - 1;
     for (std::size_t j = 0; j < adds_.size(); ++j) {
-      if (adds_[j] < std::max(tiny, most + 1) || reduced_[j] > times(least, adds_[j]) || !may_enter(columns, j)) {
-        continue;
-      }
+      if (adds_[j] <= most || !least.admits(reduced_[j], adds_[j]) || !may_enter(columns, j)) { continue; }
       best = static_cast<index_t>(j);
       most = adds_[j];
     }
     for (std::size_t q = 0; q < basic_.size(); ++q) {
-      if (slope(row, q) < std::max(tiny, most + 1) || price_[q] > times(least, slope(row, q))) { continue; }
+      if (slope(row, q) <= most || !least.admits(price_[q], slope(row, q))) { continue; }
       best = slack_of(q);
       most = slope(row, q);
     }
@@ -228,14 +239,14 @@ private:
   /// Row whose basic variable reaches zero first when the filled-in variable grows; among those nearly first, the
   /// steepest.
   [[nodiscard]] std::size_t find_leaving() const noexcept {
-    auto least = std::numeric_limits<fixed>::max();
+    least_ratio least;
     for (std::size_t i = 0; i < basic_.size(); ++i) {
-      if (-column_[i] >= tiny) { least = std::min(least, ratio(constant_[i], -column_[i])); }
+      if (-column_[i] >= tiny) { least.consider(constant_[i], -column_[i]); }
     }
     auto best = basic_.size();
-    fixed most = 0;
+    fixed most = tiny - 1;
     for (std::size_t i = 0; i < basic_.size(); ++i) {
-      if (-column_[i] < std::max(tiny, most + 1) || constant_[i] > times(least, -column_[i])) { continue; }
+      if (-column_[i] <= most || !least.admits(constant_[i], -column_[i])) { continue; }
       best = i;
       most = -column_[i];
     }

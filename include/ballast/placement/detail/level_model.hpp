@@ -62,6 +62,7 @@ public:
   /// Spare copies beyond every expert's first option.
   [[nodiscard]] index_t num_spares() const noexcept { return spares_; }
   [[nodiscard]] std::span<choice const> options() const noexcept { return options_; }
+  [[nodiscard]] load_t load(std::size_t expert) const noexcept { return loads_[expert]; }
   /// Options of an expert, in ascending order of copies: [first, last).
   [[nodiscard]] std::size_t first_option(std::size_t expert) const noexcept { return first_option_[expert]; }
   [[nodiscard]] std::size_t last_option(std::size_t expert) const noexcept { return first_option_[expert + 1]; }

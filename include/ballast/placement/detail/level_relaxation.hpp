@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -75,7 +76,8 @@ public:
       }
       if (value > budget() || round == max_rounds || work <= 0) { break; }
       auto const num_before = columns_.size();
-      list_paying_columns(root_.contradicts);
+      list_paying_columns();
+      if (root_.contradicts) { list_pieces(); }
       if (columns_.size() == num_before) { break; }
       if (!root_.contradicts && !root_.lp.make_optimal(matrix{*this, root_}, work)) { break; }
     }
@@ -191,9 +193,9 @@ private:
   static constexpr fixed unlimited = covering_lp::one << 18;
   static constexpr fixed shortfall = covering_lp::one / 16;  ///< levels short by less are left alone
   static constexpr int max_rounds = 6;
-  static constexpr index_t first_extras = 1;     ///< options with more spares join when they pay
-  static constexpr index_t unserved_extras = 2;  ///< the same, where spares do not serve
-  static constexpr index_t most_extras = 8;      ///< the same, when rows contradict each other
+  static constexpr index_t first_extras = 1;        ///< options with more spares join when they pay
+  static constexpr index_t unserved_extras = 2;     ///< the same, where spares do not serve
+  static constexpr std::size_t num_piecewise = 24;  ///< lightest experts that join in pieces when rows contradict
   static constexpr std::size_t many_columns = 256;
 
   /// What a column changes, close together.
@@ -238,9 +240,8 @@ private:
       last = i;
     }
   }
-  /// List every expert's cheapest option that is cheaper at the present prices than any that is in, and the pieces that
-  /// rows may lack that contradict each other.
-  void list_paying_columns(bool with_pieces) {
+  /// List every expert's cheapest option that is cheaper at the present prices than any that is in.
+  void list_paying_columns() {
     for (std::size_t e = 0; e < base_.size(); ++e) {
       auto cheapest = priced(base_[e]);
       for (auto i = base_[e] + 1; i < model_->last_option(e); ++i) {
@@ -248,15 +249,29 @@ private:
       }
       auto best = base_[e];
       for (auto i = base_[e] + 1; i < model_->last_option(e); ++i) {
-        bool const is_new_piece = is_unserved_piece(i) && model_->options()[i].extra <= most_extras &&
-                                  model_->options()[i].position != model_->options()[i - 1].position;
-        if (with_pieces && is_column_[i] == 0 && is_new_piece) { list_column(e, i); }
         if (is_column_[i] == 0 &&
             priced(i) < std::min(cheapest - one / 64, best == base_[e] ? cheapest : priced(best))) {
           best = i;
         }
       }
       if (best != base_[e]) { list_column(e, best); }
+    }
+  }
+  /// List what rows may lack that contradict each other: lightest experts in more pieces, for levels that spares do not
+  /// serve.
+  void list_pieces() {
+    order_.resize(base_.size());
+    std::iota(order_.begin(), order_.end(), std::size_t{0});
+    auto const count = std::min(order_.size(), num_piecewise);
+    std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(count), order_.end(),
+                      [this](std::size_t a, std::size_t b) {
+                        return model_->load(a) != model_->load(b) ? model_->load(a) < model_->load(b) : a < b;
+                      });
+    for (std::size_t k = 0; k < count; ++k) {
+      for (auto i = base_[order_[k]] + 1; i < model_->last_option(order_[k]); ++i) {
+        bool const is_new = model_->options()[i].position != model_->options()[i - 1].position;
+        if (is_new && is_column_[i] == 0 && is_unserved_piece(i)) { list_column(order_[k], i); }
+      }
     }
   }
   [[nodiscard]] bool is_unserved_piece(std::size_t option) const noexcept {
@@ -473,6 +488,7 @@ private:
   std::vector<price_t> reach_;   // [levels + 1]
   std::vector<level_price> remembered_;
   std::vector<std::size_t> tight_;
+  std::vector<std::size_t> order_;
   program root_;
   std::vector<fixed> weight_reach_;
   std::vector<fixed> moved_;

@@ -49,6 +49,7 @@ public:
     rank_cost_.resize(ranks);
     excess_.resize(ranks);
     added_.assign(ranks, 0);
+    may_be_local_.resize(ranks);
   }
 
   /// Mean and largest rank cost of a map.
@@ -93,7 +94,7 @@ public:
       journal_.clear();
       undo_some();
       best_ = {best.worth, best.max, 0};
-      descend();
+      descend(best.max - (best.max - mean_) / 4);
       if (best_.length > 0) { best = best_; }
     }
   }
@@ -118,11 +119,12 @@ private:
     load_t room;  ///< load of the rank without it
     index_t slot;
     index_t rank;
+    index_t refund;  ///< 1 if emptying it undoes a move
   };
   struct wanted_copy {
     load_t relief;  ///< excess that the copy, put nowhere, would remove
     load_t load;    ///< of the copy
-    index_t slot;   ///< that holds the expert
+    index_t expert;
   };
   struct change {
     load_t worth = 0;  ///< excess removed, for each move
@@ -145,13 +147,15 @@ private:
   }
 
   /// Make changes while there are any, and keep the best beginning of them.
-  void descend() {
+  /// @param target  to aim at; 0: whatever the moves that are left allow.
+  void descend(load_t target = 0) {
     least_margin_ = 0;
     misses_ = 0;
+    spare_age_ = 0;
     ++era_;
     auto steps = 64 + 4 * std::min(limits_.max_moves, map_->num_slots());
-    while (aim() && work_ > 0 && steps-- > 0) {
-      if (!step() && (map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
+    while (aim(target) && work_ > 0 && steps-- > 0) {
+      if (!step() && (target > 0 || map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
     }
     rewind(best_.length);
   }
@@ -192,7 +196,7 @@ private:
   }
 
   /// Set the target of the next step and find the costliest rank; false if that is cheap enough.
-  [[nodiscard]] bool aim() {
+  [[nodiscard]] bool aim(load_t target) {
     load_t sum = 0;
     hot_ = cold_ = live_ranks_.front();
     for (auto const rank : live_ranks_) {
@@ -204,12 +208,22 @@ private:
     }
     auto const max = at(rank_cost_, hot_);
     note_milestone(max);
-    if (max <= limits_.goal || max <= mean_) { return false; }
-    auto const left = std::max(limits_.max_moves - map_->moves(), index_t{1});
+    if (max <= std::max({limits_.goal, mean_, target}) || !can_pay_off()) { return false; }
+    aim_at(std::max(limits_.goal, target > 0 ? target : adaptive_target(max, sum)));
+    return true;
+  }
+  /// @param sum  a twentieth of all cost above the mean
+  [[nodiscard]] load_t adaptive_target(load_t max, load_t sum) const {
+    auto left = load_t{limits_.max_moves - map_->moves()};
+    if (limits_.price > 0) { left = std::min(left, (max - mean_) / limits_.price); }
+    left = std::max(left, load_t{1});
     auto margin = std::max(sum / left * 3, least_margin_);
     while (max <= mean_ + margin) { margin -= margin / 5 + 1; }
-    aim_at(std::max(mean_ + margin, limits_.goal));
-    return true;
+    return mean_ + margin;
+  }
+  /// Whether perfect balance would be worth more than the best so far, at the price of the moves made up to now.
+  [[nodiscard]] bool can_pay_off() const {
+    return mean_ + limits_.price * (map_->moves() - moves_at_start_) < best_.worth;
   }
   void aim_at(load_t target) {
     target_ = target;
@@ -229,7 +243,7 @@ private:
     free_.worth = tolerance_;
     // Without moves left, only changes that cost none can be made.
     paid_.worth = has_moves ? tolerance_ : std::numeric_limits<load_t>::max() / 2;
-    find_spare();
+    if (spare_age_-- == 0) { find_spare(); }
     find_filler();
     look_at_emptying();
     if (free_.slot == none) { look_at_the_rest(); }
@@ -246,7 +260,10 @@ private:
     // A good candidate first, so that most of the others need no second look.
     look_at_exchanges(cold_);
     find_relief();
+    auto const most = std::max(most_relief_, at(excess_, hot_));
     for (auto const& spare : spare_) {
+      bool const may_be_free = spare.refund == 1 || at(may_be_local_, spare.rank) != 0;
+      if (spare.gain + most <= (may_be_free ? free_ : paid_).worth) { continue; }
       look_at_copies(spare);
       look_at_departures(spare);
     }
@@ -269,6 +286,7 @@ private:
   /// List the slots whose expert has another copy.
   void find_spare() {
     spare_.clear();
+    spare_age_ = static_cast<index_t>(live_ranks_.size() / 64);
     for (auto const expert : map_->replicated()) {
       if (map_->copies(expert) < 2) { continue; }
       auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
@@ -280,7 +298,8 @@ private:
         auto const others_here = load_t{map_->copies_on(rank, expert)} - 1;
         rises += rise;
         spare_.push_back({at(excess_, rank) + rise * (1 + others_here),
-                          map_->rank_load(rank) - map_->per_copy(expert) + others_here * more, slot, rank});
+                          map_->rank_load(rank) - map_->per_copy(expert) + others_here * more, slot, rank,
+                          map_->refund(slot)});
       });
       for (auto i = first; i < spare_.size(); ++i) { spare_[i].gain -= rises; }
     }
@@ -304,14 +323,11 @@ private:
   }
   /// A further copy of an expert of the costliest rank takes the slot.
   void look_at_copies(spare_slot const& spare) {
-    if (most_relief_ + spare.gain <= free_.worth) { return; }
-    bool const may_be_free = map_->refund(spare.slot) == 1;
-    for (auto const& [relief, load, slot] : relief_) {
-      auto const expert = map_->expert(slot);
-      auto const bound = relief + spare.gain;
-      if (bound <= free_.worth) { continue; }
-      if (bound - excess_of(spare.rank, spare.room + load) > paid_.worth || may_be_free ||
-          map_->arrival(spare.rank, expert) == 0) {
+    bool const may_be_local = at(may_be_local_, spare.rank) != 0;
+    for (auto const& [relief, load, expert] : relief_) {
+      if (relief + spare.gain <= free_.worth) { continue; }
+      bool const is_free = spare.refund == 1 || (may_be_local && map_->arrival(spare.rank, expert) == 0);
+      if (is_free || relief + spare.gain - excess_of(spare.rank, spare.room + load) > paid_.worth) {
         look_at_copy(spare, expert);
       }
     }
@@ -320,11 +336,14 @@ private:
   void find_relief() {
     relief_.clear();
     most_relief_ = 0;
+    std::fill(may_be_local_.begin(), may_be_local_.end(), static_cast<unsigned char>(0));
     for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
       auto const expert = map_->expert(slot);
       auto const relief = relief_of(expert);
       most_relief_ = std::max(most_relief_, relief);
-      if (relief > tolerance_) { relief_.push_back({relief, map_->with_one_more(expert), slot}); }
+      if (relief <= tolerance_) { continue; }
+      relief_.push_back({relief, map_->with_one_more(expert), expert});
+      map_->for_each_copy(expert, [this](index_t copy) { at(may_be_local_, map_->rank_of(copy)) = 1; });
     }
   }
   [[nodiscard]] load_t relief_of(index_t expert) const {
@@ -337,8 +356,7 @@ private:
     return relief;
   }
   void look_at_copy(spare_slot const& spare, index_t expert) {
-    auto const old = map_->expert(spare.slot);
-    if (old == expert) { return; }
+    if (map_->expert(spare.slot) == expert || map_->copies(map_->expert(spare.slot)) < 2) { return; }
     auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
     touched_.clear();
     map_->for_each_copy(expert, [&](index_t slot) { add(map_->rank_of(slot), less); });
@@ -351,31 +369,26 @@ private:
   /// An expert of the costliest rank leaves for the slot, a second copy of another one takes its place.
   void look_at_departures(spare_slot const& spare) {
     auto const excess = at(excess_, hot_);
-    if (filler_ == none || spare.rank == hot_ || spare.gain + excess <= tolerance_) { return; }
-    bool const may_be_free = map_->refund(spare.slot) == 1 || map_->changed(hot_) || map_->changed(spare.rank);
-    auto const least = may_be_free ? free_.worth : paid_.worth;
-    if (spare.gain + excess <= least) { return; }
-    if (cost_is_load<Cost> && spare.gain + target_ - spare.room <= least) { return; }
+    auto const& best = spare.refund == 1 ? free_ : paid_;
+    if (filler_ == none || spare.rank == hot_ || spare.gain + excess <= best.worth) { return; }
+    if (cost_is_load<Cost> && spare.gain + target_ - spare.room <= best.worth) { return; }
     for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
       auto const load = map_->slot_load(slot);
       auto const relief = excess - excess_of(hot_, map_->rank_load(hot_) - load);
-      auto const worth = relief + spare.gain - excess_of(spare.rank, spare.room + load);
-      if (worth > paid_.worth || (may_be_free && worth > free_.worth && moves_of_departure(slot, spare) <= 0)) {
+      if (relief + spare.gain - excess_of(spare.rank, spare.room + load) > best.worth) {
         look_at_departure(slot, spare);
       }
     }
   }
-  [[nodiscard]] index_t moves_of_departure(index_t slot, spare_slot const& spare) const {
-    return map_->arrival(spare.rank, map_->expert(slot)) - map_->refund(spare.slot) - map_->refund(slot);
-  }
   void look_at_departure(index_t slot, spare_slot const& spare) {
     auto const expert = map_->expert(slot);
-    if (expert == filler_ || map_->holds(spare.rank, expert)) { return; }
+    if (expert == filler_ || map_->holds(spare.rank, expert) || map_->copies(map_->expert(spare.slot)) < 2) { return; }
     touched_.clear();
     add(spare.rank, map_->slot_load(slot));
     add(hot_, -map_->slot_load(slot));
     add_removal(spare.slot);
-    propose(gain_of_added(), moves_of_departure(slot, spare), {0, spare.slot, expert, slot, filler_});
+    propose(gain_of_added(), map_->arrival(spare.rank, expert) - map_->refund(spare.slot) - map_->refund(slot),
+            {0, spare.slot, expert, slot, filler_});
   }
 
   /// An expert of the costliest rank and a lighter one of a rank below the target change places.
@@ -386,17 +399,20 @@ private:
     bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
     if (!may_be_cheap && most / 2 <= paid_.worth) { return; }
     if (may_be_cheap) { find_discounts(rank); }
-    auto const slots = map_->first_slot(1);
-    for (index_t i = 0; i < slots; ++i) {
-      auto const slot = map_->first_slot(hot_) + i;
-      auto const load = map_->slot_load(slot);
-      for (index_t k = 0; k < slots; ++k) {
-        auto const other = map_->first_slot(rank) + k;
-        auto const difference = load - map_->slot_load(other);
-        bool const cheap = may_be_cheap && (at(discount_, i) != 0 || at(other_discount_, k) != 0);
-        auto const least = cheap ? paid_.worth : 2 * paid_.worth;
-        if (difference <= least || (cost_is_load<Cost> && difference >= at(excess_, hot_) + room - least)) { continue; }
-        look_at_exchange(slot, other);
+    auto const reach = at(excess_, hot_) + room;
+    auto const mine = map_->slot_loads(hot_);
+    auto const theirs = map_->slot_loads(rank);
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      for (std::size_t k = 0; k < theirs.size(); ++k) {
+        // What an exchange removes is at most the difference, and at most what stays below `reach`.
+        auto const difference = mine[i] - theirs[k];
+        auto const most_worth = cost_is_load<Cost> ? std::min(difference, reach - difference) : difference;
+        if (most_worth <= paid_.worth) { continue; }
+        bool const cheap = may_be_cheap && (discount_[i] | other_discount_[k]) != 0;
+        if (cheap || most_worth / 2 > paid_.worth) {
+          look_at_exchange(map_->first_slot(hot_) + static_cast<index_t>(i),
+                           map_->first_slot(rank) + static_cast<index_t>(k));
+        }
       }
     }
   }
@@ -482,11 +498,13 @@ private:
   change paid_;  ///< best change with moves
   milestone best_{};
   std::vector<index_t> live_ranks_;
-  std::vector<load_t> rank_cost_;  ///< [R]
-  std::vector<load_t> excess_;     ///< [R] cost above the target
-  std::vector<load_t> added_;      ///< [R] load that a candidate adds
-  std::vector<index_t> touched_;   ///< ranks that a candidate changes
+  std::vector<load_t> rank_cost_;            ///< [R]
+  std::vector<load_t> excess_;               ///< [R] cost above the target
+  std::vector<load_t> added_;                ///< [R] load that a candidate adds
+  std::vector<index_t> touched_;             ///< ranks that a candidate changes
+  std::vector<unsigned char> may_be_local_;  ///< [R] holds an expert of which a further copy helps
   std::vector<wanted_copy> relief_;
+  index_t spare_age_ = 0;  ///< steps for which the list below may still serve; a long one is a guide for many
   std::vector<spare_slot> spare_;
   std::vector<unsigned char> discount_;        ///< [S] of the costliest rank
   std::vector<unsigned char> other_discount_;  ///< [S]

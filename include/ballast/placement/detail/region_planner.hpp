@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -69,6 +70,7 @@ public:
 private:
   static constexpr std::size_t max_takers = 4;
   static constexpr std::size_t max_givers = 8;
+  static constexpr std::size_t max_restarted = 3;
   static constexpr index_t max_exact_slots = 24;  ///< layers of so few slots are searched through
   static constexpr std::int64_t max_nodes = 100000;
   static constexpr std::int64_t work_per_node = 20;
@@ -99,15 +101,58 @@ private:
     return result;
   }
 
-  /// Give an expert of the dearest rank a copy more and another expert one less, as long as that helps.
+  /// Other counts: a copy more for an expert of the dearest rank and one less for another; then any number of copies
+  /// for one of the heaviest experts and greedy counts for all others; as long as that helps.
   template <rank_cost Cost>
   load_t change_counts(load_t now, index_t num_ranks, index_t slots, Cost const& cost) {
     while (now > fair_ && work_ > 0) {
-      auto const better = try_transfers(now, num_ranks, slots, cost);
+      auto better = try_transfers(now, num_ranks, slots, cost);
+      if (better == now) { better = try_restarts(now, num_ranks, slots, cost); }
       if (better == now) { break; }
       now = better;
     }
     return now;
+  }
+
+  template <rank_cost Cost>
+  load_t try_restarts(load_t now, index_t num_ranks, index_t slots, Cost const& cost) {
+    list_heaviest();
+    kept_counts_ = counts_;
+    auto const spares = num_ranks * slots - static_cast<index_t>(loads_.size());
+    for (auto const expert : heaviest_) {
+      auto const most = std::min(num_ranks, spares + 1);
+      for (index_t copies = 1; copies <= most && work_ > 0; ++copies) {
+        if (loads_[expert] / copies >= now || copies == kept_counts_[expert]) { continue; }
+        if (!count_around(expert, copies, num_ranks, slots)) { continue; }
+        auto const result = pack(trial_, num_ranks, slots, cost);
+        if (result < now - now / 100000) {
+          std::swap(packing_, trial_);
+          return result;
+        }
+      }
+    }
+    counts_ = kept_counts_;
+    return now;
+  }
+  void list_heaviest() {
+    heaviest_.resize(loads_.size());
+    std::iota(heaviest_.begin(), heaviest_.end(), std::size_t{0});
+    auto const count = std::min(heaviest_.size(), max_restarted);
+    std::partial_sort(
+        heaviest_.begin(), heaviest_.begin() + static_cast<std::ptrdiff_t>(count), heaviest_.end(),
+        [&](std::size_t a, std::size_t b) { return loads_[a] != loads_[b] ? loads_[a] > loads_[b] : a < b; });
+    heaviest_.resize(count);
+  }
+  /// Greedy counts with one expert's given. False when the others cannot fill the slots.
+  [[nodiscard]] bool count_around(std::size_t expert, index_t copies, index_t num_ranks, index_t slots) {
+    auto const others = static_cast<index_t>(loads_.size()) - 1;
+    if (static_cast<load_t>(others) * num_ranks < static_cast<load_t>(num_ranks) * slots - copies) { return false; }
+    other_loads_.assign(loads_.begin(), loads_.end());
+    other_loads_.erase(other_loads_.begin() + static_cast<std::ptrdiff_t>(expert));
+    counts_.resize(other_loads_.size());
+    counter_.run(other_loads_, num_ranks * slots - copies, num_ranks, counts_);
+    counts_.insert(counts_.begin() + static_cast<std::ptrdiff_t>(expert), copies);
+    return true;
   }
 
   template <rank_cost Cost>
@@ -169,6 +214,9 @@ private:
   std::vector<index_t> copies_;
   std::vector<std::size_t> takers_;
   std::vector<std::size_t> givers_;
+  std::vector<std::size_t> heaviest_;
+  std::vector<load_t> other_loads_;
+  std::vector<index_t> kept_counts_;
   packing packing_;
   packing trial_;
   replica_counter counter_;

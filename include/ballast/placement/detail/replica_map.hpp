@@ -76,6 +76,11 @@ public:
   /// What the slot held at the start.
   [[nodiscard]] index_t expert_before(index_t slot) const { return at(start_, slot); }
   [[nodiscard]] std::span<index_t const> logical_of_slot() const noexcept { return expert_; }
+  /// `[S]` load of each slot of a rank.
+  [[nodiscard]] std::span<load_t const> slot_loads(index_t rank) const {
+    return std::span{slot_load_}.subspan(static_cast<std::size_t>(first_slot(rank)),
+                                         static_cast<std::size_t>(slots_per_rank_));
+  }
   [[nodiscard]] load_t slot_load(index_t slot) const { return at(slot_load_, slot); }
   [[nodiscard]] load_t rank_load(index_t rank) const { return at(rank_load_, rank); }
 

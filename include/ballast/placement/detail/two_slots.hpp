@@ -82,20 +82,30 @@ private:
   [[nodiscard]] bool is_close(load_t low, load_t high) const noexcept { return high - low <= max_ / closing_gap; }
   [[nodiscard]] static load_t middle(load_t low, load_t high) noexcept { return low + (high - low) / 2; }
 
-  /// Bring the best counts down and the bound up as far as quick answers go.
+  /// Bring the best counts down and the bound up as far as quick answers go. Between them lies what they leave unsure;
+  /// the wider of the two gaps around it is halved next.
   void narrow(load_t good, std::int64_t& work) {
-    load_t unsure = refuted_;  // neither reached nor refuted from here up to the best counts
-    load_t first_unsure = max_;
-    while (max_ > good && !is_close(unsure, max_) && work > 0) {
-      auto const limit = middle(unsure, max_);
+    load_t unsure_from = max_;
+    load_t unsure_to = max_;
+    while (max_ > good && work > 0) {
+      bool const is_sure = unsure_from == max_;
+      auto const above = max_ - unsure_to;
+      auto const below = unsure_from - refuted_;
+      bool const from_above = !is_sure && above > below;
+      if (std::max(above, below) <= max_ / closing_gap) { return; }
+      auto const limit = from_above ? middle(unsure_to, max_) : middle(refuted_, unsure_from);
       auto const result = decide(limit, level_search::effort::quick, work);
-      if (result == answer::yes) { continue; }
-      unsure = limit;
-      if (result == answer::unknown) { first_unsure = std::min(first_unsure, limit); }
-    }
-    while (max_ > good && !is_close(refuted_, first_unsure) && work > 0) {
-      auto const limit = middle(refuted_, first_unsure);
-      if (decide(limit, level_search::effort::quick, work) != answer::no) { first_unsure = limit; }
+      if (result == answer::yes) {
+        unsure_from = std::min(unsure_from, max_);
+        unsure_to = std::min(unsure_to, max_);
+        if (is_sure || !from_above) { unsure_from = unsure_to = max_; }
+      } else if (result == answer::no) {
+        if (from_above) { unsure_from = unsure_to = limit; }
+      } else if (is_sure) {
+        unsure_from = unsure_to = limit;
+      } else {
+        (from_above ? unsure_to : unsure_from) = limit;
+      }
     }
   }
   /// Close the gap that is left by branch and bound, from above first.
