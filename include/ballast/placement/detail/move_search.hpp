@@ -41,7 +41,8 @@ struct move_limits {
 template <rank_cost Cost>
 class move_search {
 public:
-  move_search(topology const& where, Cost const& cost) : cost_{cost} {
+  move_search(topology const& where, Cost const& cost)
+      : cost_{cost}, ranks_per_node_{where.num_nodes() > 1 ? where.ranks_per_node() : 0} {
     for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
       if (where.is_live(rank)) { live_ranks_.push_back(rank); }
     }
@@ -101,6 +102,7 @@ public:
 
 private:
   static constexpr index_t none = replica_map::none;
+  static constexpr index_t max_partners = 32;   ///< ranks of which a step tries every exchange
   static constexpr std::size_t max_undone = 8;  ///< slots, of each retry
 
   struct entry {
@@ -258,7 +260,7 @@ private:
 
   void look_at_the_rest() {
     // A good candidate first, so that most of the others need no second look.
-    look_at_exchanges(cold_);
+    static_cast<void>(look_at_exchanges(cold_));
     find_relief();
     auto const most = std::max(most_relief_, at(excess_, hot_));
     for (auto const& spare : spare_) {
@@ -268,8 +270,9 @@ private:
       look_at_departures(spare);
     }
     if (free_.slot != none) { return; }
-    for (auto const rank : live_ranks_) {
-      if (rank != cold_) { look_at_exchanges(rank); }
+    auto partners = max_partners;
+    for (auto rank = live_ranks_.begin(); rank != live_ranks_.end() && partners > 0; ++rank) {
+      if (*rank != cold_ && look_at_exchanges(*rank)) { --partners; }
     }
   }
   /// Keep a change if it is the best so far.
@@ -278,7 +281,22 @@ private:
     if (moves <= 0 && (is_settled(proposal.slot) || is_settled(proposal.other_slot))) { return; }
     proposal.worth = moves > 1 ? gain / moves : gain;
     auto& best = moves <= 0 ? free_ : paid_;
+    if (proposal.worth <= best.worth) { return; }
+    if (ranks_per_node_ > 0) {
+      // Of candidates that are about as good, prefer the one whose bytes stay inside a node.
+      proposal.worth -= proposal.worth / 32 * (is_remote(proposal.slot, proposal.expert) ? 1 : 0);
+      proposal.worth -= proposal.worth / 32 * (is_remote(proposal.other_slot, proposal.other_expert) ? 1 : 0);
+    }
     if (proposal.worth > best.worth) { best = proposal; }
+  }
+  /// Whether no rank of the slot's node held the expert at the start.
+  [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
+    if (slot == none || map_->arrival(map_->rank_of(slot), expert) == 0) { return false; }
+    auto const first = map_->rank_of(slot) / ranks_per_node_ * ranks_per_node_;
+    for (index_t rank = first; rank < first + ranks_per_node_; ++rank) {
+      if (map_->held(rank, expert)) { return false; }
+    }
+    return true;
   }
   /// A change without moves leaves alone what was changed since the last one with moves, so that no circle has no end.
   [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
@@ -392,12 +410,13 @@ private:
   }
 
   /// An expert of the costliest rank and a lighter one of a rank below the target change places.
-  void look_at_exchanges(index_t rank) {
+  /// @return whether the rank was worth a look.
+  bool look_at_exchanges(index_t rank) {
     auto const room = target_ - at(rank_cost_, rank);
     auto const most = std::min(at(excess_, hot_), room);
-    if (most <= paid_.worth) { return; }
+    if (most <= paid_.worth) { return false; }
     bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
-    if (!may_be_cheap && most / 2 <= paid_.worth) { return; }
+    if (!may_be_cheap && most / 2 <= paid_.worth) { return false; }
     if (may_be_cheap) { find_discounts(rank); }
     auto const reach = at(excess_, hot_) + room;
     auto const mine = map_->slot_loads(hot_);
@@ -415,6 +434,7 @@ private:
         }
       }
     }
+    return true;
   }
   /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
   void find_discounts(index_t rank) {
@@ -480,6 +500,7 @@ private:
   }
 
   Cost const& cost_;
+  index_t ranks_per_node_;  ///< 0 with a single node
   replica_map* map_ = nullptr;
   move_limits limits_;
   std::int64_t work_ = 0;
