@@ -5,6 +5,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/peer_copy.hpp>
 #include <ballast/posix/process_group.hpp>
+#include <ballast/posix/shared_buffer.hpp>
 
 #include "support/group_runner.hpp"
 #include "support/law_log.hpp"
@@ -12,6 +13,8 @@
 
 #include <unistd.h>
 
+#include <cstddef>
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -23,8 +26,32 @@ namespace ballast_test {
   return ballast::detail::concat("test-", ::getpid(), "-", ++count);
 }
 
+/// Memory that peers can map.
+class shared_memory : public host_memory {
+public:
+  [[nodiscard]] std::byte* allocate(std::size_t bytes) {
+    buffers_.emplace_back().allocate(bytes + 1).or_throw();
+    return buffers_.back().data();
+  }
+
+private:
+  std::deque<ballast::posix::shared_buffer> buffers_;
+};
+
+/// Every other block can be mapped, the others not.
+class mixed_memory : public shared_memory {
+public:
+  [[nodiscard]] std::byte* allocate(std::size_t bytes) {
+    return ++count_ % 2 == 1 ? shared_memory::allocate(bytes) : host_memory::allocate(bytes);
+  }
+
+private:
+  int count_ = 0;
+};
+
 /// Ranks are forked processes that meet in a `posix::process_group`.
-struct posix_runner {
+template <class Memory>
+struct basic_posix_runner {
   static constexpr bool can_lose_ranks = true;
   ballast::posix::peer_copy_options options = {};
   std::vector<ballast::index_t> group_sizes = {1, 2, 3, 8};
@@ -38,12 +65,13 @@ struct posix_runner {
       ballast::posix::process_group group;
       if (!log.expect_ok(group.join(name, rank, num_ranks, patience), "join")) { return; }
       ballast::posix::peer_copy transport{group, options};
-      law_endpoint<ballast::posix::process_group, ballast::posix::peer_copy> self{group, transport,
-                                                                                  [exit] { exit.die(); }};
+      law_endpoint<ballast::posix::process_group, ballast::posix::peer_copy, Memory> self{group, transport,
+                                                                                          [exit] { exit.die(); }};
       body(self, log);
     });
   }
 };
+using posix_runner = basic_posix_runner<host_memory>;
 
 }  // namespace ballast_test
 

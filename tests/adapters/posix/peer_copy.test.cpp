@@ -10,6 +10,7 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <stdexcept>
 #include <vector>
 
 using ballast::errc;
@@ -23,6 +24,10 @@ namespace {
 ::ssize_t refuse(::pid_t, ::iovec const*, unsigned long, ::iovec const*, unsigned long) {
   errno = EPERM;
   return -1;
+}
+
+::ssize_t must_not_read(::pid_t, ::iovec const*, unsigned long, ::iovec const*, unsigned long) {
+  throw std::logic_error{"read through the kernel"};
 }
 
 ::ssize_t read_slowly(::pid_t peer, ::iovec const* local, unsigned long num_local, ::iovec const* remote,
@@ -52,6 +57,22 @@ TEST_CASE("copies through shared memory obey the same laws, where the kernel ref
   ballast_test::check_transport_laws(runner);
 }
 
+TEST_CASE("copies out of mapped memory obey the same laws, and do not ask the kernel") {
+  ballast_test::basic_posix_runner<ballast_test::shared_memory> runner;
+  runner.options.read_peer = must_not_read;
+  runner.group_sizes = {2, 3};
+  ballast_test::check_transport_laws(runner);
+}
+
+TEST_CASE("messages out of mapped and of private memory obey the same laws") {
+  ballast_test::basic_posix_runner<ballast_test::mixed_memory> runner;
+  runner.group_sizes = {2, 3};
+  SUBCASE("that the kernel lets us read") {}
+  SUBCASE("that the kernel refuses") { runner.options.read_peer = refuse; }
+  ballast_test::check_complaints(runner.run(
+      3, [](auto& self, law_log& log) { ballast_test::transport_law::moves_random_batches(self, log, 7, 60); }));
+}
+
 TEST_CASE("a receiver never accepts bytes that it read while the sender gave up") {
   on_two_ranks({.read_peer = read_slowly}, [](auto& self, law_log& log) {
     ballast_test::batch_memory memory{self, log, 1000, 1000};
@@ -61,8 +82,8 @@ TEST_CASE("a receiver never accepts bytes that it read while the sender gave up"
     if (self.rank() == 0) {
       log.expect_failure(self.transport.wait(100 * millisecond), {errc::deadline_exceeded}, "rank 1", "the sender");
     } else {
-      log.expect_failure(self.transport.wait(patience), {errc::transport_failed}, "rank 0 took back a message to rank 1",
-                         "the receiver");
+      log.expect_failure(self.transport.wait(patience), {errc::transport_failed},
+                         "rank 0 took back a message to rank 1", "the receiver");
     }
     ballast_test::meet(self, log);
   });

@@ -5,6 +5,7 @@
 #include <ballast/contract.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
+#include <ballast/posix/detail/peer_map.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
 #include <ballast/posix/process_group.hpp>
 #include <ballast/status.hpp>
@@ -46,10 +47,13 @@ struct peer_copy_options {
   /// Let processes of this user read this one where the kernel only allows that to parents (Yama). Without it, and
   /// wherever the kernel says no, bytes go through shared memory and are copied twice.
   bool allow_peers_to_read = true;
+  bool map_shared_memory = true;  ///< where a peer's weights lie in shared memory, copy them without the kernel
   read_peer_function read_peer = posix::read_peer;  ///< tests put a refusing kernel here
 };
 
-/// Host bytes between the processes of a `process_group`, in one copy: the receiver reads the sender's memory.
+/// Host bytes between the processes of a `process_group`, in one copy: the receiver reads the sender's memory. Where
+/// that is a shared mapping, such as a `shared_buffer`, the receiver maps it too and copies at full speed; private
+/// memory is read through the kernel (`process_vm_readv`).
 ///
 /// A sender offers its messages in shared memory; a receiver that finds the offer of an expected message reads the
 /// bytes and marks the offer taken. A sender whose batch ends takes its offers back, and a receiver that was still
@@ -69,22 +73,37 @@ public:
     BALLAST_EXPECTS(group.joined(), "peer_copy: the group has not met yet");
     BALLAST_EXPECTS(options.bytes_per_poll > 0, "peer_copy: a poll must copy something");
     if (options.allow_peers_to_read) { ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0); }
-    direct_.assign(static_cast<std::size_t>(num_ranks()), 1);
+    is_readable_.assign(static_cast<std::size_t>(num_ranks()), 1);
   }
 
   [[nodiscard]] index_t rank() const noexcept { return group_->rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return group_->num_ranks(); }
 
-  /// Tell the peers where this rank's regions lie; see `peer_copier`. Calls the group's `all_gather` once.
+  /// Tell the peers where this rank's regions lie, and map theirs where that is possible; see `peer_copier`. Calls the
+  /// group's `all_gather` once.
   [[nodiscard]] status expose(std::span<segment const> regions) {
     std::vector<std::uint64_t> mine;
     for (auto const& region : regions) {
-      mine.push_back(reinterpret_cast<std::uintptr_t>(region.data));
-      mine.push_back(region.size);
+      auto const file = detail::find_file_range(region);
+      for (auto const word : {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(region.data)),
+                              static_cast<std::uint64_t>(region.size), static_cast<std::uint64_t>(file.file),
+                              file.device, file.inode, file.offset}) {
+        mine.push_back(word);
+      }
     }
-    regions_.assign(mine.size() * static_cast<std::size_t>(num_ranks()), 0);
-    words_per_rank_ = mine.size();
-    return group_->all_gather(mine, regions_, options_.expose_timeout);
+    std::vector<std::uint64_t> all(mine.size() * static_cast<std::size_t>(num_ranks()));
+    if (auto result = group_->all_gather(mine, all, options_.expose_timeout); !result.ok()) { return result; }
+    num_regions_ = regions.size();
+    regions_.clear();
+    for (std::size_t at = 0; at < all.size(); at += words_per_region) {
+      auto const owner = static_cast<index_t>(at / std::max<std::size_t>(mine.size(), 1));
+      auto const* const words = all.data() + at;
+      auto& region = regions_.emplace_back(peer_region{words[0], words[1], {}});
+      if (owner == rank() || !options_.map_shared_memory) { continue; }
+      detail::file_range const file{static_cast<int>(words[2]), words[3], words[4], words[5]};
+      region.map = {group_->shared().member_of(owner).process.pid, file, region.size};
+    }
+    return {};
   }
 
   /// Open a batch; see `data_transport`.
@@ -144,6 +163,13 @@ private:
     std::size_t pushed = 0;  // through the bounce buffers
     std::uint64_t pieces = 0;
   };
+  // What a rank has exposed: its address there, and here if it is mapped.
+  struct peer_region {
+    std::uint64_t address = 0;
+    std::uint64_t size = 0;
+    detail::peer_map map;
+  };
+  static constexpr std::size_t words_per_region = 6;
   struct receive_progress {
     incoming_message const* message = nullptr;
     bool taken = false;
@@ -162,7 +188,7 @@ private:
   [[nodiscard]] status validate(incoming_message const& receive) const {
     std::size_t offered = 0;
     for (auto const& part : receive.source) {
-      auto const size = 2 * part.region + 1 < words_per_rank_ ? region_word(receive.peer, part.region, 1) : 0;
+      auto const size = part.region < num_regions_ ? region_of(receive.peer, part.region).size : 0;
       if (part.offset > size || part.size > size - part.offset) {
         return {errc::transport_failed,
                 ballast::detail::concat("peer_copy: rank ", rank(), " wants bytes [", part.offset, ", ",
@@ -178,8 +204,8 @@ private:
     }
     return {};
   }
-  [[nodiscard]] std::uint64_t region_word(index_t rank, std::uint32_t region, std::size_t word) const {
-    return regions_[static_cast<std::size_t>(rank) * words_per_rank_ + 2 * region + word];
+  [[nodiscard]] peer_region const& region_of(index_t rank, std::uint32_t region) const {
+    return regions_[static_cast<std::size_t>(rank) * num_regions_ + region];
   }
 
   [[nodiscard]] transfer_state where() const {
@@ -239,15 +265,20 @@ private:
   void receive_some() {
     std::size_t budget = options_.bytes_per_poll;
     while (failure_.ok() && budget > 0 && (active_ != none || find_offer())) {
-      auto const copied = reads_directly(active_peer()) ? read_some(budget) : pull(budget);
+      auto const copied = direct_ ? read_some(budget) : pull(budget);
       budget -= std::min(budget, copied);
-      if (copied == 0 && active_ != none && !reads_directly(active_peer())) { break; }  // the sender fills a buffer
+      if (copied == 0 && active_ != none && !direct_) { break; }  // the sender fills a buffer
     }
     more_to_copy_ = failure_.ok() && budget == 0;
   }
 
   [[nodiscard]] index_t active_peer() const { return receives_[active_].message->peer; }
-  [[nodiscard]] bool reads_directly(index_t peer) const { return direct_[static_cast<std::size_t>(peer)] != 0; }
+  [[nodiscard]] bool reads_directly(incoming_message const& message) const {
+    return is_readable_[static_cast<std::size_t>(message.peer)] != 0 ||
+           std::ranges::all_of(message.source, [&](remote_segment const& part) {
+             return region_of(message.peer, part.region).map.data() != nullptr;
+           });
+  }
 
   // Begin with the earliest expected message that a peer offers.
   [[nodiscard]] bool find_offer() {
@@ -270,27 +301,32 @@ private:
 
   void begin() {
     auto const& message = *receives_[active_].message;
-    local_ = {};
-    remote_ = {};
-    left_ = ballast::detail::total_size(message.segments);
-    pieces_ = 0;
-    auto const bytes = entry_->bytes.load();
-    if (bytes != left_) {
+    rewind();
+    if (auto const bytes = entry_->bytes.load(); bytes != left_) {
       finish(offer_state::offered, offer_state::refused);
       group_->suspect(message.peer, true);
       failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", message.peer, " sent ", bytes,
                                                                   " bytes, rank ", rank(), " expects ", left_)};
       return;
     }
-    if (reads_directly(message.peer)) {
+    direct_ = reads_directly(message);
+    if (direct_) {
       claim(offer_state::offered, offer_state::reading);
     } else {
       ask_for_bytes(offer_state::offered);
     }
   }
+  void rewind() {
+    local_ = {};
+    remote_ = {};
+    left_ = ballast::detail::total_size(receives_[active_].message->segments);
+    pieces_ = 0;
+  }
 
-  // The memory of the bounce buffers is obtained before the sender hears of them.
+  // The sender will push the whole message. The bounce buffers' memory is obtained before it hears of that.
   void ask_for_bytes(offer_state from) {
+    rewind();
+    direct_ = false;
     failure_ = group_->shared().obtain_bounce(active_peer(), rank());
     if (failure_.ok()) { claim(from, offer_state::wanted); }
   }
@@ -316,30 +352,51 @@ private:
       finish(offer_state::reading, offer_state::taken);
       return 0;
     }
-    std::array<::iovec, 64> to{};
-    std::array<::iovec, 64> from{};
-    auto const num_to = fill(to, local_, message.segments, budget, [](segment const& part) { return part.data; });
-    auto const num_from = fill(from, remote_, message.source, budget, [&](remote_segment const& part) {
-      auto const base = static_cast<std::uintptr_t>(region_word(message.peer, part.region, 0));
-      return reinterpret_cast<std::byte*>(base + part.offset);  // an address of the other process
-    });
-    auto const pid = static_cast<::pid_t>(group_->shared().member_of(message.peer).process.pid);
-    auto const got = options_.read_peer(pid, to.data(), num_to, from.data(), num_from);
-    int const error = errno;
-    if (group_->is_lost(message.peer)) {  // before trusting the bytes: the number may belong to a new process
-      fail_by_loss(message.peer);
-      return 0;
+    auto bytes = copy_mapped(message, budget);
+    if (bytes == 0) {
+      auto const got = read_process(message, budget);
+      int const error = errno;
+      // Before trusting the bytes: the process number may belong to somebody else by now.
+      if (group_->is_lost(message.peer)) {
+        fail_by_loss(message.peer);
+        return 0;
+      }
+      if (got <= 0) {
+        fall_back(got == 0 ? EFAULT : error);
+        return 0;
+      }
+      bytes = static_cast<std::size_t>(got);
     }
-    if (got <= 0) {
-      fall_back(got == 0 ? EFAULT : error);
-      return 0;
-    }
-    auto const bytes = static_cast<std::size_t>(got);
     advance(local_, message.segments, bytes);
     advance(remote_, message.source, bytes);
     left_ -= bytes;
     if (left_ == 0) { finish(offer_state::reading, offer_state::taken); }
     return bytes;
+  }
+
+  // Copy the next run if it lies in mapped memory. @return 0 when it does not
+  [[nodiscard]] std::size_t copy_mapped(incoming_message const& message, std::size_t budget) {
+    skip_empty(local_, message.segments);
+    skip_empty(remote_, message.source);
+    auto const& to = message.segments[local_.segment];
+    auto const& from = message.source[remote_.segment];
+    auto const* const base = region_of(message.peer, from.region).map.data();
+    if (base == nullptr) { return 0; }
+    auto const bytes = std::min({to.size - local_.offset, from.size - remote_.offset, budget});
+    std::memcpy(to.data + local_.offset, base + from.offset + remote_.offset, bytes);
+    return bytes;
+  }
+
+  [[nodiscard]] ::ssize_t read_process(incoming_message const& message, std::size_t budget) {
+    std::array<::iovec, 64> to{};
+    std::array<::iovec, 64> from{};
+    auto const num_to = fill(to, local_, message.segments, budget, [](segment const& part) { return part.data; });
+    auto const num_from = fill(from, remote_, message.source, budget, [&](remote_segment const& part) {
+      auto const base = static_cast<std::uintptr_t>(region_of(message.peer, part.region).address);
+      return reinterpret_cast<std::byte*>(base + part.offset);  // an address of the other process
+    });
+    auto const pid = static_cast<::pid_t>(group_->shared().member_of(message.peer).process.pid);
+    return options_.read_peer(pid, to.data(), num_to, from.data(), num_from);
   }
 
   void fall_back(int error) {
@@ -352,7 +409,7 @@ private:
                                                                   active_peer(), ": ", std::strerror(error))};
       return;
     }
-    direct_[static_cast<std::size_t>(active_peer())] = 0;
+    is_readable_[static_cast<std::size_t>(active_peer())] = 0;
     ask_for_bytes(offer_state::reading);
   }
 
@@ -369,6 +426,10 @@ private:
       budget -= bytes;
     }
     return count;
+  }
+  template <class Segments>
+  static void skip_empty(cursor& at, Segments const& segments) {
+    while (at.offset == segments[at.segment].size) { at = {at.segment + 1, 0}; }
   }
   template <class Segments>
   static void advance(cursor& at, Segments const& segments, std::size_t bytes) {
@@ -537,9 +598,9 @@ private:
 
   process_group* group_;
   peer_copy_options options_;
-  std::vector<std::uint64_t> regions_;  // [R, regions, 2]: address and size of every rank's regions
-  std::size_t words_per_rank_ = 0;
-  std::vector<unsigned char> direct_;  // [R] the kernel lets this process read that one
+  std::vector<peer_region> regions_;  // [R, regions]
+  std::size_t num_regions_ = 0;
+  std::vector<unsigned char> is_readable_;  // [R] the kernel lets this process read that one, as far as is known
 
   bool open_ = false;
   status failure_;
@@ -555,6 +616,7 @@ private:
   cursor local_;
   cursor remote_;
   std::size_t left_ = 0;
+  bool direct_ = true;  // otherwise through the bounce buffers
   std::uint64_t pieces_ = 0;
   bool more_to_copy_ = false;  // the last poll stopped at its limit
 };
