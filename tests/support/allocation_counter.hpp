@@ -47,6 +47,15 @@ inline void* allocate(std::size_t size, std::size_t alignment) {
 [[gnu::noinline]] void* operator new[](std::size_t size, std::align_val_t alignment) {
   return ballast_test::detail::allocate(size, static_cast<std::size_t>(alignment));
 }
+// std::stable_sort takes its buffer from this one.
+[[gnu::noinline]] void* operator new(std::size_t size, std::nothrow_t const&) noexcept {
+  try {
+    return ballast_test::detail::allocate(size, alignof(std::max_align_t));
+  } catch (std::bad_alloc const&) { return nullptr; }
+}
+[[gnu::noinline]] void* operator new[](std::size_t size, std::nothrow_t const& tag) noexcept {
+  return operator new(size, tag);
+}
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
