@@ -137,3 +137,18 @@ TEST_CASE("disable grounds what is in flight") {
     CHECK(self.first_error() == "");
   });
 }
+
+TEST_CASE("resume in mid-cycle grounds what is in flight") {
+  on_three_ranks([](in_process_endpoint& me) {
+    member<rotate_placement, layers_per_chunk<>> self{where, initial, {}, layers_per_chunk{1}, me, asynchronous()};
+    self.moved.start().or_throw();
+    while (self.moved.state() != rebalancer_state::moving) { step(self, me).or_throw(); }
+    REQUIRE(me.poll() != transfer_state::idle);
+    self.moved.resume().or_throw();
+    CHECK(me.poll() == transfer_state::idle);
+    CHECK(self.moved.current() == initial);
+    for (int call = 0; call < 30; ++call) { step(self, me).or_throw(); }
+    CHECK(self.moved.epoch(0) >= 1);
+    CHECK(self.first_error() == "");
+  });
+}

@@ -146,10 +146,13 @@ public:
     return {};
   }
 
-  /// Leave `failed` and start counting anew. Call on every rank before the same step.
+  /// Leave `failed` and start counting anew; a cycle that runs is dropped, as by `disable`. Call on every rank before
+  /// the same step.
+  ///
   /// @return the failure again when the state is `cohort_lost`, which only readmission by the engine can end.
   [[nodiscard]] status resume() {
     if (state_ == rebalancer_state::cohort_lost) { return failure_; }
+    ground_flight();
     state_ = rebalancer_state::recording;
     failure_ = {};
     forget_cycle();
