@@ -20,8 +20,10 @@ namespace {
 void check_order(std::vector<std::int32_t> keys, descending_order& sort) {
   std::vector<index_t> expected(keys.size());
   std::iota(expected.begin(), expected.end(), 0);
-  std::stable_sort(expected.begin(), expected.end(), [&keys](index_t a, index_t b) {
-    return keys[static_cast<std::size_t>(a)] > keys[static_cast<std::size_t>(b)];
+  std::sort(expected.begin(), expected.end(), [&keys](index_t a, index_t b) {
+    auto const key_a = keys[static_cast<std::size_t>(a)];
+    auto const key_b = keys[static_cast<std::size_t>(b)];
+    return key_a != key_b ? key_a > key_b : a < b;
   });
   std::vector<index_t> order(keys.size());
   keys.resize(descending_order::padded(keys.size()), std::numeric_limits<std::int32_t>::max());  // must not matter

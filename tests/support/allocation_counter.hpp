@@ -47,7 +47,7 @@ inline void* allocate(std::size_t size, std::size_t alignment) {
 [[gnu::noinline]] void* operator new[](std::size_t size, std::align_val_t alignment) {
   return ballast_test::detail::allocate(size, static_cast<std::size_t>(alignment));
 }
-// std::stable_sort takes its buffer from this one.
+// Allocations that may fail quietly, such as the buffer of std::stable_sort, count as well.
 [[gnu::noinline]] void* operator new(std::size_t size, std::nothrow_t const&) noexcept {
   try {
     return ballast_test::detail::allocate(size, alignof(std::max_align_t));

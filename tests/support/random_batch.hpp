@@ -94,7 +94,8 @@ inline constexpr std::uint32_t num_source_regions = 2;
     }
     batch.push_back(std::move(message));
   }
-  std::stable_sort(batch.begin(), batch.end(), [](auto const& a, auto const& b) { return a.round < b.round; });
+  std::sort(batch.begin(), batch.end(),
+            [](auto const& a, auto const& b) { return a.round != b.round ? a.round < b.round : a.tag < b.tag; });
   return batch;
 }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <tuple>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -55,8 +56,10 @@ public:
     out.num_staged = out.num_arrivals;
     run_chains(out);
     run_cycles(out);
-    std::stable_sort(out.copies.begin(), out.copies.end(),
-                     [](commit_copy const& a, commit_copy const& b) { return a.phase < b.phase; });
+    // No two copies of a phase write the same place. (std::stable_sort would allocate.)
+    std::sort(out.copies.begin(), out.copies.end(), [](commit_copy const& a, commit_copy const& b) {
+      return std::tie(a.phase, a.to.kind, a.to.index) < std::tie(b.phase, b.to.kind, b.to.index);
+    });
   }
 
 private:

@@ -107,11 +107,16 @@ public:
     if (first >= last) { return {}; }
     return transport_->start(in_rounds(sends_, first, next_round_), in_rounds(receives_, first, next_round_));
   }
-  /// Make progress on what `begin_receive` began. @param arrived out: whether everything is there
-  [[nodiscard]] status poll_receive(bool& arrived) {
+  /// Make progress on what `begin_receive` began.
+  ///
+  /// @param arrived  out: whether everything is there.
+  /// @param late     give up a batch that has not ended by now.
+  [[nodiscard]] status poll_receive(bool& arrived, bool late = false) {
     arrived = false;
     switch (transport_->poll()) {
-      case transfer_state::pending: return {};
+      case transfer_state::pending:
+        if (!late) { return {}; }
+        break;
       case transfer_state::idle: arrived = true; return {};
       case transfer_state::done:
       case transfer_state::failed: break;
@@ -121,8 +126,8 @@ public:
     arrived = true;
     return {};
   }
-  /// Give up what `begin_receive` began. @return why it had not finished
-  [[nodiscard]] status abandon_receive() { return transport_->wait(0); }
+  /// Give up what `begin_receive` began.
+  void abandon_receive() { static_cast<void>(transport_->wait(0)); }
 
   /// Digests of what this rank sends, at the group's index of each message. @param out in/out: [num_messages()]
   void checksum_sends(std::span<std::int64_t> out) {
@@ -238,9 +243,11 @@ private:
         arrival += target == rank_ ? 1 : 0;
       }
     }
-    auto const by_round = [](auto const& a, auto const& b) { return a.round < b.round; };
-    std::stable_sort(sends_.begin(), sends_.end(), by_round);
-    std::stable_sort(receives_.begin(), receives_.end(), by_round);
+    auto const by_round = [](auto const& a, auto const& b) {
+      return a.round != b.round ? a.round < b.round : a.tag < b.tag;
+    };
+    std::sort(sends_.begin(), sends_.end(), by_round);
+    std::sort(receives_.begin(), receives_.end(), by_round);
   }
 
   // Messages refer to segments by address, so room for all of them comes first. A piece has at most as many segments as

@@ -53,16 +53,21 @@ struct by_gain {
   [[nodiscard]] std::span<layer_work const> operator()(std::span<layer_work const> work,
                                                        std::vector<layer_work>& storage) const {
     storage.assign(work.begin(), work.end());
-    std::stable_sort(storage.begin(), storage.end(), [](layer_work const& a, layer_work const& b) {
-      if (a.bytes == 0 || b.bytes == 0) { return a.bytes == 0 && (b.bytes != 0 || a.gain > b.gain); }
-      // a.gain / a.bytes > b.gain / b.bytes without a division
-      return static_cast<wide>(a.gain) * b.bytes > static_cast<wide>(b.gain) * a.bytes;
+    std::sort(storage.begin(), storage.end(), [](layer_work const& a, layer_work const& b) {
+      if (comes_before(a, b)) { return true; }
+      return !comes_before(b, a) && a.layer < b.layer;
     });
     return storage;
   }
 
 private:
   __extension__ using wide = __int128;
+
+  [[nodiscard]] static bool comes_before(layer_work const& a, layer_work const& b) {
+    if (a.bytes == 0 || b.bytes == 0) { return a.bytes == 0 && (b.bytes != 0 || a.gain > b.gain); }
+    // a.gain / a.bytes > b.gain / b.bytes without a division
+    return static_cast<wide>(a.gain) * b.bytes > static_cast<wide>(b.gain) * a.bytes;
+  }
 };
 
 namespace detail {

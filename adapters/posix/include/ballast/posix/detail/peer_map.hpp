@@ -49,7 +49,7 @@ struct file_range {
 }
 
 /// Find the file behind the memory of `region`. @complexity reads this process's list of mappings
-[[nodiscard]] inline file_range find_file_range(segment region) {
+[[nodiscard]] inline file_range find_file_range(ballast::segment region) {
   file_range found;
   std::FILE* const maps = std::fopen("/proc/self/maps", "re");
   if (maps == nullptr) { return found; }

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// Plans are the same bits on every compiler, flag set and machine, because ranks of one group may differ in all of
+// them. This program is built again with other flags and for another processor: see CMakeLists.txt beside it.
+#include <ballast/digest.hpp>
+#include <ballast/placement/balanced.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/deepseek.hpp>
+#include <ballast/placement/headroom.hpp>
+#include <ballast/placement/incremental.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/policy.hpp>
+
+#include <doctest/doctest.h>
+#include <support/golden_files.hpp>
+#include <support/random.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+
+void check_against(ballast_test::golden_case const& golden, placement const& in) {
+  for (index_t layer = 0; layer < golden.num_layers; ++layer) {
+    CAPTURE(layer);
+    auto const l = static_cast<std::size_t>(layer);
+    REQUIRE(std::ranges::equal(in.logical_of_slot(layer), golden.logical_of_slot.at(l)));
+    for (index_t expert = 0; expert < golden.num_logical; ++expert) {
+      CAPTURE(expert);
+      auto const& replicas = golden.replicas.at(l).at(static_cast<std::size_t>(expert));
+      REQUIRE(std::ranges::equal(in.replicas_of(layer, expert), replicas));
+      REQUIRE(in.replica_count(layer, expert) == static_cast<index_t>(replicas.size()));
+    }
+  }
+}
+
+/// Loads of many shapes: even, skewed, tied, mostly zero, a long tail, one hot expert.
+std::vector<load_t> make_loads(index_t num_layers, index_t num_logical, ballast_test::generator& random) {
+  std::vector<load_t> loads;
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    auto const kind = layer % 6;
+    for (index_t expert = 0; expert < num_logical; ++expert) {
+      load_t load = random.below(1000);
+      if (kind == 1) { load = load_t{1} << random.below(18); }
+      if (kind == 2) { load = 100 * random.below(4); }
+      if (kind == 3) { load = random.below(3) == 0 ? 1 + random.below(50) : 0; }
+      if (kind == 4) { load = 1000000 / (1 + random.below(200)); }
+      if (kind == 5 && expert == num_logical / 3) { load *= 50; }
+      loads.push_back(load);
+    }
+  }
+  return loads;
+}
+
+struct problem {
+  topology where;
+  index_t num_logical;
+  std::vector<load_t> before;
+  std::vector<load_t> after;
+
+  problem(topology_shape sizes, index_t experts, std::uint64_t seed) : where{sizes}, num_logical{experts} {
+    ballast_test::generator random{seed};
+    before = make_loads(num_layers, num_logical, random);
+    after = before;
+    for (auto& load : after) { load += load * random.below(41) / 100 - load / 5; }
+  }
+
+  [[nodiscard]] placement trivial() const { return trivial_placement({num_layers, num_logical, where.num_slots()}); }
+  [[nodiscard]] placement plan(placement_policy auto const& policy, std::vector<load_t> const& loads,
+                               placement const& current) const {
+    placement next;
+    ballast::plan(policy, matrix_view<load_t const>{loads, num_layers, num_logical}, current, where, next).or_throw();
+    return next;
+  }
+
+  static constexpr index_t num_layers = 6;
+};
+
+std::string digest_of(placement const& in) {
+  digest out;
+  in.describe(out);
+  return detail::hex(out.value());
+}
+
+}  // namespace
+
+TEST_CASE("all golden files are reproduced: map, replica order and counts") {
+  auto const cases = ballast_test::read_golden_cases();
+  REQUIRE(cases.size() == 35);
+  for (auto const& golden : cases) {
+    CAPTURE(golden.name);
+    placement next;
+    plan(deepseek_placement{.num_groups = golden.num_groups}, golden.view(),
+         trivial_placement({golden.num_layers, golden.num_logical, golden.where.num_slots()}), golden.where, next)
+        .or_throw();
+    check_against(golden, next);
+  }
+}
+
+TEST_CASE("integer arithmetic, which stands in where floats may be bent, reproduces the golden files too") {
+  for (auto const& golden : ballast_test::read_golden_cases()) {
+    CAPTURE(golden.name);
+    bool const grouped = golden.num_groups % golden.where.num_nodes() == 0;
+    placement next;
+    next.resize({golden.num_layers, golden.num_logical, golden.where.num_slots()});
+    detail::deepseek_planner<detail::integer_float32> planner{{
+        .experts = static_cast<std::size_t>(golden.num_logical),
+        .slots = static_cast<std::size_t>(golden.where.num_slots()),
+        .groups = grouped ? static_cast<std::size_t>(golden.num_groups) : 1,
+        .nodes = grouped ? static_cast<std::size_t>(golden.where.num_nodes()) : 1,
+        .ranks = static_cast<std::size_t>(golden.where.num_ranks()),
+    }};
+    planner.plan(golden.view(), next);
+    check_against(golden, next);
+  }
+}
+
+TEST_CASE("balanced plans are the same everywhere") {
+  struct pinned {
+    topology_shape sizes;
+    index_t experts;
+    index_t groups;
+    group_locality locality;
+    std::string digest;
+  };
+  for (auto const& c : {
+           pinned{{32, 4, 9, 0}, 256, 1, group_locality::free, "9492275e3cf5b73c"},
+           pinned{{32, 4, 9, 0}, 256, 8, group_locality::whole, "bbdbbdbfa25828da"},
+           pinned{{32, 4, 9, 0}, 256, 8, group_locality::relaxed, "1331fc1e1f7808c7"},
+           pinned{{72, 9, 4, 0}, 256, 1, group_locality::free, "54595093430456af"},
+           pinned{{144, 18, 2, 0}, 256, 1, group_locality::free, "14797e79dffd6306"},
+           pinned{{16, 2, 9, 0}, 128, 1, group_locality::free, "5071c04ac43f1dc6"},
+           pinned{{4, 1, 4, 0}, 10, 1, group_locality::free, "c774bda9800e3e03"},
+       }) {
+    CAPTURE(c.sizes.num_ranks);
+    CAPTURE(c.groups);
+    problem const in{c.sizes, c.experts, 4};
+    balanced_placement const policy{.num_groups = c.groups, .locality = c.locality};
+    CHECK(digest_of(in.plan(policy, in.before, in.trivial())) == c.digest);
+  }
+}
+
+TEST_CASE("plans with room for re-splitting, and their shares, are the same everywhere") {
+  problem const in{{16, 2, 9, 0}, 128, 5};
+  CHECK(digest_of(in.plan(headroom_placement{}, in.before, in.trivial())) == "71092a5ce0f89c73");
+}
+
+TEST_CASE("incremental plans are the same everywhere") {
+  problem const in{{16, 2, 9, 0}, 128, 6};
+  auto const current = in.plan(balanced_placement{}, in.before, in.trivial());
+  CHECK(digest_of(in.plan(incremental_placement{}, in.after, current)) == "1acf6be40b18237c");
+  CHECK(digest_of(in.plan(incremental_placement{.max_moves_per_layer = 12}, in.after, current)) == "1c7e1aeba04b44db");
+  CHECK(digest_of(in.plan(incremental_placement{.max_moves_per_layer = 4, .shares = share_mode::optimal}, in.after,
+                          current)) == "ed87c16e090ea914");
+}
