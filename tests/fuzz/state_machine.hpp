@@ -185,14 +185,17 @@ public:
 
 private:
   rebalancer_options options() {
-    return {.interval = from_.between<index_t>(1, 3),
-            .share_interval = from_.between<index_t>(0, 2),
-            .timeout = 1'000'000,
-            .max_message_bytes = from_.between<std::int64_t>(0, 2) * 5,
-            .rounds_per_batch = from_.between<index_t>(0, 2),
-            .asynchronous = from_.flag(),
-            .verify = from_.byte() % 4 == 1,
-            .adopt_first_plan = from_.flag()};
+    rebalancer_options drawn;
+    drawn.interval = from_.between<index_t>(1, 3);
+    drawn.share_interval = from_.between<index_t>(0, 2);
+    drawn.max_message_bytes = from_.between<std::int64_t>(0, 2) * 5;
+    drawn.rounds_per_batch = from_.between<index_t>(0, 2);
+    auto const mode = from_.byte();
+    drawn.asynchronous = (mode & 1) != 0;
+    drawn.timeout = (mode & 2) != 0 ? 1 : 1'000'000'000'000;  // every poll is late, or none
+    drawn.verify = from_.byte() % 4 == 1;
+    drawn.adopt_first_plan = from_.flag();
+    return drawn;
   }
 
   void call() {

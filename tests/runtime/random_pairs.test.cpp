@@ -139,6 +139,26 @@ int pairs_wanted() {
 
 }  // namespace
 
+// Is done before it says so, as a batch is that ends between `poll` and `wait`.
+class shy_endpoint {
+public:
+  explicit shy_endpoint(in_process_endpoint& inner) : inner_{&inner} {}
+
+  [[nodiscard]] index_t rank() const noexcept { return inner_->rank(); }
+  [[nodiscard]] index_t num_ranks() const noexcept { return inner_->num_ranks(); }
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    return inner_->start(sends, receives);
+  }
+  [[nodiscard]] transfer_state poll() {
+    auto const state = inner_->poll();
+    return state == transfer_state::done ? transfer_state::pending : state;
+  }
+  [[nodiscard]] status wait(nanoseconds_t timeout) { return inner_->wait(timeout); }
+
+private:
+  in_process_endpoint* inner_;
+};
+
 TEST_CASE("random pairs of placements move right") {
   pair_shape const shapes[] = {
       {{8, 1, 2, 0}, 2},      {{8, 2, 1, 0}, 5},     {{8, 4, 2, 0}, 16},    {{8, 1, 36, 0}, 256}, {{12, 3, 3, 0}, 20},
@@ -160,4 +180,54 @@ TEST_CASE("random pairs of placements move right") {
     }
   }
   MESSAGE(pair << " pairs moved");
+}
+
+TEST_CASE("a batch that ends when its time is over is not taken for the last one") {
+  topology const where{{2, 1, 3, 0}};
+  auto const from = trivial_placement({1, 6, 6});
+  placement to;
+  to.assign(from.shape(), std::vector<index_t>{3, 4, 5, 0, 1, 2}).or_throw();
+  layer_transfer transfer;
+  detail::transfer_scratch scratch;
+  plan_layer_transfer(where, from, to, 0, scratch, transfer).or_throw();
+  REQUIRE(transfer.num_rounds == 3);
+
+  struct member {
+    member(topology const& all, placement const& holds, in_process_endpoint& endpoint)
+        : weights{all, endpoint.rank(), holds, {{16, 16}}},
+          store{all, 1},
+          wires{endpoint},
+          mover{all, endpoint.rank(), wires, store, {.rounds_per_batch = 1}} {
+      weights.add_to(store);
+    }
+    patterned_weights weights;
+    rank_store store;
+    shy_endpoint wires;
+    detail::layer_mover<shy_endpoint, rank_store> mover;
+  };
+  in_process_group group{2};
+  member first{where, from, group.endpoint(0)};
+  member second{where, from, group.endpoint(1)};
+  layer_transfer const* const layers[] = {&transfer};
+  for (auto* const self : {&first, &second}) {
+    self->mover.open(layers, 0).or_throw();
+    self->mover.begin_receive(0, 3).or_throw();
+  }
+  for (index_t round = 0; round < 3; ++round) {
+    bool arrived = false;
+    for (int i = 0; i < 4; ++i) {
+      for (auto* const self : {&first, &second}) {
+        self->mover.poll_receive(arrived).or_throw();
+        REQUIRE_FALSE(arrived);
+      }
+    }
+    for (auto* const self : {&first, &second}) {
+      self->mover.poll_receive(arrived, true).or_throw();
+      CHECK(arrived == (round == 2));
+    }
+  }
+  for (auto* const self : {&first, &second}) {
+    self->mover.commit(0, to, 1).or_throw();
+    CHECK(self->weights.first_error(to) == "");
+  }
 }

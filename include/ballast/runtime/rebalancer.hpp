@@ -999,10 +999,7 @@ private:
   }
   void poll_flight() {
     if (!flight_.open || flight_.arrived || !flight_.failure.ok()) { return; }
-    flight_.failure = mover().poll_receive(flight_.arrived);
-    if (flight_.failure.ok() && !flight_.arrived && detail::now() > flight_.deadline) {
-      flight_.failure = mover().abandon_receive();
-    }
+    flight_.failure = mover().poll_receive(flight_.arrived, detail::now() > flight_.deadline);
   }
   [[nodiscard]] status land_flight() {
     flight_.open = false;
@@ -1011,7 +1008,7 @@ private:
     return result.ok() ? launch_next() : result;
   }
   void ground_flight() {
-    if (flight_.open && !flight_.arrived && flight_.failure.ok()) { static_cast<void>(mover().abandon_receive()); }
+    if (flight_.open && !flight_.arrived && flight_.failure.ok()) { mover().abandon_receive(); }
     flight_.open = false;
   }
 
