@@ -75,10 +75,6 @@ struct rank_report {
   return report;
 }
 
-/// What waking up costs on a machine with many more processes than cores: two waits of one deadline each end a little
-/// after twice the deadline.
-inline constexpr ballast::nanoseconds_t leeway = 60 * millisecond;
-
 /// What a fault did to a group.
 struct verdict {
   bool struck = false;
@@ -165,7 +161,7 @@ private:
     }
     auto const taken = report.error_at - *strike_;
     out_.slowest = std::max(out_.slowest, taken);
-    if (taken > 2 * fault_.deadline + leeway) {
+    if (taken > 2 * fault_.deadline) {
       note(out_.too_late, "rank ", rank, " took ", taken / millisecond, " ms to say: ", report.error);
     }
   }

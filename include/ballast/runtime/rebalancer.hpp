@@ -907,22 +907,23 @@ private:
 
   /// Vote, and ask the live ranks when this rank missed the outcome.
   [[nodiscard]] vote_result decide(bool ready) {
-    auto vote = control_->vote(ready, time_left(6));
-    return vote.outcome == decision::undecided ? control_->recall(time_left(8)) : vote;
+    auto vote = control_->vote(ready, time_left(12));
+    return vote.outcome == decision::undecided ? control_->recall(time_left(15)) : vote;
   }
-  /// Time until so many quarters of the timeout have passed since the group's start. Receiving takes up to four of
+  /// Time until so many eighths of the timeout have passed since the group's start. Receiving takes up to eight of
   /// them. What follows waits a little longer than that, so that a rank which was ready at once still hears the no of
-  /// one that received in vain; and after eight quarters, twice the timeout, every rank has its answer.
-  [[nodiscard]] nanoseconds_t time_left(nanoseconds_t quarters) const noexcept {
+  /// one that received in vain. The last wait ends after fifteen: the sixteenth is for waking up, so that every rank
+  /// has its answer within twice the timeout.
+  [[nodiscard]] nanoseconds_t time_left(nanoseconds_t eighths) const noexcept {
     constexpr auto longest = std::numeric_limits<nanoseconds_t>::max() / 2;
     auto const spent = detail::now() - group_start_;
-    return std::max<nanoseconds_t>(std::min(options_.timeout, longest) / 4 * quarters - spent, 0);
+    return std::max<nanoseconds_t>(std::min(options_.timeout, longest) / 8 * eighths - spent, 0);
   }
 
   [[nodiscard]] status verify(status received) {
     std::vector<std::int64_t> sums(mover().num_messages(), 0);
     mover().checksum_sends(sums);
-    auto reduced = control_->all_reduce(sums, time_left(5));
+    auto reduced = control_->all_reduce(sums, time_left(10));
     if (!received.ok()) { return received; }
     if (!reduced.ok()) { return reduced; }
     return mover().check_arrivals(sums);
