@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// Optimal shares against an independent linear-programming solver. The build defines BALLAST_TESTS_GLPK where it links
-// GLPK.
+// Optimal shares against an independent linear-programming solver.
+#include <ballast/placement/headroom.hpp>
+#include <ballast/placement/replica_shares.hpp>
+
 #include <doctest/doctest.h>
+#include <glpk.h>
+#include <support/random.hpp>
+#include <support/trace_files.hpp>
 
-#if defined(BALLAST_TESTS_GLPK)
-
-  #include <ballast/placement/headroom.hpp>
-  #include <ballast/placement/replica_shares.hpp>
-
-  #include <glpk.h>
-  #include <support/random.hpp>
-  #include <support/trace_files.hpp>
-
-  #include <algorithm>
-  #include <cmath>
-  #include <cstddef>
-  #include <ostream>
-  #include <string>
-  #include <vector>
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <ostream>
+#include <string>
+#include <vector>
 
 using namespace ballast;
 
@@ -168,9 +164,3 @@ TEST_CASE("shares of later traffic of a large model equal the linear program's")
     }
   }
 }
-
-#else
-
-TEST_CASE("shares equal the linear program's") { MESSAGE("skipped: built without GLPK"); }
-
-#endif
