@@ -4,61 +4,28 @@
 
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/balanced.hpp>
-#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/balanced_shares.hpp>
 #include <ballast/placement/deepseek.hpp>
 #include <ballast/placement/headroom.hpp>
 #include <ballast/placement/incremental.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
-#include <ballast/placement/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
 #include <CLI/CLI.hpp>
 
-#include <cstddef>
 #include <optional>
 #include <string>
 #include <variant>
-#include <vector>
 
 namespace ballast_tools {
-
-/// The best balance under optimal shares, layer by layer: that of the plan with most room for later loads, unless the
-/// best plan for even shares, re-split, is clearly better on the loads at hand. It is where a rank has few slots.
-struct balanced_with_shares {
-  [[nodiscard]] ballast::status plan(ballast::load_history_view history, ballast::placement const& current,
-                                     ballast::topology const& where, ballast::placement& next) const {
-    if (auto result = ballast::headroom_placement{}.plan(history, current, where, next); !result.ok()) {
-      return result;
-    }
-    ballast::placement packed;
-    if (auto result = ballast::balanced_placement{}.plan(history, current, where, packed); !result.ok()) {
-      return result;
-    }
-    ballast::share_solver solver;
-    std::vector<ballast::load_t> loads(static_cast<std::size_t>(history.num_logical()));
-    for (ballast::index_t layer = 0; layer < history.num_layers(); ++layer) {
-      sum_buckets(history, layer, loads);
-      if (auto result = optimal_shares(where, packed, layer, loads, solver); !result.ok()) { return result; }
-      auto const with_room = balance_of(where, next, layer, loads).max;
-      auto const with_packing = balance_of(where, packed, layer, loads).max;
-      if (with_room > with_packing * worth_its_room) { next.copy_layer(packed, layer); }
-    }
-    return {};
-  }
-  void describe(ballast::digest& out) const { out.add("balanced_with_shares"); }
-
-private:
-  /// How much more load on the busiest rank the room for later loads may cost.
-  static constexpr double worth_its_room = 1.0005;
-};
 
 /// A policy that is chosen when the program runs.
 class any_policy {
 public:
   using choice = std::variant<ballast::deepseek_placement, ballast::balanced_placement, ballast::incremental_placement,
-                              ballast::headroom_placement, balanced_with_shares>;
+                              ballast::headroom_placement, ballast::balanced_shares_placement>;
 
   any_policy() = default;
   explicit any_policy(choice const& policy) : policy_{policy} {}
@@ -129,7 +96,9 @@ private:
   /// ones.
   [[nodiscard]] any_policy make_balanced(ballast::index_t nodes, ballast::share_mode shares) const {
     bool const bound_to_nodes = nodes > 1 && groups > 1 && groups % nodes == 0;
-    if (shares == ballast::share_mode::optimal && !bound_to_nodes) { return any_policy{balanced_with_shares{}}; }
+    if (shares == ballast::share_mode::optimal && !bound_to_nodes) {
+      return any_policy{ballast::balanced_shares_placement{}};
+    }
     return any_policy{ballast::balanced_placement{.num_groups = groups}};
   }
 

@@ -23,6 +23,7 @@
 #include <ballast/migration/transfer_plan.hpp>
 #include <ballast/migration/waypoints.hpp>
 #include <ballast/placement/balanced.hpp>
+#include <ballast/placement/balanced_shares.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/dead_ranks.hpp>
 #include <ballast/placement/deepseek.hpp>

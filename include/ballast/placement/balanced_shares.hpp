@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_PLACEMENT_BALANCED_SHARES_HPP
+#define BALLAST_PLACEMENT_BALANCED_SHARES_HPP
+
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/placement/balanced.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/headroom.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/policy.hpp>
+#include <ballast/placement/replica_shares.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Plans from scratch for engines that split each expert's tokens unevenly: room for later loads where it costs little.
+///
+/// Every layer gets the plan of `headroom_placement`, unless the plan of `balanced_placement` under optimal shares
+/// loads the busiest rank clearly less on the loads at hand. That happens where ranks have few slots: docs/shares.md.
+struct balanced_shares_placement {
+  headroom_placement with_room{};
+  balanced_placement packed{};
+  /// How much more load on the busiest rank the room for later loads may cost, in 1 / 1000000: 0 takes the better
+  /// balance on the given loads, a large value always the room.
+  std::int64_t room_price_ppm = 500;
+
+  /// Plan all layers, with shares.
+  ///
+  /// @param history  [H, L, E] tokens, >= 0; buckets are added up.
+  /// @param current  [L, P] gives the shape, and the experts on dead ranks.
+  /// @param where    ranks, nodes, slots and which ranks are alive.
+  /// @param next     out: [L, P] and shares; its storage is reused.
+  /// @return `errc::invalid_option` naming the option and its value.
+  /// @pre `validate_plan_inputs(history, current, where).ok()`
+  /// @complexity that of both plans
+  /// @throws std::bad_alloc
+  /// @determinism integer arithmetic throughout; ties go to the plan with room.
+  [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
+                            placement& next) const {
+    if (room_price_ppm < 0) {
+      return {errc::invalid_option,
+              detail::concat("balanced_shares: room_price_ppm is ", room_price_ppm, ", must be at least 0")};
+    }
+    if (auto result = with_room.plan(history, current, where, next); !result.ok()) { return result; }
+    placement other;
+    if (auto result = packed.plan(history, current, where, other); !result.ok()) { return result; }
+    share_solver solver;
+    std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
+    std::vector<load_t> on_rank(static_cast<std::size_t>(where.num_ranks()));
+    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+      sum_buckets(history, layer, loads);
+      if (auto result = optimal_shares(where, other, layer, loads, solver); !result.ok()) { return result; }
+      auto const busiest = [&](placement const& in) {
+        rank_loads(where, in, layer, loads, on_rank);
+        return *std::max_element(on_rank.begin(), on_rank.end());
+      };
+      if (!is_worth_its_price(busiest(next), busiest(other))) { next.copy_layer(other, layer); }
+    }
+    return {};
+  }
+
+  /// Mix name and options into what the ranks compare.
+  void describe(digest& out) const {
+    out.add(std::string_view{"balanced_shares"}).add(room_price_ppm);
+    with_room.describe(out);
+    packed.describe(out);
+  }
+
+private:
+  __extension__ using wide = __int128;
+
+  [[nodiscard]] bool is_worth_its_price(load_t with_room_max, load_t packed_max) const noexcept {
+    constexpr std::int64_t whole = 1000000;
+    return static_cast<wide>(with_room_max - packed_max) * whole <= static_cast<wide>(packed_max) * room_price_ppm;
+  }
+};
+static_assert(placement_policy<balanced_shares_placement>);
+
+BALLAST_END_NAMESPACE
+
+#endif
