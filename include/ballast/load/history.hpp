@@ -29,8 +29,8 @@ public:
                     "load_history_view: element count is not H * L * E");
   }
   /// A single bucket, `[L, E]`.
-  constexpr load_history_view(
-      matrix_view<load_t const> loads)  // NOLINT(google-explicit-constructor): one-bucket history
+  // NOLINTNEXTLINE(google-explicit-constructor): a history of one bucket
+  constexpr load_history_view(matrix_view<load_t const> loads)
       : load_history_view{loads.elements(), 1, loads.rows(), loads.columns()} {}
 
   [[nodiscard]] constexpr index_t num_buckets() const noexcept { return num_buckets_; }
