@@ -10,7 +10,7 @@
 TEST_CASE("processes move random pairs of placements right") {
   ballast_test::posix_runner runner;
   runner.group_sizes = {2, 4, 8};
-  ballast_test::check_random_moves(runner, 200);
+  ballast_test::check_random_moves(runner, 60);
 }
 
 TEST_CASE("processes that the kernel forbids to read each other do so too") {
