@@ -109,6 +109,7 @@ void on_threads(benchmark::State& state, phase what) {
   std::barrier gate{num_ranks + 1};
   std::atomic<bool> more{true};
   std::vector<std::thread> ranks;
+  ranks.reserve(static_cast<std::size_t>(num_ranks));
   for (index_t rank = 0; rank < num_ranks; ++rank) {
     ranks.emplace_back([&, rank] {
       std::vector<std::byte> weights(messages_per_rank * static_cast<std::size_t>(state.range(1)));

@@ -45,6 +45,7 @@ inline ballast::placement random_placement(ballast::placement_shape shape, gener
   std::vector<ballast::index_t> map;
   for (ballast::index_t layer = 0; layer < shape.num_layers; ++layer) {
     std::vector<ballast::index_t> row;
+    row.reserve(static_cast<std::size_t>(shape.num_slots));
     for (ballast::index_t p = 0; p < shape.num_slots; ++p) {
       row.push_back(p < shape.num_logical ? p : random.below(shape.num_logical));
     }

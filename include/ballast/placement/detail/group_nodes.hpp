@@ -162,6 +162,7 @@ private:
     ranks[static_cast<std::size_t>(where.node_of_rank(rank))] += where.is_live(rank) ? 1 : 0;
   }
   std::vector<index_t> places;
+  places.reserve(ranks.size());
   for (auto const live : ranks) {
     places.push_back(places_of_node(where, live * where.slots_per_rank(), group_size, num_groups));
   }
