@@ -142,3 +142,11 @@ TEST_CASE("different calls are told apart") {
   std::array<std::int64_t, 1> value{};
   CHECK(plane.all_reduce(value, 0).code() == make_error_code(errc::disagreement));
 }
+
+TEST_CASE("every rank that said no is named") {
+  ballast_test::check_complaints(engine_runner{}.run(3, [](auto& self, ballast_test::law_log& log) {
+    auto const result = self.control.vote(self.rank() == 0, ballast_test::patience);
+    log.expect_failure(result.reason, {errc::transport_failed}, "rank 1, rank 2 voted no", "vote");
+    ballast_test::meet(self, log);
+  }));
+}

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <limits>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -112,14 +113,14 @@ public:
   }
 
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
-    index_t against = -1;
+    std::string against;
     auto result = call({activity::votes, 0, 1}, std::vector<std::uint64_t>{yes}, timeout,
                        [&](std::size_t rank, std::size_t, std::span<std::uint64_t const> words) {
-                         if (words[0] == 0 && against < 0) { against = static_cast<index_t>(rank); }
+                         if (words[0] == 0) { against += detail::concat(against.empty() ? "rank " : ", rank ", rank); }
                        });
     ++votes_;
-    if (against >= 0) {
-      result = {errc::transport_failed, detail::concat("rank ", against, " voted no")};
+    if (!against.empty()) {
+      result = {errc::transport_failed, against + " voted no"};
       outcome_ = decision::drop;
     } else if (result.ok()) {
       outcome_ = decision::commit;

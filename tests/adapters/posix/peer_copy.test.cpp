@@ -161,3 +161,27 @@ TEST_CASE("the vote that follows a failed batch names the rank behind the failur
     ballast_test::meet(self, log);
   }));
 }
+
+TEST_CASE("a rank that gives up because another one failed names the rank where it began") {
+  posix_runner runner;
+  ballast_test::check_complaints(runner.run(4, [](auto& self, law_log& log) {
+    ballast_test::batch_memory memory{self, log, 1000, 1000};
+    auto batch = ballast_test::transport_law::single_message(1, 500);
+    batch.push_back(batch.front());
+    batch.back().to = 2;
+    batch.back().round = 1;
+    auto const view = memory.view(batch);
+    ballast_test::meet(self, log);
+    // Ranks 1 and 2 wait for rank 0, which is not there. Rank 3 says no, rank 1 therefore too, and rank 2 sees both.
+    if (self.rank() == 1 || self.rank() == 2) {
+      ballast_test::sleep_for((self.rank() - 1) * 200 * millisecond);
+      log.expect_ok(self.transport.start(view.sends, view.receives), "start");
+      log.expect_failure(self.transport.wait(patience), {errc::transport_failed}, "rank 3", "wait");
+    } else if (self.rank() == 0) {
+      ballast_test::sleep_for(400 * millisecond);
+    }
+    log.expect_failure(self.control.vote(self.rank() == 0, patience).reason, {errc::transport_failed}, "rank 3",
+                       "vote");
+    ballast_test::meet(self, log);
+  }));
+}

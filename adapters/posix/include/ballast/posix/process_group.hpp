@@ -244,7 +244,8 @@ public:
     ring_all();
   }
   /// A failure when another rank has given up a batch after `since`, or said no in the vote that comes next here.
-  [[nodiscard]] status doomed(nanoseconds_t since) const {
+  /// Should this rank's next vote be a no, it names the rank where the trouble began.
+  [[nodiscard]] status doomed(nanoseconds_t since) {
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
       if (rank == rank_ || is_expelled(rank)) { continue; }
       auto const& other = segment_.member_of(rank);
@@ -253,6 +254,7 @@ public:
       if (!by_ballot && other.distress_at.load() <= since) { continue; }
       auto const behind_it = unpack(by_ballot ? ballot >> 4 : other.distress.load());
       if (behind_it.why != cause::none && behind_it.culprit == rank_) { continue; }  // this rank knows better
+      suspicion_ = behind_it.why != cause::none ? behind_it : suspicion{cause::voted_no, rank};
       return dropped_by(rank, by_ballot ? " voted no" : " gave up", behind_it);
     }
     return {};
@@ -580,6 +582,8 @@ private:
     using ballast::detail::concat;
     auto const what = concat("rank ", rank, how);
     switch (behind_it.why) {
+      case cause::voted_no:
+        return {errc::transport_failed, concat(what, " because rank ", behind_it.culprit, " failed")};
       case cause::lost: return {errc::peer_lost, concat(what, " because rank ", behind_it.culprit, " is lost")};
       case cause::late:
         return {errc::deadline_exceeded, concat(what, " because rank ", behind_it.culprit, " was late")};
