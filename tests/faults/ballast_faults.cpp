@@ -127,12 +127,14 @@ int judge_all(arguments const& options, std::vector<std::string> const& lines) {
   std::array<row, fault_names.size()> rows;
   row total;
   int bad = 0;
+  int stopped_by_word = 0;
   for (auto const& line : lines) {
     verdict found;
     auto const index = from_line(line, found);
     auto const what = draw_fault(options.seed, index, options.deadline);
     rows[static_cast<std::size_t>(what.kind)].add(found);
     total.add(found);
+    stopped_by_word += what.engine_control ? 0 : found.not_serving;
     if (found.good()) { continue; }
     ++bad;
     std::fprintf(stderr, "fault %llu (%s, point '%s', rank %d of %d, %s%s):%s\n",
@@ -146,9 +148,12 @@ int judge_all(arguments const& options, std::vector<std::string> const& lines) {
   std::printf("|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (std::size_t kind = 0; kind < rows.size(); ++kind) { rows[kind].print(fault_names[kind]); }
   total.print("all");
-  std::printf("\nseed %llu, deadline %lld ms; %d draws did not strike; %d of %d overwritten sources were caught\n",
-              static_cast<unsigned long long>(options.seed), static_cast<long long>(options.deadline / millisecond),
-              total.not_struck, total.caught, rows[static_cast<std::size_t>(fault_kind::source_overwritten)].faults);
+  std::printf(
+      "\nseed %llu, deadline %lld ms; %d draws did not strike; %d of %d overwritten sources were caught; %d of the %d "
+      "ranks that stopped serving voted by one word\n",
+      static_cast<unsigned long long>(options.seed), static_cast<long long>(options.deadline / millisecond),
+      total.not_struck, total.caught, rows[static_cast<std::size_t>(fault_kind::source_overwritten)].faults,
+      stopped_by_word, total.sum.not_serving);
   return bad == 0 ? 0 : 1;
 }
 
