@@ -92,6 +92,7 @@ index_t fewest_rounds(topology const& where, placement const& from, std::vector<
                       std::size_t next = 0) {
   if (next == moves.size()) {
     std::vector<message_ends> ends;
+    ends.reserve(moves.size());
     for (auto const& move : moves) {
       ends.push_back({where.rank_of_slot(move.source_slot), where.rank_of_slot(move.target_slot)});
     }

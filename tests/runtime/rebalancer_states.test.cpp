@@ -369,7 +369,8 @@ TEST_CASE("what does not fit together is refused with the value") {
   in_process_group group{2};
   auto& me = group.endpoint(0);
   host_store store{where, num_layers};
-  auto const build = [&](rebalancer_options options, index_t per_chunk, index_t recorded_layers, topology ranks) {
+  auto const build = [&](rebalancer_options options, index_t per_chunk, index_t recorded_layers,
+                         topology const& ranks) {
     rebalancer moved{
         ranks, initial, window_recorder{recorded_layers, 4}, keep_placement{}, layers_per_chunk{per_chunk}, me, store,
         me,    options};

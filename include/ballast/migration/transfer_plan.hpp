@@ -135,7 +135,7 @@ private:
   [[nodiscard]] bool relieve(index_t busiest) {
     scratch_.found_by.assign(scratch_.sends_of_rank.size(), -1);
     scratch_.reached.assign(1, busiest);
-    for (std::size_t next = 0; next < scratch_.reached.size(); ++next) {
+    for (std::size_t next = 0; next < scratch_.reached.size(); ++next) {  // NOLINT(modernize-loop-convert): it grows
       auto const giver = scratch_.reached[next];
       for (std::size_t m = 0; m < moves_.size(); ++m) {
         if (where_.rank_of_slot(moves_[m].source_slot) != giver) { continue; }
