@@ -72,9 +72,10 @@ enum class share_mode : index_t {
 /// Starts from the placement in force and changes as little as pays.
 ///
 /// Layers in balance stay as they are. In the others experts get a copy where another can spare one, or change places,
-/// each step the one that removes the most overload for its bytes. With a budget only the budget limits; without one a
-/// plan stops where further moves would cost more time than they save. A layer never comes out worse than it was.
-/// Experts of dead ranks are given a new home first.
+/// each step the one that removes the most overload for its bytes. A second copy of an expert on its rank costs no
+/// bytes either; it stays only where the busiest rank would be busier without. With a budget only the budget limits;
+/// without one a plan stops where further moves would cost more time than they save. A layer never comes out worse than
+/// it was. Experts of dead ranks are given a new home first.
 ///
 /// @par Cost
 /// `Cost` turns the load of a rank into what it costs the step; see `rank_cost`.
@@ -86,10 +87,12 @@ struct basic_incremental_placement {
   move_cost_model worth{};
   /// False: move as long as it helps, where there is no budget.
   bool stop_when_not_worth = true;
-  /// The split that moves are chosen for. `optimal` writes the shares into the plan, solved anew for every layer.
+  /// The split that moves are chosen for. `optimal` writes the shares into the plan, solved anew for every layer; it
+  /// goes with `token_cost` only.
   share_mode shares = share_mode::even;
-  /// How often to undo a few changes of a layer of up to 320 slots and search again; less often in larger ones. Each
-  /// costs about as long as half the plan without, and each eight bring the excess of the busiest rank down by a tenth.
+  /// How often to undo a few changes of a layer and search again. Each costs about as long as half the plan without,
+  /// and each eight bring the excess of the busiest rank down by a tenth. Layers of more than 320 slots get fewer, as
+  /// the square of their slots: from 1600 on one search has to do.
   index_t retries_per_layer = 24;
   /// Candidate changes to look at in a layer, at most.
   std::int64_t work_per_layer = 4'000'000;
@@ -101,7 +104,8 @@ struct basic_incremental_placement {
   /// @param current  [L, P] the placement in force; its shares do not count, replicas are planned to share evenly.
   /// @param where    R ranks, and which are alive.
   /// @param next     out: [L, P], shares only if ranks are dead.
-  /// @return `errc::invalid_option` for a negative budget below -1; `errc::missing_expert` if the budget does not
+  /// @return `errc::invalid_option` for an option out of range, or optimal shares with a rank cost;
+  /// `errc::missing_expert` if the budget does not
   ///         suffice to give every expert of a dead rank a new home.
   /// @post every layer's largest rank cost is at most that of `current`, if no rank is dead.
   /// @complexity O(H L E + L P) for layers in balance, bounded by `work_per_layer` for the others.
@@ -116,6 +120,9 @@ struct basic_incremental_placement {
     if (retries_per_layer < 0 || retries_per_layer > 1'000'000) {
       return {errc::invalid_option, detail::concat("incremental_placement: retries_per_layer is ", retries_per_layer,
                                                    ", must be in [0, 1000000]")};
+    }
+    if (!detail::cost_is_load<Cost> && shares == share_mode::optimal) {
+      return {errc::invalid_option, "incremental_placement: optimal shares balance tokens; they know no rank cost"};
     }
     if (auto result = worth.validate(); !result.ok()) { return result; }
     next = current;
@@ -188,8 +195,8 @@ private:
   }
   [[nodiscard]] detail::move_limits limits(load_t mean, topology const& where) const {
     detail::move_limits result;
-    result.retries =
-        static_cast<index_t>(std::int64_t{retries_per_layer} * 320 / std::max(where.num_slots(), index_t{320}));
+    auto const slots = std::max(std::int64_t{where.num_slots()}, std::int64_t{320});
+    result.retries = static_cast<index_t>(retries_per_layer * (320 * 320) / (slots * slots));
     result.work = work_per_layer;
     result.goal = mean + (mean >> 13);
     result.least_gain = mean >> 11;

@@ -36,7 +36,8 @@ struct move_limits {
 /// - a copy of one of its experts in a slot whose expert has another copy,
 /// - one of its experts leaving for such a slot, a second copy of another one filling its place,
 /// - an exchange with a lighter expert of another rank.
-/// Changes without a move (a copy beside one that is there, one undone) come first. The target follows from the excess
+/// Changes without a move (a copy beside one that is there, one undone) come first. A copy beside another wastes the
+/// slot, but is a way to shift load without bytes. The target follows from the excess
 /// and the moves that are left. What stays in the end is the beginning of all changes that was worth most.
 template <rank_cost Cost>
 class move_search {
@@ -98,12 +99,14 @@ public:
       descend(best.max - (best.max - mean_) / 4);
       if (best_.length > 0) { best = best_; }
     }
+    drop_needless_doubles();
   }
 
 private:
   static constexpr index_t none = replica_map::none;
-  static constexpr index_t max_partners = 32;   ///< ranks of which a step tries every exchange
-  static constexpr std::size_t max_undone = 8;  ///< slots, of each retry
+  static constexpr index_t max_partners = 16;     ///< ranks of which a step tries every exchange
+  static constexpr std::size_t most_spare = 128;  ///< slots that a step considers, where there are far more
+  static constexpr std::size_t max_undone = 8;    ///< slots, of each retry
 
   struct entry {
     index_t slot;
@@ -167,6 +170,23 @@ private:
       journal_.pop_back();
     }
   }
+  /// A further copy on a rank that has one stays only where the layer would be worse with what the slot held before.
+  void drop_needless_doubles() {
+    auto const max = level_of(*map_).max;
+    for (bool again = true; again;) {
+      again = false;
+      for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+        auto const expert = map_->expert(slot);
+        auto const before = map_->expert_before(slot);
+        if (expert == before || map_->copies_on(map_->rank_of(slot), expert) < 2) { continue; }
+        if (map_->holds(map_->rank_of(slot), before)) { continue; }
+        map_->assign(slot, before);
+        bool const is_worse = level_of(*map_).max > max;
+        if (is_worse) { map_->assign(slot, expert); }
+        again = again || !is_worse;
+      }
+    }
+  }
   /// Give some slots back what they held at the start, and with them those without which an expert would vanish.
   void undo_some() {
     changed_.clear();
@@ -210,7 +230,7 @@ private:
     }
     auto const max = at(rank_cost_, hot_);
     note_milestone(max);
-    if (max <= std::max({limits_.goal, mean_, target}) || !can_pay_off()) { return false; }
+    if (max <= std::max({limits_.goal, mean_, target}) || !can_pay_off(target)) { return false; }
     aim_at(std::max(limits_.goal, target > 0 ? target : adaptive_target(max, sum)));
     return true;
   }
@@ -223,9 +243,9 @@ private:
     while (max <= mean_ + margin) { margin -= margin / 5 + 1; }
     return mean_ + margin;
   }
-  /// Whether perfect balance would be worth more than the best so far, at the price of the moves made up to now.
-  [[nodiscard]] bool can_pay_off() const {
-    return mean_ + limits_.price * (map_->moves() - moves_at_start_) < best_.worth;
+  /// Whether reaching the target, or perfect balance, is worth the moves made up to now.
+  [[nodiscard]] bool can_pay_off(load_t target) const {
+    return std::max(target, mean_) + limits_.price * (map_->moves() - moves_at_start_) < best_.worth;
   }
   void aim_at(load_t target) {
     target_ = target;
@@ -245,7 +265,6 @@ private:
     free_.worth = tolerance_;
     // Without moves left, only changes that cost none can be made.
     paid_.worth = has_moves ? tolerance_ : std::numeric_limits<load_t>::max() / 2;
-    if (spare_age_-- == 0) { find_spare(); }
     find_filler();
     look_at_emptying();
     if (free_.slot == none) { look_at_the_rest(); }
@@ -259,6 +278,7 @@ private:
   }
 
   void look_at_the_rest() {
+    if (spare_age_-- == 0) { find_spare(); }
     // A good candidate first, so that most of the others need no second look.
     static_cast<void>(look_at_exchanges(cold_));
     find_relief();
@@ -321,6 +341,19 @@ private:
       });
       for (auto i = first; i < spare_.size(); ++i) { spare_[i].gain -= rises; }
     }
+    keep_best_spare();
+  }
+  /// Of a long list, the slots where most load fits at least cost are enough.
+  void keep_best_spare() {
+    if (spare_.size() <= 4 * most_spare) { return; }
+    auto const middle = spare_.begin() + static_cast<std::ptrdiff_t>(most_spare);
+    auto const is_better = [](spare_slot const& a, spare_slot const& b) {
+      auto const difference = (a.gain - a.room) - (b.gain - b.room);
+      return difference != 0 ? difference > 0 : a.slot < b.slot;
+    };
+    std::nth_element(spare_.begin(), middle, spare_.end(), is_better);
+    spare_.erase(middle, spare_.end());
+    std::sort(spare_.begin(), spare_.end(), is_better);
   }
   /// Find an expert of the costliest rank that is nowhere else: a second copy of it there is a way to empty a slot.
   void find_filler() {
@@ -332,11 +365,11 @@ private:
 
   /// A slot of the costliest rank is emptied, or gets back what it held at the start.
   void look_at_emptying() {
-    for (auto const& spare : spare_) {
-      if (spare.rank != hot_ || spare.gain <= free_.worth) { continue; }
-      if (filler_ != none) { look_at_copy(spare, filler_); }
-      auto const before = map_->expert_before(spare.slot);
-      if (!map_->holds(hot_, before)) { look_at_copy(spare, before); }
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
+      if (map_->copies(map_->expert(slot)) < 2) { continue; }
+      if (filler_ != none) { look_at_copy(slot, filler_); }
+      auto const before = map_->expert_before(slot);
+      if (!map_->holds(hot_, before)) { look_at_copy(slot, before); }
     }
   }
   /// A further copy of an expert of the costliest rank takes the slot.
@@ -346,7 +379,7 @@ private:
       if (relief + spare.gain <= free_.worth) { continue; }
       bool const is_free = spare.refund == 1 || (may_be_local && map_->arrival(spare.rank, expert) == 0);
       if (is_free || relief + spare.gain - excess_of(spare.rank, spare.room + load) > paid_.worth) {
-        look_at_copy(spare, expert);
+        look_at_copy(spare.slot, expert);
       }
     }
   }
@@ -373,15 +406,15 @@ private:
     });
     return relief;
   }
-  void look_at_copy(spare_slot const& spare, index_t expert) {
-    if (map_->expert(spare.slot) == expert || map_->copies(map_->expert(spare.slot)) < 2) { return; }
+  void look_at_copy(index_t into, index_t expert) {
+    if (map_->expert(into) == expert || map_->copies(map_->expert(into)) < 2) { return; }
+    auto const rank = map_->rank_of(into);
     auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
     touched_.clear();
     map_->for_each_copy(expert, [&](index_t slot) { add(map_->rank_of(slot), less); });
-    add(spare.rank, map_->with_one_more(expert));
-    add_removal(spare.slot);
-    propose(gain_of_added(), map_->arrival(spare.rank, expert) - map_->refund(spare.slot),
-            {0, spare.slot, expert, none, none});
+    add(rank, map_->with_one_more(expert));
+    add_removal(into);
+    propose(gain_of_added(), map_->arrival(rank, expert) - map_->refund(into), {0, into, expert, none, none});
   }
 
   /// An expert of the costliest rank leaves for the slot, a second copy of another one takes its place.
@@ -446,8 +479,11 @@ private:
       at(other_discount_, i) = is_discounted(map_->first_slot(rank) + i, hot_);
     }
   }
+  /// Whether the slot's expert has arrived there, or left the other rank, which held a copy as well.
   [[nodiscard]] unsigned char is_discounted(index_t slot, index_t to) const {
-    return map_->refund(slot) == 1 || map_->held(to, map_->expert(slot)) ? 1 : 0;
+    auto const expert = map_->expert(slot);
+    if (expert != map_->expert_before(slot) && map_->refund(slot) == 1) { return 1; }
+    return map_->changed(to) && map_->held(to, expert) ? 1 : 0;
   }
   void look_at_exchange(index_t slot, index_t other) {
     --work_;
