@@ -56,7 +56,7 @@ public:
       auto& range = ranges[static_cast<std::size_t>(expert)];
       range = {first, count};
       if (count == 0) { continue; }
-      if (mode == dispatch_mode::nearest) {
+      if (mode == dispatch_mode::nearest && count > 1) {
         out[0] = sole(where.physical_id(nearest_replica(where, layer, expert, rank)));
         range.count = 1;
       } else if (mode == dispatch_mode::by_share && from.has_shares() && count > 1) {

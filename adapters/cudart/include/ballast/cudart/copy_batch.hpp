@@ -20,6 +20,9 @@ namespace cudart {
 /// @threads one thread at a time.
 class copy_batch {
 public:
+  /// Copies from the host do not belong in a batch with those on the device: the call would wait for the stream.
+  static constexpr bool mixes_host_and_device = false;
+
   /// Note a copy down. Copies of a batch must be independent of each other.
   void add(std::byte* to, std::byte const* from, std::size_t bytes) {
     if (bytes == 0) { return; }
@@ -40,13 +43,15 @@ public:
   [[nodiscard]] bool empty() const noexcept { return to_.empty(); }
   [[nodiscard]] std::size_t size() const noexcept { return to_.size(); }
 
+  /// Ask for copy engines even where a kernel of the driver's would be faster.
+  void prefer_copy_engines() noexcept { flags_ = cudaMemcpyFlagPreferOverlapWithCompute; }
+
   /// Enqueue everything on `on`, in no particular order among the copies, and forget it.
   ///
-  /// @param on     a created stream that is not being captured.
-  /// @param flags  `cudaMemcpyFlagPreferOverlapWithCompute` asks for copy engines even where a kernel would be faster.
+  /// @param on  a created stream that is not being captured.
   /// @complexity one call of the runtime; no allocation of ours.
   /// @throws std::bad_alloc on failure
-  [[nodiscard]] status submit(cudaStream_t on, unsigned flags = cudaMemcpyFlagDefault) {
+  [[nodiscard]] status submit(cudaStream_t on) {
     if (empty()) { return {}; }
     if (size() == 1) {
       auto const result = cudaMemcpyAsync(to_[0], from_[0], bytes_[0], cudaMemcpyDefault, on);
@@ -55,7 +60,7 @@ public:
     }
     cudaMemcpyAttributes attributes{};
     attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-    attributes.flags = flags;
+    attributes.flags = flags_;
     std::size_t first = 0;
     auto const result =
         cudaMemcpyBatchAsync(to_.data(), from_.data(), bytes_.data(), to_.size(), &attributes, &first, 1, on);
@@ -83,6 +88,7 @@ public:
   }
 
 private:
+  unsigned flags_ = cudaMemcpyFlagDefault;
   std::vector<void*> to_;
   std::vector<void const*> from_;
   std::vector<std::size_t> bytes_;

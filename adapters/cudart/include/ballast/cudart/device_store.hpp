@@ -70,7 +70,6 @@ public:
         options_{options},
         tables_{make_tables(where, rank, initial, options), where, rank},
         where_{std::move(where)},
-        committed_{event::create()},
         timer_{options.timed} {
     if (options.compute_stream == nullptr) {
       status{errc::invalid_option, "device_store: commits need a created stream, not the default stream"}.or_throw();
@@ -120,11 +119,11 @@ public:
     return note_enqueued();
   }
 
-  /// Hold the copy streams back until all commits so far are done, unless they are.
+  /// Hold the copy streams back until all commits so far are done. Where they are, the driver lets the streams be.
   [[nodiscard]] status prepare() {
-    if (!std::exchange(ahead_, false) || committed_.query() == cudaSuccess) { return {}; }
+    if (!std::exchange(ahead_, false)) { return {}; }
     for (auto const waiter : options_.copy_streams) {
-      if (auto result = committed_.hold_back(waiter); !result.ok()) { return result; }
+      if (auto result = tables_.published().hold_back(waiter); !result.ok()) { return result; }
     }
     return {};
   }
@@ -134,9 +133,13 @@ public:
                               epoch_t /*epoch*/) {
     profiler_range const range{"ballast commit"};
     if (auto result = timer_.start(options_.compute_stream); !result.ok()) { return result; }
-    if (auto result = enqueue_copies(copies); !result.ok()) { return result; }
+    if (auto result = collect_copies(copies); !result.ok()) { return result; }
     if (auto result = run_hook(layer, copies); !result.ok()) { return result; }
-    if (auto result = tables_.publish(where_, tables, layer, options_.compute_stream); !result.ok()) { return result; }
+    if constexpr (!Copies::mixes_host_and_device) {
+      if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
+    }
+    if (auto result = tables_.collect(where_, tables, layer, batch_); !result.ok()) { return result; }
+    if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
     return note_enqueued();
   }
@@ -179,7 +182,8 @@ private:
     }
   }
 
-  [[nodiscard]] status enqueue_copies(std::span<byte_copy const> copies) {
+  /// Enqueue all phases but the last, which the tables can join.
+  [[nodiscard]] status collect_copies(std::span<byte_copy const> copies) {
     index_t phase = 0;
     for (auto const& copy : copies) {
       if (copy.phase != phase) {
@@ -188,11 +192,12 @@ private:
       }
       batch_.add(copy.to, copy.from, copy.bytes);
     }
-    return batch_.submit(options_.compute_stream);
+    return {};
   }
 
   [[nodiscard]] status run_hook(index_t layer, std::span<byte_copy const> copies) {
     if (options_.hook.call == nullptr) { return {}; }
+    if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
     rewritten_.assign(rewritten_.size(), 0);
     for (auto const& copy : copies) {
       for (auto const& tensor : tensors(layer)) {
@@ -214,14 +219,13 @@ private:
 
   [[nodiscard]] status note_enqueued() {
     ahead_ = true;
-    return committed_.record(options_.compute_stream);
+    return tables_.mark_published(options_.compute_stream);
   }
 
   ballast::detail::tensor_registry registry_;
   device_store_options options_;
   device_tables<Tables, Copies> tables_;
   topology where_;
-  event committed_;  // the last thing of ours on the compute stream
   stage_timer timer_;
   bool ahead_ = false;  // the copy streams have not been ordered behind it yet
   stream_memory staging_;

@@ -39,7 +39,7 @@ public:
       : host_{std::move(tables)},
         first_slot_{where.first_slot(rank)},
         slots_{where.slots_per_rank()},
-        copied_{event::create()} {
+        published_{event::create()} {
     auto const layers = static_cast<std::size_t>(host_.shape().num_layers);
     ranges_ = device_memory<replica_range>::create(layers * row_ranges());
     entries_ = device_memory<dispatch_entry>::create(layers * row_entries());
@@ -54,18 +54,30 @@ public:
   /// @complexity as `dispatch_tables::publish`, and one call or launch. Waits only when the stream has not even
   ///             reached the layer's previous publication.
   [[nodiscard]] status publish(topology const& where, placement const& from, index_t layer, cudaStream_t on) {
+    if (auto result = collect(where, from, layer, batch_); !result.ok()) { return result; }
+    if (auto result = batch_.submit(on); !result.ok()) { return result; }
+    return mark_published(on);
+  }
+
+  /// The first half of `publish`: rebuild the tables and add their copies to a batch of the caller's.
+  [[nodiscard]] status collect(topology const& where, placement const& from, index_t layer, Copies& into) {
     host_.publish(where, from, layer);
     if (auto result = wait_for_mirror(layer); !result.ok()) { return result; }
     auto const at = static_cast<std::size_t>(layer);
     auto* mirror = mirror_.bytes().data() + at * row_bytes();
-    copy_row(host_.ranges().subspan(at * row_ranges(), row_ranges()), ranges_.data() + at * row_ranges(), mirror);
-    copy_row(host_.entries().subspan(at * row_entries(), row_entries()), entries_.data() + at * row_entries(), mirror);
-    copy_row(from.logical_of_slot(layer).subspan(static_cast<std::size_t>(first_slot_), row_map()),
-             local_map_.data() + at * row_map(), mirror);
-    if (auto result = batch_.submit(on); !result.ok()) { return result; }
+    auto const ranges = host_.ranges().subspan(at * row_ranges(), row_ranges());
+    auto const entries = host_.entries().subspan(at * row_entries(), row_entries());
+    auto const map = from.logical_of_slot(layer).subspan(static_cast<std::size_t>(first_slot_), row_map());
+    copy_row(ranges, ranges_.data() + at * row_ranges(), mirror, into);
+    copy_row(entries, entries_.data() + at * row_entries(), mirror, into);
+    copy_row(map, local_map_.data() + at * row_map(), mirror, into);
     in_flight_[at] = 1;
-    return copied_.record(on);
+    return {};
   }
+  /// The second half, behind the caller's batch. @param on the engine's compute stream
+  [[nodiscard]] status mark_published(cudaStream_t on) { return published_.record(on); }
+  /// Recorded behind the last publication.
+  [[nodiscard]] event const& published() const noexcept { return published_; }
 
   [[nodiscard]] Tables const& host() const noexcept { return host_; }
   /// What kernels read; stays valid for the life of the tables, in captured graphs too.
@@ -90,7 +102,7 @@ private:
   /// The layer's row of the mirror is still being read when its last copy is not done.
   [[nodiscard]] status wait_for_mirror(index_t layer) {
     if (in_flight_[static_cast<std::size_t>(layer)] == 0) { return {}; }
-    if (auto result = to_status(cudaEventSynchronize(copied_.get()), "cudaEventSynchronize"); !result.ok()) {
+    if (auto result = to_status(cudaEventSynchronize(published_.get()), "cudaEventSynchronize"); !result.ok()) {
       return result;
     }
     std::fill(in_flight_.begin(), in_flight_.end(), static_cast<unsigned char>(0));
@@ -98,10 +110,10 @@ private:
   }
 
   template <class T>
-  void copy_row(std::span<T const> from, T* to, std::byte*& mirror) {
+  static void copy_row(std::span<T const> from, T* to, std::byte*& mirror, Copies& into) {
     auto const bytes = std::as_bytes(from);
     std::copy(bytes.begin(), bytes.end(), mirror);
-    batch_.add(reinterpret_cast<std::byte*>(to), mirror, bytes.size());
+    into.add(reinterpret_cast<std::byte*>(to), mirror, bytes.size());
     mirror += bytes.size();
   }
 
@@ -113,7 +125,7 @@ private:
   device_memory<index_t> local_map_;
   pinned_buffer mirror_;  // a row of all three for each layer
   std::vector<unsigned char> in_flight_;
-  event copied_;
+  event published_;
   Copies batch_;
 };
 

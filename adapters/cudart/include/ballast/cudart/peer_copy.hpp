@@ -17,6 +17,7 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -49,9 +50,12 @@ struct peer_copy_options {
   index_t num_streams = 3;                            ///< messages are dealt over that many streams at most
   peer_access_test can_access = &enable_peer_access;  ///< where it says no, bytes go through the host
   std::size_t bounce_bytes = std::size_t{4} << 20;    ///< pinned memory of each stream for copies through the host
+  /// How long copies from the first peers wait for the last, to go out together. Longer where processes share a device:
+  /// their contexts take turns, and what comes late waits for the next.
+  nanoseconds_t gathering = 20'000;
 };
 
-/// Reads experts out of the peers' memory with the copy engines: a `peer_copier` without a kernel.
+/// Reads experts out of the peers' memory: a `peer_copier`, with the copy engines and no kernel unless asked for.
 ///
 /// A rank that opens a batch offers its messages to each peer, as a digest of tags and sizes. Where its commits are not
 /// done yet, it records an event behind them first, and a peer that expects just these messages orders its copies
@@ -59,9 +63,11 @@ struct peer_copy_options {
 /// copies are done and every peer that reads from it has said the same. An offer that nobody expects is never read.
 ///
 /// @tparam Directory  where the peers' memory is: `local_peers::member`, `ipc_peers`.
+/// @tparam Copies     what copies: `copy_batch`, or `kernel_copies`, which takes multiprocessors but costs the host the
+///                    same few microseconds for one copy and for a hundred.
 /// @threads one thread at a time; the rank's device is current there.
 /// @lifetime the directory's group and all registered memory must outlive it.
-template <peer_directory Directory>
+template <peer_directory Directory, class Copies = copy_batch>
 class peer_copy {
 public:
   /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`)
@@ -76,8 +82,10 @@ public:
     for (auto& lane : lanes_) {
       lane.copies = stream::create();
       lane.done = event::create();
+      if constexpr (std::same_as<Copies, copy_batch>) { lane.direct.prefer_copy_engines(); }
     }
     peers_.resize(static_cast<std::size_t>(directory_.num_ranks()));
+    access_.resize(peers_.size(), access::unknown);
   }
 
   [[nodiscard]] index_t rank() const noexcept { return directory_.rank(); }
@@ -112,7 +120,7 @@ public:
     failure_ = {};
     told_peers_ = false;
     open_ = true;
-    next_submit_ = ballast::detail::now() + gathering_time;
+    next_submit_ = ballast::detail::now() + options_.gathering;
     failure_ = mark_commits();
     if (failure_.ok()) {
       for (auto const& send : sends_) {
@@ -156,7 +164,7 @@ private:
   struct copy_lane {
     stream copies;
     event done;
-    copy_batch direct;
+    Copies direct;
     copy_batch staged;
     pinned_buffer bounce;
     bool used = false;
@@ -168,6 +176,7 @@ private:
     bool offers = false;         ///< its offer has been seen
     bool direct = true;          ///< copies need not go through the host
   };
+  enum class access : unsigned char { unknown, direct, staged };
   [[nodiscard]] peer_progress& at(index_t peer) { return peers_[static_cast<std::size_t>(peer)]; }
   [[nodiscard]] peer_progress const& at(index_t peer) const { return peers_[static_cast<std::size_t>(peer)]; }
 
@@ -212,7 +221,7 @@ private:
     if (!failure_.ok()) { return; }
     auto const now = ballast::detail::now();
     if (!all && now < next_submit_) { return; }
-    next_submit_ = now + gathering_time;
+    next_submit_ = now + options_.gathering;
     auto const first_left = std::stable_partition(waiting_.begin(), waiting_.end(),
                                                   [&](std::size_t i) { return !at(receives_[i].peer).offers; });
     for (auto i = first_left; i != waiting_.end() && failure_.ok(); ++i) { collect(receives_[*i], lane_of(*i)); }
@@ -241,13 +250,22 @@ private:
     auto const offer = directory_.board(peer, rank()).offered.load(std::memory_order_acquire);
     if ((offer & ~std::uint64_t{1}) != other.expected) { return false; }
     other.offers = true;
-    other.direct = options_.can_access(directory_.device(peer), directory_.device(rank()));
+    other.direct = may_read(peer);
     auto const& readable = directory_.readable(peer);
     if ((offer & 1) == 0 || readable.query() == cudaSuccess) { return true; }
     for (auto& lane : lanes_) {
       if (failure_.ok()) { failure_ = readable.hold_back(lane.copies.get()); }
     }
     return failure_.ok();
+  }
+
+  /// Asked once for each peer: switching access on takes the driver long.
+  [[nodiscard]] bool may_read(index_t peer) {
+    auto& known = access_[static_cast<std::size_t>(peer)];
+    if (known == access::unknown) {
+      known = options_.can_access(directory_.device(peer), directory_.device(rank())) ? access::direct : access::staged;
+    }
+    return known == access::direct;
   }
 
   /// Digest what goes to and comes from each peer: independent of order, and a message listed twice counts once.
@@ -280,7 +298,14 @@ private:
   }
 
   void collect(incoming_message const& receive, copy_lane& lane) {
-    auto& copies = at(receive.peer).direct ? lane.direct : lane.staged;
+    if (at(receive.peer).direct) {
+      collect(receive, lane.direct);
+    } else {
+      collect(receive, lane.staged);
+    }
+  }
+  template <class Batch>
+  void collect(incoming_message const& receive, Batch& copies) {
     std::size_t target = 0;
     std::size_t target_at = 0;
     for (auto const& source : receive.source) {
@@ -327,7 +352,7 @@ private:
     auto const on = lane.copies.get();
     // Staging is free for new bytes only behind this rank's own commits, which the first stream is ordered behind.
     if (!settled_ && !lane.used && &lane != &lanes_.front()) { failure_ = directory_.readable(rank()).hold_back(on); }
-    if (failure_.ok()) { failure_ = lane.direct.submit(on, cudaMemcpyFlagPreferOverlapWithCompute); }
+    if (failure_.ok()) { failure_ = lane.direct.submit(on); }
     if (failure_.ok() && !lane.staged.empty()) {
       failure_ = lane.bounce.allocate(options_.bounce_bytes);
       if (failure_.ok()) { failure_ = lane.staged.submit_through(lane.bounce.bytes(), on); }
@@ -394,7 +419,6 @@ private:
     static_cast<void>(cudaGetLastError());
   }
 
-  static constexpr nanoseconds_t gathering_time = 20'000;
   // Threads that ask the driver all the time keep others from enqueuing.
   static constexpr nanoseconds_t query_interval = 10'000;
 
@@ -404,6 +428,7 @@ private:
   nanoseconds_t next_query_ = 0;
   std::vector<copy_lane> lanes_;
   std::vector<peer_progress> peers_;
+  std::vector<access> access_;
   bool open_ = false;
   bool told_peers_ = false;
   bool settled_ = true;  // this rank's commits were done when the batch was opened

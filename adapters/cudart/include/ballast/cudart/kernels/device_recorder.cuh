@@ -55,6 +55,7 @@ public:
     window_ = device_memory<load_t>::create(static_cast<std::size_t>(num_buckets_) * cells_);
     mirror_.allocate(window_.size() * sizeof(load_t)).or_throw();
     view_ = {pass_.data(), gate_.data(), local_map, num_layers, num_logical, slots_per_rank, cells_, num_stripes};
+    folder_ = detail::folder{view_};
     set_gate(true).or_throw();
   }
 
@@ -110,7 +111,7 @@ public:
       ++filled_;
       to.bucket = window_.data() + static_cast<std::size_t>(newest_) * cells_;
     }
-    note(detail::fold(stream_, view_, to));
+    note(folder_.fold(stream_, to));
   }
 
   [[nodiscard]] index_t num_buckets() const noexcept { return num_buckets_; }
@@ -197,6 +198,7 @@ private:
   device_memory<load_t> upload_;       // [E]
   pinned_buffer mirror_;
   record_view view_;
+  detail::folder folder_;
   mutable status failure_;
 };
 

@@ -7,6 +7,7 @@
 #endif
 
 #include <ballast/cudart/error.hpp>
+#include <ballast/cudart/kernels/kernel_graph.cuh>
 #include <ballast/cudart/record_view.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/status.hpp>
@@ -44,6 +45,8 @@ struct fold_command {
   load_t* bucket = nullptr;  ///< [L, E], padded to a multiple of `fold_width`
   bool counted = false;      ///< false: forget the pass
   bool fresh = false;        ///< the bucket's old contents are forgotten
+
+  bool operator==(fold_command const&) const = default;
 };
 
 /// Close a pass: add its counts to a bucket of the window and clear them. One thread takes `fold_width` cells.
@@ -117,6 +120,37 @@ static __global__ void add_counts_kernel(load_t const* from, std::uint32_t* to, 
   fold_kernel<<<(groups + fold_threads - 1) / fold_threads, fold_threads, 0, stream>>>(counters, to, groups);
   return to_status(cudaGetLastError(), "fold_kernel");
 }
+
+/// The same, pass after pass.
+class folder {
+public:
+  folder() = default;
+  /// @throws std::system_error in `cudart::category()`
+  explicit folder(record_view const& counters)
+      : counters_{counters},
+        groups_{static_cast<unsigned>(padded_cells(counters.num_layers, counters.num_logical) / fold_width)} {
+    if (groups_ > 0) { prepare({}).or_throw(); }
+  }
+  [[nodiscard]] status fold(cudaStream_t stream, fold_command to) {
+    if (groups_ == 0) { return {}; }
+    if (to != prepared_) {
+      if (auto result = prepare(to); !result.ok()) { return result; }
+    }
+    return kernel_.launch(stream);
+  }
+
+private:
+  [[nodiscard]] status prepare(fold_command to) {
+    auto result = kernel_.prepare((groups_ + fold_threads - 1) / fold_threads, fold_threads, counters_, to, groups_);
+    if (result.ok()) { prepared_ = to; }
+    return result;
+  }
+
+  record_view counters_;
+  unsigned groups_ = 0;
+  kernel_graph<record_view, fold_command, unsigned> kernel_{&fold_kernel};
+  fold_command prepared_;
+};
 
 }  // namespace detail
 

@@ -7,6 +7,7 @@
 #endif
 
 #include <ballast/cudart/error.hpp>
+#include <ballast/cudart/kernels/kernel_graph.cuh>
 #include <ballast/status.hpp>
 
 #include <algorithm>
@@ -75,13 +76,17 @@ static __global__ void __launch_bounds__(copy_threads) copy_kernel(__grid_consta
 
 }  // namespace detail
 
-/// A `copy_batch` for the commits of a `device_store` that does its copies with a kernel of the compute stream: one
-/// launch where the copy engines need a microsecond and a half of the host for each small copy, and are slower below
-/// some ten MiB. It takes the multiprocessors that the forward passes before and after it would have.
+/// A `copy_batch` that does its copies with one kernel, where the driver takes two to six microseconds of the host for
+/// each copy.
+///
+/// For the commits of a `device_store`, which take the multiprocessors that the forward passes before and after them
+/// would have; and for the pulls of a `peer_copy`, which then take multiprocessors from the pass that runs meanwhile.
 ///
 /// @threads one thread at a time.
 class kernel_copies {
 public:
+  static constexpr bool mixes_host_and_device = true;  // one kernel reads pinned memory and device memory
+
   /// @throws std::system_error in `cudart::category()`
   kernel_copies() {
     int device = 0;
@@ -97,6 +102,9 @@ public:
   void add(std::byte* to, std::byte const* from, std::size_t bytes) {
     if (bytes > 0) { copies_.push_back({to, from, bytes}); }
   }
+
+  void clear() noexcept { copies_.clear(); }
+  [[nodiscard]] bool empty() const noexcept { return copies_.empty(); }
 
   /// Enqueue everything on `on` and forget it. @complexity a launch for each 128 copies, no allocation.
   [[nodiscard]] status submit(cudaStream_t on) {
@@ -126,11 +134,12 @@ private:
       pieces += (each.bytes + detail::copy_piece - 1) / detail::copy_piece;
     }
     auto const blocks = static_cast<unsigned>(std::min(pieces, most_blocks_));
-    detail::copy_kernel<<<blocks, detail::copy_threads, 0, on>>>(list);
-    return to_status(cudaGetLastError(), "copy_kernel");
+    if (auto result = kernel_.prepare(blocks, detail::copy_threads, list); !result.ok()) { return result; }
+    return kernel_.launch(on);
   }
 
   std::vector<copy> copies_;
+  kernel_graph<detail::copy_list> kernel_{&detail::copy_kernel};
   std::uint64_t most_blocks_ = 1;
 };
 
