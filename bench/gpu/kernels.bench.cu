@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/device_tables.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/kernels/route.cuh>
 #include <ballast/dispatch/table_view.hpp>
+#include <ballast/dispatch/tables.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/topology.hpp>
 
 #include "support.hpp"
 
@@ -150,6 +154,79 @@ void route(benchmark::State& state, work what, ballast::dispatch_rule rule, bool
   race_with_empty(state, stream.get(), graph, passes * static_cast<double>(num_ids * sizeof(Id)));
 }
 
+/// Tables of 288 slots for 256 experts on 32 ranks, most replicated experts with three uneven shares.
+struct share_tables {
+  static constexpr index_t num_layers = launch_graph::launches;
+  static constexpr index_t num_logical = 256;
+  explicit share_tables(cudaStream_t stream, ballast::dispatch_mode mode)
+      : tables{ballast::dispatch_tables{where, {num_layers, num_logical, 288}, ballast::rank_id{1}, mode}, where, 1} {
+    auto holds = ballast::trivial_placement({num_layers, num_logical, 288});
+    holds.make_shares_even();
+    for (index_t layer = 0; layer < num_layers; ++layer) {
+      auto const shares = holds.edit_shares(layer);
+      for (index_t expert = 0; expert < num_logical; ++expert) {
+        auto const replicas = holds.replicas_of(layer, expert);
+        if (replicas.size() < 2) { continue; }
+        auto const moved = shares[static_cast<std::size_t>(replicas[0])] / 3;
+        shares[static_cast<std::size_t>(replicas[0])] -= moved;
+        shares[static_cast<std::size_t>(replicas[1])] += moved;
+      }
+      tables.publish(where, holds, layer, stream).or_throw();
+    }
+    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+  }
+  ballast::topology where{{32, 4, 9, 0}};
+  ballast::cudart::device_tables<> tables;
+};
+
+/// Uneven shares in turn with even ones: the same choices, dispatched alone or counted too.
+void by_share(benchmark::State& state, bool counted) {
+  auto const num_tokens = static_cast<std::size_t>(state.range(0));
+  constexpr std::size_t top_k = 8;
+  static ballast_bench::token_trace const trace;
+  auto const stream = ballast::cudart::stream::create();
+  std::vector<device_memory<std::int32_t>> ids;
+  std::vector<device_memory<std::int32_t>> physical;
+  constexpr std::size_t num_buffers = 8;
+  for (std::size_t layer = 0; layer < num_buffers; ++layer) {
+    ids.push_back(to_device(trace.choices(num_tokens, top_k, share_tables::num_logical, layer)));
+    physical.push_back(device_memory<std::int32_t>::create(num_tokens * top_k));
+  }
+  ballast::cudart::device_recorder const counts{
+      stream.get(), share_tables::num_layers, share_tables::num_logical, {1, 1}};
+  share_tables const shared{stream.get(), ballast::dispatch_mode::by_share};
+  share_tables const even{stream.get(), ballast::dispatch_mode::even};
+  auto const launch = [&](share_tables const& map, int i) {
+    auto const at = static_cast<std::size_t>(i) % num_buffers;
+    ballast::cudart::routing<std::int32_t> const input{ids[at].data(), static_cast<index_t>(num_tokens), top_k,
+                                                       nullptr};
+    if (counted) {
+      ballast::cudart::dispatch_and_record(stream.get(), counts.view(), map.tables.view(), i, input,
+                                           physical[at].data())
+          .or_throw();
+    } else {
+      ballast::cudart::dispatch(stream.get(), map.tables.view(), i, input, physical[at].data()).or_throw();
+    }
+  };
+  launch_graph const by_share_graph{stream.get(), [&](int i) { launch(shared, i); }};
+  launch_graph const even_graph{stream.get(), [&](int i) { launch(even, i); }};
+  ballast_bench::stopwatch watch;
+  std::vector<double> times;
+  std::vector<double> even_times;
+  for (int i = 0; i < 5; ++i) {
+    static_cast<void>(even_graph.time(stream.get(), watch));
+    static_cast<void>(by_share_graph.time(stream.get(), watch));
+  }
+  for (auto _ : state) {
+    even_times.push_back(even_graph.time(stream.get(), watch));
+    times.push_back(by_share_graph.time(stream.get(), watch));
+    state.SetIterationTime(times.back() * 1e-6);
+  }
+  state.counters["median_us"] = ballast_bench::median(times);
+  state.counters["even_us"] = ballast_bench::median(even_times);
+  state.counters["x_even"] = ballast_bench::median(times) / ballast_bench::median(even_times);
+}
+
 void fold(benchmark::State& state) {
   auto const num_layers = static_cast<index_t>(state.range(0));
   auto const num_logical = static_cast<index_t>(state.range(1));
@@ -197,6 +274,13 @@ int const registered = [] {
   add_route<std::int32_t>("fused_plain_launch", work::fused, hashed, false);
   add_route<std::int32_t>("one_atomic_an_id", work::one_atomic_an_id);
   add_route<std::int64_t>("one_atomic_an_id", work::one_atomic_an_id);
+  for (bool const counted : {false, true}) {
+    auto* const benchmark =
+        benchmark::RegisterBenchmark(counted ? "fused_by_share" : "dispatch_by_share",
+                                     [counted](benchmark::State& state) { by_share(state, counted); });
+    benchmark->ArgName("tokens")->UseManualTime()->Iterations(200)->Unit(benchmark::kMicrosecond);
+    for (auto const tokens : {64, 1024, 4096, 16384}) { benchmark->Arg(tokens); }
+  }
   benchmark::RegisterBenchmark("fold", fold)
       ->ArgNames({"layers", "experts"})
       ->UseManualTime()

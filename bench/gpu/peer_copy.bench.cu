@@ -28,7 +28,6 @@ using ballast::cudart::device_memory;
 using ballast_bench::check;
 using transport = ballast::cudart::peer_copy<ballast::cudart::local_peers::member>;
 
-constexpr index_t num_ranks = 8;
 constexpr index_t slots = 9;
 constexpr ballast::nanoseconds_t timeout = 10'000'000'000;
 
@@ -73,6 +72,7 @@ public:
         for (;;) {
           meet_.arrive_and_wait();
           if (!work_) { return; }
+          ballast_bench::use_device_of(rank);
           begin_[static_cast<std::size_t>(rank)] = microseconds_now();
           work_(rank);
           end_[static_cast<std::size_t>(rank)] = microseconds_now();
@@ -107,8 +107,12 @@ public:
   plain_copies(std::vector<std::unique_ptr<rank_state>> const& ranks, whole_layer const& layer,
                ballast_bench::expert_sizes const& sizes) {
     std::size_t const per_rank = (sizes.total() + sizes.tensors.size() * 256) * slots;
-    for (index_t rank = 0; rank < num_ranks; ++rank) { staging_.push_back(device_memory<std::byte>::create(per_rank)); }
-    std::vector<std::size_t> used(num_ranks);
+    for (index_t rank = 0; rank < layer.where.num_ranks(); ++rank) {
+      ballast_bench::use_device_of(rank);
+      staging_.push_back(device_memory<std::byte>::create(per_rank));
+      streams_.push_back(ballast::cudart::stream::create());
+    }
+    std::vector<std::size_t> used(staging_.size());
     for (auto const& move : layer.transfer.moves) {
       auto const from = static_cast<std::size_t>(layer.where.rank_of_slot(move.source_slot));
       auto const to = static_cast<std::size_t>(layer.where.rank_of_slot(move.target_slot));
@@ -119,7 +123,6 @@ public:
         used[to] += (bytes + 255) / 256 * 256;
       }
     }
-    for (int i = 0; i < 8; ++i) { streams_.push_back(ballast::cudart::stream::create()); }
   }
 
   /// Microseconds from the first enqueue to the last byte.
@@ -150,10 +153,12 @@ private:
 };
 
 void one_process(benchmark::State& state, ballast_bench::expert_sizes const& sizes) {
+  auto const num_ranks = std::max<index_t>(ballast_bench::rank_count(8), 2);
   whole_layer const layer{num_ranks, slots};
   ballast::cudart::local_peers peers{num_ranks};
   std::vector<std::unique_ptr<rank_state>> ranks;
   for (index_t rank = 0; rank < num_ranks; ++rank) {
+    ballast_bench::use_device_of(rank);
     ranks.push_back(std::make_unique<rank_state>(layer, sizes, peers, rank, static_cast<index_t>(state.range(0))));
   }
   plain_copies plain{ranks, layer, sizes};
@@ -167,7 +172,7 @@ void one_process(benchmark::State& state, ballast_bench::expert_sizes const& siz
   std::map<std::string, std::vector<double>> by_hand;
   rank_team team{num_ranks};
   for (auto _ : state) {
-    for (std::size_t const streams : {1u, 2u, 4u, 8u}) {
+    for (std::size_t streams = 1; streams <= static_cast<std::size_t>(num_ranks); streams *= 2) {
       by_hand["by_rank_" + std::to_string(streams)].push_back(plain.run(streams, true));
       by_hand["in_turn_" + std::to_string(streams)].push_back(plain.run(streams, false));
     }
@@ -187,13 +192,17 @@ void one_process(benchmark::State& state, ballast_bench::expert_sizes const& siz
     for (auto const& rank : ranks) { rank->messages->renew_tags(layer.transfer.moves.size()); }
     auto const begin = microseconds_now();
     for (auto const& rank : ranks) {
+      ballast_bench::use_device_of(rank->wires.rank());
       rank->store.prepare().or_throw();
       rank->wires.start(rank->messages->sends(), rank->messages->receives()).or_throw();
     }
     auto const started = microseconds_now();
     for (bool pending = true; pending;) {
       pending = false;
-      for (auto const& rank : ranks) { pending |= rank->wires.poll() == ballast::transfer_state::pending; }
+      for (auto const& rank : ranks) {
+        ballast_bench::use_device_of(rank->wires.rank());
+        pending |= rank->wires.poll() == ballast::transfer_state::pending;
+      }
     }
     auto const done = microseconds_now();
     for (auto const& rank : ranks) { rank->wires.wait(timeout).or_throw(); }

@@ -23,7 +23,6 @@ using ballast::index_t;
 using ballast::cudart::device_memory;
 using ballast_bench::check;
 
-constexpr index_t num_ranks = 8;
 constexpr index_t slots = 9;
 constexpr ballast::nanoseconds_t timeout = 20'000'000'000;
 constexpr int repetitions = 25;
@@ -85,10 +84,13 @@ private:
 
 ballast_bench::samples pull_a_layer(ballast::posix::process_group& group, std::string const& argument) {
   using peers = ballast::cudart::ipc_peers<ballast::posix::process_group>;
+  ballast_bench::use_device_of(group.rank());
   auto const sizes = ballast_bench::sizes_named(argument);
   ballast_bench::whole_layer const layer{group.num_ranks(), slots};
   auto const compute = ballast::cudart::stream::create();
-  ballast::cudart::peer_copy<peers> wires{peers{group}};
+  // Contexts that share a card take turns: what goes out late waits for the next one.
+  ballast::nanoseconds_t const gathering = group.num_ranks() > ballast_bench::num_devices() ? 200'000 : 20'000;
+  ballast::cudart::peer_copy<peers> wires{peers{group}, {.gathering = gathering}};
   ballast::cudart::device_store<> store{
       layer.where,
       group.rank(),
@@ -123,6 +125,7 @@ ballast_bench::samples pull_a_layer(ballast::posix::process_group& group, std::s
 }
 
 void eight_processes(benchmark::State& state, std::string const& model) {
+  auto const num_ranks = std::max<index_t>(ballast_bench::rank_count(8), 2);
   auto const sizes = ballast_bench::sizes_named(model);
   auto const result = ballast_bench::run_ranks("pull_a_layer", num_ranks, model);
   auto const payload = static_cast<double>(sizes.total()) * num_ranks * slots;

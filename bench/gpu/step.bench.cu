@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/cudart/device_store.hpp>
+#include <ballast/cudart/ipc_peers.hpp>
 #include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/kernel_copies.cuh>
 #include <ballast/cudart/peer_copy.hpp>
@@ -9,26 +10,29 @@
 #include <ballast/transport/in_process.hpp>
 
 #include "expert_sizes.hpp"
+#include "rank_processes.hpp"
 #include "support.hpp"
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-// What a call of on_forward_pass_end() costs the scheduler's thread.
+// What a call of on_forward_pass_end() costs the scheduler's thread, waits for other ranks left out.
 
 namespace ballast_step_bench {
 
 using namespace ballast;
 using ballast_bench::check;
 
-/// Time that a thread spent where it waits for other ranks.
-struct waits {
+/// Time that parts of a step took, summed up until taken.
+struct part {
   nanoseconds_t spent = 0;
   template <class Call>
   auto time(Call call) {
@@ -37,82 +41,88 @@ struct waits {
     spent += ballast::detail::now() - begin;
     return result;
   }
+  [[nodiscard]] double take_microseconds() { return static_cast<double>(std::exchange(spent, 0)) * 1e-3; }
 };
 
-using wires = cudart::peer_copy<cudart::local_peers::member>;
+struct parts {
+  part waiting;     ///< for other ranks and for copies
+  part preparing;   ///< `prepare` of the store
+  part starting;    ///< `start` of the transport
+  part committing;  ///< `commit` of the store
+};
 
 /// A transport whose waiting is not counted as work.
+template <class Wires>
 class timed_wires {
 public:
-  timed_wires(wires& inner, waits& waiting) : inner_{&inner}, waiting_{&waiting} {}
+  timed_wires(Wires& inner, parts& times) : inner_{&inner}, times_{&times} {}
   [[nodiscard]] index_t rank() const noexcept { return inner_->rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return inner_->num_ranks(); }
   [[nodiscard]] status expose(std::span<segment const> regions) { return inner_->expose(regions); }
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
-    auto const begin = ballast::detail::now();
-    auto result = inner_->start(sends, receives);
-    starting = ballast::detail::now() - begin;
-    return result;
+    return times_->starting.time([&] { return inner_->start(sends, receives); });
   }
   [[nodiscard]] transfer_state poll() { return inner_->poll(); }
   [[nodiscard]] status wait(nanoseconds_t timeout) {
-    return waiting_->time([&] { return inner_->wait(timeout); });
+    return times_->waiting.time([&] { return inner_->wait(timeout); });
   }
 
-  nanoseconds_t starting = 0;  ///< what the last `start` took
-
 private:
-  wires* inner_;
-  waits* waiting_;
+  Wires* inner_;
+  parts* times_;
 };
 
-/// A store that knows what its last commit took.
+/// A store that knows what its calls took.
 template <class Copies>
 class timed_store : public cudart::device_store<dispatch_tables, Copies> {
 public:
-  using cudart::device_store<dispatch_tables, Copies>::device_store;
+  using base = cudart::device_store<dispatch_tables, Copies>;
+  timed_store(topology const& where, index_t rank, placement const& initial,
+              cudart::device_store_options const& options, parts& times)
+      : base{where, rank, initial, options}, times_{&times} {}
+  [[nodiscard]] status prepare() {
+    return times_->preparing.time([&] { return base::prepare(); });
+  }
   [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
                               epoch_t epoch) {
-    auto const begin = ballast::detail::now();
-    auto result = cudart::device_store<dispatch_tables, Copies>::commit(layer, copies, tables, epoch);
-    committing = ballast::detail::now() - begin;
-    return result;
+    return times_->committing.time([&] { return base::commit(layer, copies, tables, epoch); });
   }
-  nanoseconds_t committing = 0;
+
+private:
+  parts* times_;
 };
 
 /// The same for a control plane.
 class timed_control {
 public:
-  timed_control(in_process_endpoint& inner, waits& waiting) : inner_{&inner}, waiting_{&waiting} {}
+  timed_control(posix::process_group& inner, parts& times) : inner_{&inner}, times_{&times} {}
   [[nodiscard]] index_t rank() const noexcept { return inner_->rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return inner_->num_ranks(); }
   [[nodiscard]] std::uint64_t membership() const { return inner_->membership(); }
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
-    return waiting_->time([&] { return inner_->all_reduce(values, timeout); });
+    return times_->waiting.time([&] { return inner_->all_reduce(values, timeout); });
   }
   [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
                                   nanoseconds_t timeout) {
-    return waiting_->time([&] { return inner_->all_gather(mine, all, timeout); });
+    return times_->waiting.time([&] { return inner_->all_gather(mine, all, timeout); });
   }
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
-    return waiting_->time([&] { return inner_->broadcast(bytes, root, timeout); });
+    return times_->waiting.time([&] { return inner_->broadcast(bytes, root, timeout); });
   }
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
-    return waiting_->time([&] { return inner_->vote(yes, timeout); });
+    return times_->waiting.time([&] { return inner_->vote(yes, timeout); });
   }
   [[nodiscard]] vote_result recall(nanoseconds_t timeout) {
-    return waiting_->time([&] { return inner_->recall(timeout); });
+    return times_->waiting.time([&] { return inner_->recall(timeout); });
   }
 
 private:
-  in_process_endpoint* inner_;
-  waits* waiting_;
+  posix::process_group* inner_;
+  parts* times_;
 };
 
 /// Trades the experts of some slots between neighbouring ranks, in every layer.
 struct trade_with_neighbour {
-  index_t slots_per_rank = 1;
   index_t experts = 1;
   [[nodiscard]] status plan(load_history_view, placement const& current, topology const& where, placement& next) const {
     next = current;
@@ -128,7 +138,7 @@ struct trade_with_neighbour {
     }
     return {};
   }
-  void describe(digest& out) const { out.add(std::string_view{"trade"}).add(slots_per_rank).add(experts); }
+  void describe(digest& out) const { out.add(std::string_view{"trade"}).add(experts); }
 };
 
 struct layer_by_layer {
@@ -142,27 +152,75 @@ struct layer_by_layer {
   void describe(digest& out) const { out.add(std::string_view{"layer_by_layer"}); }
 };
 
-template <class Copies>
+__global__ void spin_kernel(long long cycles) {
+  for (auto const begin = clock64(); clock64() - begin < cycles;) {}
+}
+__global__ void empty_kernel() {}
+
+/// What an engine does around the call: launch a pass as a graph, and later wait for what it gave.
+class forward_pass {
+public:
+  explicit forward_pass(cudaStream_t stream) : stream_{stream} {
+    constexpr int launches = 60;
+    constexpr long long cycles = 8'000;
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    for (int i = 0; i < launches; ++i) { spin_kernel<<<1, 32, 0, stream>>>(cycles); }
+    check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+    check(cudaGraphInstantiate(&executable_, graph, 0), "cudaGraphInstantiate");
+    check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  }
+  forward_pass(forward_pass const&) = delete;
+  forward_pass& operator=(forward_pass const&) = delete;
+  ~forward_pass() { static_cast<void>(cudaGraphExecDestroy(executable_)); }
+
+  /// What a scheduler does before it calls: nothing with the driver for half a millisecond, or launch a pass.
+  void before_call(bool launches) {
+    work_for(launches ? 100'000 : 500'000);
+    if (!launches) { return; }
+    check(cudaGraphLaunch(executable_, stream_), "cudaGraphLaunch");
+    over_.record(stream_).or_throw();
+  }
+  void after_call(bool launches) const {
+    if (launches) { check(cudaEventSynchronize(over_.get()), "cudaEventSynchronize"); }
+  }
+
+private:
+  /// A thread that slept would measure a slow clock.
+  static void work_for(nanoseconds_t time) {
+    for (auto const until = ballast::detail::now() + time; ballast::detail::now() < until;) {}
+  }
+  cudaStream_t stream_;
+  cudaGraphExec_t executable_ = nullptr;
+  cudart::event over_ = cudart::event::create();
+};
+
+/// A model of 256 experts on two ranks, each in a process of its own. `Pull` copies from the peer, `Copies` commits.
+template <class Pull, class Copies>
 struct rank_state {
-  using store_type = timed_store<Copies>;
-  rank_state(topology const& where, placement const& initial, std::vector<std::size_t> const& tensors,
-             in_process_endpoint& endpoint, cudart::local_peers& peers, index_t experts,
-             rebalancer_options const& options)
-      : copies{peers.join(endpoint.rank())},
-        transport{copies, waiting},
-        control{endpoint, waiting},
-        store{
-            where, endpoint.rank(), initial, {.compute_stream = compute.get(), .copy_streams = {copies.copy_stream()}}},
+  using wires = cudart::peer_copy<cudart::ipc_peers<posix::process_group>, Pull>;
+  static constexpr index_t num_layers = 8;
+
+  rank_state(posix::process_group& group, index_t experts, rebalancer_options const& options)
+      : copies{cudart::ipc_peers<posix::process_group>{group}},
+        transport{copies, times},
+        control{group, times},
+        store{where,
+              group.rank(),
+              initial,
+              {.compute_stream = compute.get(), .copy_streams = {copies.copy_stream()}},
+              times},
         moved{where,
               initial,
-              cudart::device_recorder{compute.get(), initial.num_layers(), initial.num_logical(), {1000, 8}},
-              trade_with_neighbour{where.slots_per_rank(), experts},
+              cudart::device_recorder{compute.get(), num_layers, initial.num_logical(), {1000, 8}},
+              trade_with_neighbour{experts},
               layer_by_layer{},
               transport,
               store,
               control,
               options} {
-    for (index_t layer = 0; layer < initial.num_layers(); ++layer) {
+    auto const tensors = ballast_bench::qwen3_30b_fp8().tensors;
+    for (index_t layer = 0; layer < num_layers; ++layer) {
       for (std::size_t t = 0; t < tensors.size(); ++t) {
         weights.push_back(
             cudart::device_memory<std::byte>::create(tensors[t] * static_cast<std::size_t>(where.slots_per_rank())));
@@ -170,108 +228,157 @@ struct rank_state {
       }
     }
   }
-  waits waiting;
+  topology where{{2, 1, 144, 0}};
+  placement initial = trivial_placement({num_layers, 256, 288});
+  parts times;
   cudart::stream compute = cudart::stream::create();
   wires copies;
-  timed_wires transport;
+  timed_wires<wires> transport;
   timed_control control;
   std::vector<cudart::device_memory<std::byte>> weights;
-  store_type store;
-  rebalancer<cudart::device_recorder, trade_with_neighbour, layer_by_layer, timed_wires, store_type, timed_control>
+  timed_store<Copies> store;
+  rebalancer<cudart::device_recorder, trade_with_neighbour, layer_by_layer, timed_wires<wires>, timed_store<Copies>,
+             timed_control>
       moved;
 };
 
-__global__ void empty_kernel() {}
-
-inline void recording(benchmark::State& state) {
-  topology const where{{1, 1, 288, 0}};
-  auto const initial = trivial_placement({58, 256, 288});
-  in_process_group group{1};
-  cudart::local_peers peers{1};
-  rank_state<cudart::copy_batch> self{where, initial, {64}, group.endpoint(0), peers, 0, {.interval = 1'000'000}};
+/// Rank 0 is measured; rank 1 comes early, so that rank 0 waits for nobody but the copies and the votes.
+template <class Pull, class Copies>
+ballast_bench::samples move_experts(posix::process_group& group, std::string const& argument) {
+  ballast_bench::use_device_of(group.rank());
+  std::istringstream words{argument};
+  index_t experts = 0;
+  bool launches = false;
+  bool asynchronous = false;
+  words >> experts >> launches >> asynchronous;
+  rank_state<Pull, Copies> self{group, experts, {.interval = 1, .asynchronous = asynchronous}};
+  forward_pass pass{self.compute.get()};
   self.moved.start().or_throw();
-  std::vector<double> times;
-  for (auto _ : state) {
-    auto const begin = ballast::detail::now();
-    self.moved.on_forward_pass_end().or_throw();
-    times.push_back(static_cast<double>(ballast::detail::now() - begin) * 1e-3);
-    state.SetIterationTime(times.back() * 1e-6);
-    if (times.size() % 50 == 0) { check(cudaStreamSynchronize(self.compute.get()), "cudaStreamSynchronize"); }
-  }
-  std::vector<double> launches;
-  for (int i = 0; i < 1000; ++i) {
-    auto const begin = ballast::detail::now();
-    empty_kernel<<<1, 32, 0, self.compute.get()>>>();
-    launches.push_back(static_cast<double>(ballast::detail::now() - begin) * 1e-3);
-    if (i % 50 == 0) { check(cudaStreamSynchronize(self.compute.get()), "cudaStreamSynchronize"); }
-  }
-  state.counters["median_us"] = ballast_bench::median(times);
-  state.counters["empty_launch_us"] = ballast_bench::median(launches);
-}
-
-/// Two ranks; the second is always early, so that the first one waits for nobody but the copies and the votes.
-template <class Copies>
-void moving(benchmark::State& state) {
-  constexpr index_t num_layers = 16;
-  auto const experts = static_cast<index_t>(state.range(0));
-  topology const where{{2, 1, 4, 0}};
-  auto const initial = trivial_placement({num_layers, 8, 8});
-  in_process_group group{2};
-  cudart::local_peers peers{2};
-  std::vector<double> times;
-  std::vector<double> starts;
-  std::vector<double> commits;
-  group.run([&](in_process_endpoint& endpoint) {
-    rank_state<Copies> self{where,   initial,        ballast_bench::qwen3_30b_fp8().tensors, endpoint, peers,
-                            experts, {.interval = 1}};
-    self.moved.start().or_throw();
-    for (int step = 0; step < 200; ++step) {
-      if (endpoint.rank() == 0) {
-        // As busy as a scheduler between two steps: a thread that slept would measure cold caches and a slow clock.
-        for (auto const until = ballast::detail::now() + 500'000; ballast::detail::now() < until;) {}
-      }
-      bool const moves = self.moved.state() == rebalancer_state::moving;
-      self.waiting.spent = 0;
-      auto const begin = ballast::detail::now();
-      self.moved.on_forward_pass_end().or_throw();
-      auto const spent = ballast::detail::now() - begin - self.waiting.spent;
-      if (endpoint.rank() == 0 && moves && step > 40) {
-        times.push_back(static_cast<double>(spent) * 1e-3);
-        starts.push_back(static_cast<double>(self.transport.starting) * 1e-3);
-        commits.push_back(static_cast<double>(self.store.committing) * 1e-3);
+  ballast_bench::samples result;
+  std::vector<std::uint64_t> all(2);
+  for (int step = 0; step < 300; ++step) {
+    bool const moves = self.moved.state() == rebalancer_state::moving;
+    if (asynchronous) {
+      std::uint64_t const mine[] = {self.moved.outgoing()};
+      group.all_gather(mine, all, 10'000'000'000).or_throw();
+      self.times = {};
+      part taking;
+      taking.time([&] { return self.moved.incoming(all); }).or_throw();
+      taking.spent -= self.times.waiting.spent;
+      if (moves && step > 60 && self.times.committing.spent > 0) {
+        result["incoming"].push_back(taking.take_microseconds());
       }
     }
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-    static_cast<void>(endpoint.vote(true, 10'000'000'000));
-  });
-  auto const typical = ballast_bench::median(times);
-  for (auto _ : state) { state.SetIterationTime(typical * 1e-6); }
-  state.counters["median_us"] = typical;
-  state.counters["start_us"] = ballast_bench::median(starts);
-  state.counters["commit_us"] = ballast_bench::median(commits);
+    if (group.rank() == 0) { pass.before_call(launches); }
+    self.times = {};
+    part call;
+    call.time([&] { return self.moved.on_forward_pass_end(); }).or_throw();
+    call.spent -= self.times.waiting.spent;
+    if (moves && step > 60) {
+      result["call"].push_back(call.take_microseconds());
+      result["prepare"].push_back(self.times.preparing.take_microseconds());
+      result["start"].push_back(self.times.starting.take_microseconds());
+      result["commit"].push_back(self.times.committing.take_microseconds());
+    }
+    if (group.rank() == 0) { pass.after_call(launches); }
+  }
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  static_cast<void>(group.vote(true, 10'000'000'000));
+  return result;
+}
+
+void moving(benchmark::State& state, std::string const& job, bool launches, bool asynchronous) {
+  std::ostringstream argument;
+  argument << state.range(0) << ' ' << launches << ' ' << asynchronous;
+  // The same program is half as fast again in some processes: the middle one of three, beside the other two.
+  constexpr std::size_t num_runs = 3;
+  std::vector<ballast_bench::samples> runs;
+  for (std::size_t i = 0; i < num_runs; ++i) { runs.push_back(ballast_bench::run_ranks(job, 2, argument.str())); }
+  auto const typical = [](ballast_bench::samples const& run) { return ballast_bench::median(run.at("call")); };
+  std::sort(runs.begin(), runs.end(), [&](auto const& a, auto const& b) { return typical(a) < typical(b); });
+  auto const& middle = runs[num_runs / 2];
+  for (auto _ : state) { state.SetIterationTime(typical(middle) * 1e-6); }
+  for (auto const& [name, times] : middle) {
+    if (auto const time = ballast_bench::median(times); time > 0) { state.counters[name + "_us"] = time; }
+  }
+  state.counters["call_p95_us"] = ballast_bench::quantile(middle.at("call"), 0.95);
+  state.counters["fastest_us"] = typical(runs.front());
+  state.counters["slowest_us"] = typical(runs.back());
+}
+
+/// 58 layers of 256 experts are counted.
+void recording(benchmark::State& state, bool launches) {
+  constexpr index_t num_layers = 58;
+  topology const where{{1, 1, 288, 0}};
+  auto const initial = trivial_placement({num_layers, 256, 288});
+  auto const compute = cudart::stream::create();
+  cudart::device_store<> store{where, 0, initial, {.compute_stream = compute.get()}};
+  auto const weights = cudart::device_memory<std::byte>::create(std::size_t{64} * 288 * num_layers);
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    store.add(layer, "w", weights.data() + std::size_t{64} * 288 * static_cast<std::size_t>(layer), 64).or_throw();
+  }
+  in_process_group group{1};
+  auto& alone = group.endpoint(0);
+  rebalancer<cudart::device_recorder, trade_with_neighbour, layer_by_layer, in_process_endpoint, cudart::device_store<>>
+      moved{where, initial, cudart::device_recorder{compute.get(), num_layers, 256, {1000, 8}},
+            {},    {},      alone,
+            store, alone,   {.interval = 1'000'000}};
+  moved.start().or_throw();
+  forward_pass pass{compute.get()};
+  std::vector<double> times;
+  std::vector<double> empty_launches;
+  for (auto _ : state) {
+    pass.before_call(launches);
+    part call;
+    call.time([&] { return moved.on_forward_pass_end(); }).or_throw();
+    times.push_back(call.take_microseconds());
+    state.SetIterationTime(times.back() * 1e-6);
+    check(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
+    pass.before_call(launches);
+    empty_launches.push_back([&] {
+      part launch;
+      launch.time([&] {
+        empty_kernel<<<1, 32, 0, compute.get()>>>();
+        return 0;
+      });
+      return launch.take_microseconds();
+    }());
+    check(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
+  }
+  state.counters["median_us"] = ballast_bench::median(times);
+  state.counters["empty_launch_us"] = ballast_bench::median(empty_launches);
+}
+
+template <class Pull, class Copies>
+void add_moving(std::string const& name) {
+  auto const job = "step_" + name;
+  ballast_bench::register_rank_job(job, &move_experts<Pull, Copies>);
+  auto const add = [&](char const* when, bool launches, bool asynchronous) {
+    benchmark::RegisterBenchmark(("step/" + std::string{when} + "/" + name).c_str(),
+                                 [=](benchmark::State& state) { moving(state, job, launches, asynchronous); })
+        ->ArgName("experts")
+        ->UseManualTime()
+        ->Iterations(1)
+        ->Unit(benchmark::kMicrosecond)
+        ->Arg(1)
+        ->Arg(4);
+  };
+  add("moving_after_launch", true, false);
+  add("moving_after_idle", false, false);
+  add("asynchronous_after_launch", true, true);
 }
 
 static int const registered = [] {
-  benchmark::RegisterBenchmark("step/recording", recording)
-      ->UseManualTime()
-      ->Iterations(2000)
-      ->Unit(benchmark::kMicrosecond);
-  benchmark::RegisterBenchmark("step/moving/copy_batch", moving<cudart::copy_batch>)
-      ->ArgName("experts")
-      ->UseManualTime()
-      ->Iterations(1)
-      ->Unit(benchmark::kMicrosecond)
-      ->Arg(1)
-      ->Arg(2)
-      ->Arg(4);
-  benchmark::RegisterBenchmark("step/moving/kernel_copies", moving<cudart::kernel_copies>)
-      ->ArgName("experts")
-      ->UseManualTime()
-      ->Iterations(1)
-      ->Unit(benchmark::kMicrosecond)
-      ->Arg(1)
-      ->Arg(2)
-      ->Arg(4);
+  for (bool const launches : {true, false}) {
+    benchmark::RegisterBenchmark(launches ? "step/recording_after_launch" : "step/recording_after_idle",
+                                 [launches](benchmark::State& state) { recording(state, launches); })
+        ->UseManualTime()
+        ->Iterations(500)
+        ->Unit(benchmark::kMicrosecond);
+  }
+  add_moving<cudart::copy_batch, cudart::copy_batch>("copy_engines");
+  add_moving<cudart::copy_batch, cudart::kernel_copies>("kernel_commits");
+  add_moving<cudart::kernel_copies, cudart::kernel_copies>("kernel_pulls_and_commits");
   return 0;
 }();
 

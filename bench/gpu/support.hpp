@@ -15,18 +15,34 @@
 #include <fstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ballast_bench {
 
 inline void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
 
-[[nodiscard]] inline double median(std::vector<double> values) {
-  if (values.empty()) { return 0; }
-  auto const middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+/// Ranks of a benchmark: those that `./dev gpu --ranks` asks for, or else the usual number.
+[[nodiscard]] inline ballast::index_t rank_count(ballast::index_t usual) {
+  auto const* const wanted = std::getenv("BALLAST_GPU_RANKS");
+  return wanted == nullptr ? usual : static_cast<ballast::index_t>(std::atoi(wanted));
 }
+[[nodiscard]] inline int num_devices() {
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  return count;
+}
+/// Make a rank's device current for this thread: one of its own where there are enough, otherwise ranks share.
+inline void use_device_of(ballast::index_t rank) { check(cudaSetDevice(rank % num_devices()), "cudaSetDevice"); }
+
+/// The value that `share` of the values are below.
+[[nodiscard]] inline double quantile(std::vector<double> values, double share) {
+  if (values.empty()) { return 0; }
+  auto const at = values.begin() + static_cast<std::ptrdiff_t>(static_cast<double>(values.size()) * share);
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+[[nodiscard]] inline double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
 
 /// An array in device memory with the contents of one in host memory.
 template <class T>

@@ -49,6 +49,28 @@ struct gpu_only {
 
 inline void check_cuda(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
 
+/// The number of ranks that `./dev gpu --ranks` asks for, 0 when it asks for none.
+[[nodiscard]] inline ballast::index_t wanted_ranks() {
+  auto const* const wanted = std::getenv("BALLAST_GPU_RANKS");
+  return wanted == nullptr ? 0 : static_cast<ballast::index_t>(std::atoi(wanted));
+}
+/// Group sizes to test: the wanted one, or else the usual ones.
+[[nodiscard]] inline std::vector<ballast::index_t> rank_counts(std::vector<ballast::index_t> usual) {
+  return wanted_ranks() > 0 ? std::vector{wanted_ranks()} : std::move(usual);
+}
+/// The same for a test of one size that makes no sense below `at_least` ranks.
+[[nodiscard]] inline ballast::index_t rank_count(ballast::index_t usual, ballast::index_t at_least) {
+  return wanted_ranks() >= at_least ? wanted_ranks() : usual;
+}
+
+[[nodiscard]] inline int num_devices() {
+  int count = 0;
+  check_cuda(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  return count;
+}
+/// Make a rank's device current for this thread: one of its own where there are enough, otherwise ranks share.
+inline void use_device_of(ballast::index_t rank) { check_cuda(cudaSetDevice(rank % num_devices()), "cudaSetDevice"); }
+
 /// Device memory in the form that the transport laws want.
 class gpu_memory {
 public:

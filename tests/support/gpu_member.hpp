@@ -43,16 +43,22 @@ struct shuffle_placement {
   void describe(ballast::digest& out) const { out.add(std::string_view{"shuffle_placement"}); }
 };
 
-/// One chunk for each changed layer.
-struct layer_by_layer {
+/// A chunk for so many changed layers.
+struct few_layers {
+  ballast::index_t layers = 1;
   [[nodiscard]] ballast::status validate() const { return {}; }
   template <class Sink>
   void for_each_chunk(std::span<ballast::layer_work const> work, Sink sink) const {
+    std::vector<ballast::index_t> chunk;
     for (auto const& item : work) {
-      if (item.changed) { sink(std::span{&item.layer, 1}); }
+      if (item.changed) { chunk.push_back(item.layer); }
+      if (static_cast<ballast::index_t>(chunk.size()) < layers) { continue; }
+      sink(std::span<ballast::index_t const>{chunk});
+      chunk.clear();
     }
+    if (!chunk.empty()) { sink(std::span<ballast::index_t const>{chunk}); }
   }
-  void describe(ballast::digest& out) const { out.add(std::string_view{"layer_by_layer"}); }
+  void describe(ballast::digest& out) const { out.add(std::string_view{"few_layers"}).add(layers); }
 };
 
 /// Experts of three tensors with odd sizes and gaps.
@@ -71,15 +77,16 @@ template <class Transport, class Control>
 struct gpu_member {
   gpu_member(ballast::topology const& where, ballast::placement const& initial, Transport& transport, Control& control,
              std::vector<cudaStream_t> copy_streams, ballast::rebalancer_options const& options,
-             ballast::observer* watcher = nullptr)
-      : weights{where, control.rank(), initial, odd_tensors()},
+             ballast::observer* watcher = nullptr, std::vector<gpu_tensor_shape> tensors = odd_tensors(),
+             few_layers schedule = {})
+      : weights{where, control.rank(), initial, std::move(tensors)},
         store{
             where, control.rank(), initial, {.compute_stream = compute.get(), .copy_streams = std::move(copy_streams)}},
         moved{where,
               initial,
               ballast::window_recorder{initial.num_layers(), initial.num_logical(), {4, 4}},
               shuffle_placement{},
-              layer_by_layer{},
+              schedule,
               transport,
               store,
               control,
@@ -106,7 +113,7 @@ struct gpu_member {
   ballast::cudart::stream compute = ballast::cudart::stream::create();
   gpu_weights weights;
   ballast::cudart::device_store<> store;
-  ballast::rebalancer<ballast::window_recorder, shuffle_placement, layer_by_layer, Transport,
+  ballast::rebalancer<ballast::window_recorder, shuffle_placement, few_layers, Transport,
                       ballast::cudart::device_store<>, Control>
       moved;
 };

@@ -26,11 +26,12 @@ inline void pretend_own_host(ballast::index_t rank) {
   ::setenv("NCCL_SOCKET_IFNAME", "lo", 1);
 }
 
-/// Ranks are forked processes on one device that talk through loopback sockets.
+/// Ranks are forked processes, each on a device of its own, or on shared ones and then talking through loopback
+/// sockets.
 struct nccl_runner {
   static constexpr bool can_lose_ranks = true;
   ballast::nccl::transport_options options = {nullptr, true};
-  std::vector<ballast::index_t> group_sizes = {1, 2, 4, 8};
+  std::vector<ballast::index_t> group_sizes = rank_counts({1, 2, 4, 8});
 
   [[nodiscard]] std::vector<ballast::index_t> const& sizes() const { return group_sizes; }
 
@@ -38,8 +39,8 @@ struct nccl_runner {
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
     auto const name = fresh_group_name();
     return run_processes(num_ranks, [&](ballast::index_t rank, process_exit exit, law_log& log) {
-      pretend_own_host(rank);
-      check_cuda(cudaSetDevice(0), "cudaSetDevice");
+      if (num_ranks > num_devices()) { pretend_own_host(rank); }
+      use_device_of(rank);
       ballast::posix::process_group group;
       if (!log.expect_ok(group.join(name, rank, num_ranks, patience), "join")) { return; }
       ballast::nccl::communicator wires;

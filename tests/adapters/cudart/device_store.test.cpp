@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/cudart/device_store.hpp>
 #include <ballast/cudart/peer_copy.hpp>
+#include <ballast/cudart/profiling.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "support/check_complaints.hpp"
 #include "support/gpu.hpp"
 #include "support/gpu_member.hpp"
 #include "support/group_runner.hpp"
+#include "support/random.hpp"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -25,23 +29,112 @@ ballast_test::gpu_only const needs_gpu;
 using transport = cudart::peer_copy<cudart::local_peers::member>;
 using member = ballast_test::gpu_member<transport, in_process_endpoint>;
 
-std::vector<std::string> rebalance(index_t num_ranks, rebalancer_options const& options,
-                                   cudart::peer_copy_options wires = {}) {
-  topology const where{{num_ranks, 1, 6, 1}};
+/// Run `body(control, copies, log)` on every rank, each a thread.
+template <class Body>
+std::vector<std::string> run_ranks(index_t num_ranks, cudart::peer_copy_options wires, Body body) {
   in_process_group group{num_ranks};
   cudart::local_peers peers{num_ranks};
   std::vector<std::vector<std::string>> complaints(static_cast<std::size_t>(num_ranks));
   group.run([&](in_process_endpoint& control) {
+    ballast_test::use_device_of(control.rank());
     ballast_test::law_log log{control.rank()};
     transport copies{peers.join(control.rank()), wires};
-    member self{where, ballast_test::spread_placement(where, 3), copies, control, {copies.copy_stream()}, options};
-    self.run(14, log);
-    static_cast<void>(control.vote(true, ballast_test::patience));  // nobody's memory goes away before all are done
+    body(control, copies, log);
     complaints[static_cast<std::size_t>(control.rank())] = log.complaints();
   });
   std::vector<std::string> all;
   for (auto const& some : complaints) { all.insert(all.end(), some.begin(), some.end()); }
   return all;
+}
+
+/// Behind the marks for profilers, which hand every event on.
+class commit_counter final : public observer {
+public:
+  void on_event(ballast::event const& what) override { count += what.kind == event_kind::commit ? 1 : 0; }
+  int count = 0;
+};
+
+std::vector<std::string> rebalance(index_t num_ranks, rebalancer_options const& options,
+                                   cudart::peer_copy_options wires = {}) {
+  topology const where{{num_ranks, 1, 6, 1}};
+  return run_ranks(num_ranks, wires, [&](in_process_endpoint& control, transport& copies, ballast_test::law_log& log) {
+    commit_counter commits;
+    cudart::profiler_marks marks{&commits};
+    member self{where, ballast_test::spread_placement(where, 3), copies, control, {copies.copy_stream()}, options,
+                &marks};
+    self.run(14, log);
+    log.expect(commits.count > 0, "no commit was observed");
+    static_cast<void>(control.vote(true, ballast_test::patience));  // nobody's memory goes away before all are done
+  });
+}
+
+/// A group and its weights, as another engine's tests have them.
+struct engine_shape {
+  index_t num_ranks;
+  index_t num_layers;
+  index_t slots_per_rank;
+  index_t num_logical;
+  std::vector<ballast_test::gpu_tensor_shape> tensors;
+  index_t layers_per_step = 1;
+};
+
+/// From one random placement to others, each with random redundancy; every byte is compared after every change, also
+/// after one to the placement in force, which moves nothing.
+std::vector<std::string> apply_random_placements(engine_shape const& shape) {
+  using namespace ballast_test;
+  topology const where{{shape.num_ranks, 1, shape.slots_per_rank, 0}};
+  placement_shape const sizes{shape.num_layers, shape.num_logical, where.num_slots()};
+  return run_ranks(shape.num_ranks, {}, [&](in_process_endpoint& control, transport& copies, law_log& log) {
+    generator random{static_cast<std::uint64_t>(where.num_slots()) * 100 +
+                     static_cast<std::uint64_t>(sizes.num_layers)};
+    member self{where,         random_placement(sizes, random), copies, control, {copies.copy_stream()}, {}, nullptr,
+                shape.tensors, {shape.layers_per_step}};
+    log.expect_ok(self.moved.start(), "start");
+    for (int i = 0; i < 3 && log.complaints().empty(); ++i) {
+      auto const target = random_placement(sizes, random);
+      for (bool const again : {false, true}) {
+        auto const epochs = self.moved.epoch(0);
+        log.expect_ok(self.moved.apply(target), "apply");
+        log.expect(!again || self.moved.epoch(0) == epochs, "a placement already in force was committed again");
+        log.expect(self.moved.current() == target, "another placement is in force");
+        auto const error = self.weights.first_error(target);
+        log.expect(error.empty(), "after change ", i, " wrong at ", error);
+      }
+    }
+    static_cast<void>(control.vote(true, patience));
+  });
+}
+
+/// Rebalances of so many layers a step that begin after a warm-up and are switched off and on in between. While they
+/// are off no byte changes; after every step each slot holds the right expert.
+std::vector<std::string> update_on_some_steps(engine_shape const& shape, int warm_up, int num_steps) {
+  using namespace ballast_test;
+  topology const where{{shape.num_ranks, 1, shape.slots_per_rank, 0}};
+  auto const initial = trivial_placement({shape.num_layers, shape.num_logical, where.num_slots()});
+  return run_ranks(shape.num_ranks, {}, [&](in_process_endpoint& control, transport& copies, law_log& log) {
+    member self{where,
+                initial,
+                copies,
+                control,
+                {copies.copy_stream()},
+                {.interval = 1},
+                nullptr,
+                shape.tensors,
+                {shape.layers_per_step}};
+    log.expect_ok(self.moved.start(), "start");
+    for (int step = 0; step < num_steps && log.complaints().empty(); ++step) {
+      bool const updates = step >= warm_up && step % 5 != 4;
+      if (updates && !self.moved.enabled()) { self.moved.enable(); }
+      if (!updates) { self.moved.disable(); }
+      auto const before = self.moved.current();
+      log.expect_ok(self.moved.on_forward_pass_end(), "on_forward_pass_end");
+      log.expect(updates || self.moved.current() == before, "step ", step, " changed what was to stay");
+      auto const error = self.weights.first_error(self.moved.current());
+      log.expect(error.empty(), "after step ", step, " wrong at ", error);
+    }
+    log.expect(self.moved.current() != initial, "nothing moved");
+    static_cast<void>(control.vote(true, patience));
+  });
 }
 
 /// One rank's store over plain memory, and what hooks and commits did to it.
@@ -68,7 +161,7 @@ struct single_store {
 }  // namespace
 
 TEST_CASE("every slot holds the expert that the placement names, after every step") {
-  for (auto const size : {1, 2, 4, 8}) {
+  for (auto const size : ballast_test::rank_counts({1, 2, 4, 8})) {
     CAPTURE(size);
     ballast_test::check_complaints(rebalance(size, {.interval = 2}));
   }
@@ -79,6 +172,26 @@ TEST_CASE("with checksums, in pieces, and through the host") {
   auto const never = [](int, int) { return false; };
   ballast_test::check_complaints(
       rebalance(3, {.interval = 2}, {.num_streams = 3, .can_access = never, .bounce_bytes = 9'999}));
+}
+
+TEST_CASE("the group shapes of vLLM's tests: every slot holds the right expert") {
+  std::vector<ballast_test::gpu_tensor_shape> const floats{{32 * 4, 32 * 4}, {64 * 4, 64 * 4}};
+  for (auto const& [ranks, layers, slots, experts] : std::vector<std::array<index_t, 4>>{
+           {2, 1, 2, 3}, {2, 2, 3, 4}, {2, 4, 8, 16}, {4, 1, 2, 6}, {4, 2, 2, 5}, {4, 8, 8, 16}, {2, 2, 2, 3}}) {
+    CAPTURE(ranks);
+    CAPTURE(layers);
+    ballast_test::check_complaints(apply_random_placements({ranks, layers, slots, experts, floats}));
+  }
+}
+
+// Their weight is ten rows of 1024 floats, 2048 floats apart. The last of their cases has 61 layers; the first and the
+// last steps of a sweep over six show the same.
+TEST_CASE("the group shapes of TensorRT-LLM's tests: every slot holds the right expert after every step") {
+  std::vector<ballast_test::gpu_tensor_shape> const rows(10, {1024 * 4, 2048 * 4});
+  ballast_test::check_complaints(update_on_some_steps({2, 2, 4, 8, rows, 1}, 2, 12));
+  ballast_test::check_complaints(update_on_some_steps({4, 3, 4, 16, rows, 2}, 1, 12));
+  ballast_test::check_complaints(update_on_some_steps({8, 5, 4, 32, rows, 3}, 0, 12));
+  ballast_test::check_complaints(update_on_some_steps({36, 6, 8, 256, rows, 5}, 3, 8));
 }
 
 TEST_CASE("a store needs a created stream") {

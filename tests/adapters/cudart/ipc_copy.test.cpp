@@ -30,6 +30,7 @@ public:
     CUmemAllocationProp properties{};
     properties.type = CU_MEM_ALLOCATION_TYPE_PINNED;
     properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    ballast_test::check_cuda(cudaGetDevice(&properties.location.id), "cudaGetDevice");
     properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     constexpr std::size_t granularity = std::size_t{2} << 20;
     auto const pieces = (bytes + granularity - 1) / granularity + 1;
@@ -42,7 +43,7 @@ public:
       check(driver().mem_release(handle), "cuMemRelease");
     }
     CUmemAccessDesc access{};
-    access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    access.location = properties.location;
     access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     check(driver().mem_set_access(base, pieces * granularity, &access, 1), "cuMemSetAccess");
     // Across the boundary of two pieces where it is long enough; unmapped when the process ends.
@@ -65,11 +66,11 @@ private:
   }
 };
 
-/// Ranks are forked processes, all on one device.
+/// Ranks are forked processes.
 template <class Memory>
 struct ipc_copy_runner {
   static constexpr bool can_lose_ranks = true;
-  std::vector<index_t> group_sizes = {1, 2, 4, 8};
+  std::vector<index_t> group_sizes = ballast_test::rank_counts({1, 2, 4, 8});
 
   [[nodiscard]] std::vector<index_t> const& sizes() const { return group_sizes; }
 
@@ -78,6 +79,7 @@ struct ipc_copy_runner {
     auto const name = ballast_test::fresh_group_name();
     return ballast_test::run_processes(
         num_ranks, [&](index_t rank, ballast_test::process_exit exit, ballast_test::law_log& log) {
+          ballast_test::use_device_of(rank);
           posix::process_group group;
           if (!log.expect_ok(group.join(name, rank, num_ranks, ballast_test::patience), "join")) { return; }
           transport wires{peers{group}};
@@ -96,7 +98,7 @@ TEST_CASE("peer copies between processes obey the laws of transports") {
 
 TEST_CASE("memory of the virtual memory API is shared by file descriptors") {
   using namespace ballast_test;
-  ipc_copy_runner<vmm_memory> const runner{{2, 4}};
+  ipc_copy_runner<vmm_memory> const runner{rank_counts({2, 4})};
   for (auto const size : runner.sizes()) {
     check_complaints(
         runner.run(size, [](auto& self, law_log& log) { transport_law::moves_random_batches(self, log, 5, 20); }));

@@ -11,6 +11,7 @@
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -91,6 +92,24 @@ placement random_placement(placement_shape shape, std::uint64_t seed) {
   return result;
 }
 
+/// Give the replicas of each expert uneven shares, some of them none.
+void split_unevenly(placement& holds) {
+  holds.make_shares_even();
+  for (index_t layer = 0; layer < holds.num_layers(); ++layer) {
+    auto const shares = holds.edit_shares(layer);
+    for (index_t expert = 0; expert < holds.num_logical(); ++expert) {
+      auto const replicas = holds.replicas_of(layer, expert);
+      auto left = share_one;
+      for (std::size_t i = 0; i < replicas.size(); ++i) {
+        bool const last = i + 1 == replicas.size();
+        auto const share = last ? left : left / static_cast<share_t>(1 + (static_cast<std::size_t>(expert) + i) % 7);
+        shares[static_cast<std::size_t>(replicas[i])] = share;
+        left -= share;
+      }
+    }
+  }
+}
+
 template <class Id>
 void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::int32_t num_valid,
                  bool one_rank_is_dead = false) {
@@ -99,7 +118,8 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   topology where{{4, 2, size.num_logical / 4 + 3, 2}};
   if (one_rank_is_dead) { where.set_live(3, false); }
   placement_shape const shape{num_layers, size.num_logical, where.num_slots()};
-  auto const holds = random_placement(shape, 3);
+  auto holds = random_placement(shape, 3);
+  if (mode == dispatch_mode::by_share) { split_unevenly(holds); }
   auto const stream = cudart::stream::create();
   cudart::device_tables<> tables{dispatch_tables{where, shape, rank_id{1}, mode}, where, 1};
   for (index_t l = 0; l < num_layers; ++l) { tables.publish(where, holds, l, stream.get()).or_throw(); }
@@ -184,6 +204,31 @@ TEST_CASE_TEMPLATE("record and dispatch equal the host's, id for id", Id, std::i
   check_route<Id>({4096, 8, 1000}, dispatch_mode::even, 3, 9999);
   check_route<Id>({301, 7, 60}, dispatch_mode::nearest, 0, 0);
   check_route<Id>({301, 7, 72}, dispatch_mode::nearest, 0, -5);
+}
+
+TEST_CASE("tokens are split by the shares of the replicas, on the device as in the tables") {
+  topology const where{{8, 2, 9, 0}};
+  placement_shape const shape{1, 8, where.num_slots()};
+  auto holds = random_placement(shape, 5);
+  split_unevenly(holds);
+  auto const stream = cudart::stream::create();
+  cudart::device_tables<> tables{dispatch_tables{where, shape, rank_id{3}, dispatch_mode::by_share}, where, 3};
+  tables.publish(where, holds, 0, stream.get()).or_throw();
+  constexpr index_t num_tokens = 1 << 20;
+  for (std::int32_t expert = 0; expert < 8; ++expert) {
+    on_device<std::int32_t> const ids{std::vector<std::int32_t>(num_tokens, expert)};
+    cudart::routing<std::int32_t> const input{ids.data(), num_tokens, 1, nullptr};
+    cudart::dispatch(stream.get(), tables.view(), 0, input, ids.data()).or_throw();
+    ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+    std::vector<double> taken(static_cast<std::size_t>(where.num_slots()));
+    for (auto const slot : ids.read()) { taken[static_cast<std::size_t>(slot)] += 1.0 / num_tokens; }
+    for (auto const slot : holds.replicas_of(0, expert)) {
+      CAPTURE(slot);
+      auto const share = static_cast<double>(holds.shares(0)[static_cast<std::size_t>(slot)]) / share_one;
+      // The table is within 1 / 65536, and a million draws within five standard deviations of at most 1 / 2048.
+      CHECK(std::abs(taken[static_cast<std::size_t>(slot)] - share) < 1.0 / 65536 + 5.0 / 2048);
+    }
+  }
 }
 
 TEST_CASE("a closed gate counts nothing, and is read when a graph runs") {

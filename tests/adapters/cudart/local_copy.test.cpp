@@ -19,11 +19,11 @@ namespace {
 ballast_test::gpu_only const needs_gpu;
 using transport = cudart::peer_copy<cudart::local_peers::member>;
 
-/// Ranks are threads of this process, all on one device.
+/// Ranks are threads of this process.
 struct local_copy_runner {
   static constexpr bool can_lose_ranks = false;
   cudart::peer_copy_options options = {};
-  std::vector<index_t> group_sizes = {1, 2, 4, 8};
+  std::vector<index_t> group_sizes = ballast_test::rank_counts({1, 2, 4, 8});
 
   [[nodiscard]] std::vector<index_t> const& sizes() const { return group_sizes; }
 
@@ -33,6 +33,7 @@ struct local_copy_runner {
     cudart::local_peers peers{num_ranks};
     std::vector<std::vector<std::string>> complaints(static_cast<std::size_t>(num_ranks));
     group.run([&](in_process_endpoint& control) {
+      ballast_test::use_device_of(control.rank());
       ballast_test::law_log log{control.rank()};
       transport wires{peers.join(control.rank()), options};
       ballast_test::law_endpoint<in_process_endpoint, transport, ballast_test::gpu_memory> self{control, wires};
@@ -52,13 +53,13 @@ TEST_CASE("peer copies inside a process obey the laws of transports") {
 }
 
 TEST_CASE("one stream is enough") {
-  ballast_test::check_transport_laws(local_copy_runner{{.num_streams = 1}, {4}}, 20);
+  ballast_test::check_transport_laws(local_copy_runner{{.num_streams = 1}, ballast_test::rank_counts({4})}, 20);
 }
 
 TEST_CASE("where devices may not read each other, bytes go through the host") {
   auto const never = [](int, int) { return false; };
   cudart::peer_copy_options const options{.num_streams = 3, .can_access = never, .bounce_bytes = 10'007};
-  ballast_test::check_transport_laws(local_copy_runner{options, {2, 4}}, 20);
+  ballast_test::check_transport_laws(local_copy_runner{options, ballast_test::rank_counts({2, 4})}, 20);
 }
 
 TEST_CASE("options that make no sense are refused") {
@@ -71,6 +72,7 @@ TEST_CASE("sources outside a peer's regions are refused before a byte moves") {
   in_process_group group{2};
   cudart::local_peers peers{2};
   group.run([&](in_process_endpoint& control) {
+    ballast_test::use_device_of(control.rank());
     transport wires{peers.join(control.rank())};
     ballast_test::gpu_memory memory;
     segment const mine{memory.allocate(1000), 1000};

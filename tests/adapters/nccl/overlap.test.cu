@@ -1,28 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#include <ballast/nccl/transport.hpp>
+// The kernel alone: nvcc takes three times as long as the C++ compiler for the ranks around it, in overlap_ranks.cpp.
+#include <ballast/cudart/error.hpp>
 
-#include "support/check_complaints.hpp"
-#include "support/gpu.hpp"
-#include "support/nccl_runner.hpp"
+#include "overlap_kernel.hpp"
 
 #include <cooperative_groups.h>
-#include <doctest/doctest.h>
 
-#include <cstddef>
-#include <cstdint>
-#include <span>
-#include <vector>
-
-using namespace ballast;
-using namespace ballast_test;
+namespace ballast_test {
 
 namespace {
 
-gpu_only const needs_gpu;
-
-/// What an all-to-all kernel does to the card: it takes every multiprocessor and keeps it until the other rank's
-/// kernel of the same pass is there too.
-__global__ void meet_on_all_multiprocessors(unsigned* arrived, unsigned pass, long long patience_cycles, int* gave_up) {
+__global__ void meet_kernel(unsigned* arrived, unsigned pass, long long patience_cycles, int* gave_up) {
   auto const grid = cooperative_groups::this_grid();
   if (grid.thread_rank() == 0) {
     atomicAdd_system(arrived, 1u);
@@ -38,69 +26,24 @@ __global__ void meet_on_all_multiprocessors(unsigned* arrived, unsigned pass, lo
   grid.sync();
 }
 
-/// One word of device memory that both processes see.
-unsigned* share_word(posix::process_group& group) {
-  cudaIpcMemHandle_t handle{};
-  void* word = nullptr;
-  if (group.rank() == 0) {
-    check_cuda(cudaMalloc(&word, sizeof(unsigned)), "cudaMalloc");
-    check_cuda(cudaMemset(word, 0, sizeof(unsigned)), "cudaMemset");
-    check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-    check_cuda(cudaIpcGetMemHandle(&handle, word), "cudaIpcGetMemHandle");
-  }
-  group.broadcast(std::as_writable_bytes(std::span{&handle, 1}), 0, patience).or_throw();
-  if (group.rank() != 0) {
-    check_cuda(cudaIpcOpenMemHandle(&word, handle, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
-  }
-  return static_cast<unsigned*>(word);
-}
+void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
 
 }  // namespace
 
-TEST_CASE("moves beside kernels that take all multiprocessors never wait for each other") {
-  nccl_runner const runner{};
-  check_complaints(runner.run(2, [](auto& self, law_log& log) {
-    constexpr unsigned num_passes = 150;
-    auto const compute = cudart::stream::create();
-    nccl::communicator own;
-    if (!log.expect_ok(nccl::communicator::create(self.control, own), "create a communicator")) { return; }
-    nccl::transport wires{std::move(own), {compute.get()}};
-    auto* const word = share_word(self.control);
-    auto const gave_up = cudart::device_memory<int>::create(1);
-    int multiprocessors = 0;
-    int a_multiprocessor = 0;
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0), "cudaDeviceGetAttribute");
-    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&a_multiprocessor, meet_on_all_multiprocessors, 1024, 0),
-               "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-
-    gpu_memory memory;
-    constexpr std::size_t bytes = 300'000;
-    segment const mine{memory.allocate(bytes), bytes};
-    segment const target{memory.allocate(bytes), bytes};
-    remote_segment const source{0, 0, bytes};
-    auto const other = 1 - self.rank();
-    dice own_dice{static_cast<std::uint64_t>(self.rank()) + 1};
-    for (unsigned pass = 1; pass <= num_passes; ++pass) {
-      auto* arrived = word;
-      auto number = pass;
-      long long patience_cycles = 20'000'000'000;
-      auto* flag = gave_up.data();
-      void* arguments[] = {&arrived, &number, &patience_cycles, &flag};
-      // Ranks reach the two launches at different times and so, on the card, in different order.
-      if (own_dice.below(2) == 0) { sleep_for(own_dice.below(2) * millisecond); }
-      check_cuda(cudaLaunchCooperativeKernel(meet_on_all_multiprocessors,
-                                             static_cast<unsigned>(multiprocessors * a_multiprocessor), 1024, arguments,
-                                             0, compute.get()),
-                 "cudaLaunchCooperativeKernel");
-      if (own_dice.below(2) == 0) { sleep_for(own_dice.below(2) * millisecond); }
-      outgoing_message const send{other, 0, pass, {&mine, 1}};
-      incoming_message const receive{other, 0, pass, {&target, 1}, {&source, 1}};
-      if (!log.expect_ok(wires.start({&send, 1}, {&receive, 1}), "start")) { return; }
-      if (!log.expect_ok(wires.wait(patience), "wait")) { return; }
-    }
-    int hung = 0;
-    check_cuda(cudaMemcpy(&hung, gave_up.data(), sizeof hung, cudaMemcpyDeviceToHost), "cudaMemcpy");
-    log.expect(hung == 0, "a kernel waited in vain for the other rank's");
-    static_cast<void>(self.control.vote(true, patience));
-  }));
+void meet_on_all_multiprocessors(cudaStream_t stream, unsigned* arrived, unsigned pass, int* gave_up) {
+  constexpr int threads = 1024;
+  int device = 0;
+  int multiprocessors = 0;
+  int blocks_each = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, meet_kernel, threads, 0),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  long long patience_cycles = 20'000'000'000;
+  void* arguments[] = {&arrived, &pass, &patience_cycles, &gave_up};
+  check(cudaLaunchCooperativeKernel(meet_kernel, static_cast<unsigned>(multiprocessors * blocks_each), threads,
+                                    arguments, 0, stream),
+        "cudaLaunchCooperativeKernel");
 }
+
+}  // namespace ballast_test
