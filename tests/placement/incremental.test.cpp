@@ -236,7 +236,7 @@ TEST_CASE("planning again on the same loads moves nothing") {
       CHECK(count_moves(where, current, planned(policy, {before, 1, 4, 128}, current, where)) == 0);
       auto const once = planned(policy, {after, 1, 4, 128}, current, where);
       CHECK(count_moves(where, current, once) > 0);
-      CHECK(count_moves(where, once, planned(policy, {after, 1, 4, 128}, once, where)) <= 2);
+      CHECK(count_moves(where, once, planned(policy, {after, 1, 4, 128}, once, where)) == 0);
     }
   }
 }
@@ -458,7 +458,7 @@ TEST_CASE("plans are the same on every compiler and machine") {
     planned(policy, {after, 1, 6, 128}, current, where).describe(out);
     return out.value();
   };
-  CHECK(pinned({}) == 7194263322365018340u);
+  CHECK(pinned({}) == 3281847549001256388u);
   CHECK(pinned({.max_moves_per_layer = 12}) == 1384012839955361710u);
   CHECK(pinned({.max_moves_per_layer = 4, .shares = share_mode::optimal}) == 15843567048188797355u);
 }
@@ -471,7 +471,7 @@ TEST_CASE("a drift of a tenth is planned away with few moves") {
     double moved;
   };
   for (auto const& [layers, experts, slots, ranks, moved] :
-       {shape{20, 128, 144, 16, 0.075}, shape{12, 384, 416, 32, 0.06}}) {
+       {shape{20, 128, 144, 16, 0.076}, shape{12, 384, 416, 32, 0.06}}) {
     CAPTURE(experts);
     topology const where{{ranks, 1, slots / ranks, 0}};
     auto const before = zipf_loads(layers, experts, 41);
@@ -481,7 +481,7 @@ TEST_CASE("a drift of a tenth is planned away with few moves") {
     auto const reached = balancedness(where, made, {after, layers, experts});
     MESSAGE(experts << " experts: " << balancedness(where, current, {after, layers, experts}) << " -> " << reached
                     << ", moved " << moved_part(where, current, made));
-    CHECK(reached >= 0.985);
+    CHECK(reached >= 0.989);
     CHECK(moved_part(where, current, made) <= moved);
   }
 }

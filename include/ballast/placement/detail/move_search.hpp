@@ -21,12 +21,20 @@ namespace detail {
 /// How far a search may go in one layer.
 struct move_limits {
   index_t max_moves = std::numeric_limits<index_t>::max();  ///< pairs (rank, expert) that may be new
-  load_t price = 0;        ///< what a move costs, in the unit of the largest rank cost that it lowers
+  load_t price = 0;        ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
+  index_t ranks = 1;       ///< that receive moves
   load_t good_enough = 0;  ///< a layer at or below this largest rank cost stays as it is
   load_t goal = 0;         ///< rank cost at which to stop
-  load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan
+  load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
+                           ///< gain beyond its moves is below half a price
   index_t retries = 0;     ///< times to undo a few changes and search again
   std::int64_t work = 0;   ///< candidates to look at
+
+  /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
+  /// moves for three ranks on they cost more than the price.
+  [[nodiscard]] load_t price_of(index_t moves) const noexcept {
+    return price * 2 / 5 * moves + price / ranks * moves * moves * 3 / 8;
+  }
 };
 
 /// Lowers the largest rank cost of a layer by as few moves as it can.
@@ -87,7 +95,7 @@ public:
     best_ = {start.max, start.max, 0};
     descend();
     auto best = best_;
-    if (start.max - best.max < limits.least_gain) {
+    if (start.max - best.max < limits.least_gain || start.max - best.worth < limits.price / 2) {
       rewind(0);
       return;
     }
@@ -245,7 +253,7 @@ private:
   }
   /// Whether reaching the target, or perfect balance, is worth the moves made up to now.
   [[nodiscard]] bool can_pay_off(load_t target) const {
-    return std::max(target, mean_) + limits_.price * (map_->moves() - moves_at_start_) < best_.worth;
+    return std::max(target, mean_) + limits_.price_of(map_->moves() - moves_at_start_) < best_.worth;
   }
   void aim_at(load_t target) {
     target_ = target;
@@ -531,7 +539,7 @@ private:
     map_->assign(slot, expert);
   }
   void note_milestone(load_t max) {
-    auto const worth = max + limits_.price * (map_->moves() - moves_at_start_);
+    auto const worth = max + limits_.price_of(map_->moves() - moves_at_start_);
     if (worth < best_.worth - tolerance_) { best_ = {worth, max, journal_.size()}; }
   }
 

@@ -46,7 +46,7 @@ public:
     optimum_ = start;
     if (start <= limits.good_enough) { return; }
     while (optimum_ > limits.goal && work_ > 0 && map.moves() < limits.max_moves && step()) {
-      auto const worth = optimum_ + limits.price * (map.moves() - moves_at_start);
+      auto const worth = optimum_ + limits.price_of(map.moves() - moves_at_start);
       if (worth < best_worth - tolerance_) {
         best_worth = worth;
         best_max = optimum_;
