@@ -14,6 +14,8 @@
 #include "support.hpp"
 
 #include <benchmark/benchmark.h>
+#include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -242,6 +244,14 @@ struct rank_state {
       moved;
 };
 
+/// Keep a rank on a processor of its own, far from the other's, as engines keep their schedulers.
+void stay_on_one_processor(index_t rank, index_t num_ranks) {
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<std::size_t>(rank * static_cast<index_t>(::sysconf(_SC_NPROCESSORS_ONLN)) / num_ranks), &one);
+  static_cast<void>(::sched_setaffinity(0, sizeof one, &one));
+}
+
 /// Rank 0 is measured; rank 1 comes early, so that rank 0 waits for nobody but the copies and the votes.
 template <class Pull, class Copies>
 ballast_bench::samples move_experts(posix::process_group& group, std::string const& argument) {
@@ -254,6 +264,7 @@ ballast_bench::samples move_experts(posix::process_group& group, std::string con
   rank_state<Pull, Copies> self{group, experts, {.interval = 1, .asynchronous = asynchronous}};
   forward_pass pass{self.compute.get()};
   self.moved.start().or_throw();
+  stay_on_one_processor(group.rank(), group.num_ranks());  // not before: the driver's threads would share it
   ballast_bench::samples result;
   std::vector<std::uint64_t> all(2);
   for (int step = 0; step < 300; ++step) {

@@ -229,6 +229,7 @@ private:
     for (auto& lane : lanes_) {
       if (failure_.ok()) { submit(lane); }
     }
+    next_query_ = ballast::detail::now() + query_interval;
     if (failure_.ok()) { return; }
     for (auto& lane : lanes_) {
       lane.direct.clear();
