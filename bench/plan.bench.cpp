@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Planning all layers of a model, tables included: time beside balance. Rows: plan/<policy>/<layers x
-// experts>/<slots>/<ranks>.
+// experts>/<slots>/<ranks>, and incremental/curve/<ranks> (100 layers, 2 experts and 4 slots a rank, 10 % drift),
+// beside balanced/curve.
 #include <ballast/placement/balanced.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/deepseek.hpp>
@@ -90,6 +91,11 @@ void from_current(benchmark::State& state, incremental_placement const& policy, 
         [&shape](auto& state) { from_scratch(state, deepseek_placement{}, shape); });
     add(row_name("balanced", shape), [&shape](auto& state) { from_scratch(state, balanced_placement{}, shape); });
     add(row_name("incremental", shape), [&shape](auto& state) { from_current(state, incremental_placement{}, shape); });
+  }
+  for (index_t ranks = 32; ranks <= 1024; ranks *= 2) {
+    model const shape{"curve", 100, 2 * ranks, 4 * ranks, ranks, 1, 1};
+    add("incremental/curve/" + std::to_string(ranks),
+        [shape](auto& state) { from_current(state, incremental_placement{}, shape); });
   }
   return true;
 }();

@@ -93,6 +93,7 @@ public:
     tolerance_ = (mean_ >> 14) + 1;
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
+    find_node_holders();
     descend();
     auto best = best_;
     if (start.max - best.max < limits.least_gain || start.max - best.worth < limits.price / 2) {
@@ -319,12 +320,21 @@ private:
   }
   /// Whether no rank of the slot's node held the expert at the start.
   [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
-    if (slot == none || map_->arrival(map_->rank_of(slot), expert) == 0) { return false; }
-    auto const first = map_->rank_of(slot) / ranks_per_node_ * ranks_per_node_;
-    for (index_t rank = first; rank < first + ranks_per_node_; ++rank) {
-      if (map_->held(rank, expert)) { return false; }
+    auto const rank = slot != none ? map_->rank_of(slot) : none;
+    return rank != none && map_->arrival(rank, expert) != 0 && node_held_[node_cell(rank, expert)] == 0;
+  }
+  void find_node_holders() {
+    if (ranks_per_node_ == 0) { return; }
+    node_held_.assign(node_cell(map_->num_ranks(), 0), 0);
+    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+      if (map_->expert_before(slot) != none) {
+        node_held_[node_cell(map_->rank_of(slot), map_->expert_before(slot))] = 1;
+      }
     }
-    return true;
+  }
+  [[nodiscard]] std::size_t node_cell(index_t rank, index_t expert) const {
+    return static_cast<std::size_t>(rank / ranks_per_node_) * static_cast<std::size_t>(map_->num_logical()) +
+           static_cast<std::size_t>(expert);
   }
   /// A change without moves leaves alone what was changed since the last one with moves, so that no circle has no end.
   [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
@@ -573,6 +583,7 @@ private:
   std::vector<spare_slot> spare_;
   std::vector<unsigned char> discount_;        ///< [S] of the costliest rank
   std::vector<unsigned char> other_discount_;  ///< [S]
+  std::vector<unsigned char> node_held_;       ///< [N, E] held by a rank of the node at the start
   std::vector<entry> journal_;
   std::vector<index_t> changed_;  ///< slots that hold another expert than at the start
   std::uint64_t random_ = 0;
