@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// ballast-quality [folder of traces]: writes tables (Markdown) of time, balance, bound and moves for recorded loads.
+// ballast-quality [--curve] [folder of traces]: writes tables (Markdown) of time, balance, bound and moves for recorded
+// loads; or, with --curve, how balance grows with moves, as data for bench/moves.gnuplot.
 //
 // Traces: the folder given, or $BALLAST_TRACES_DIR, or ../shared/traces beside the sources, and tests/data/traces.
 #include <ballast/migration/relabel.hpp>
 #include <ballast/placement/balanced.hpp>
+#include <ballast/placement/balanced_shares.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/deepseek.hpp>
 #include <ballast/placement/incremental.hpp>
 #include <ballast/placement/moves.hpp>
+#include <ballast/placement/replica_shares.hpp>
 
 #include <algorithm>
 #include <cstdio>
@@ -17,6 +20,7 @@
 #include <fstream>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -92,7 +96,7 @@ double time_of(Policy const& policy, matrix_view<load_t const> loads, placement 
                placement& next) {
   double least = 1e30;
   double spent = 0;
-  for (int i = 0; i < 3 || (i < 20 && spent < 200); ++i) {
+  for (int i = 0; i < 3 || (i < 20 && spent < 60); ++i) {
     auto const start = std::clock();
     plan(policy, loads, current, where, next).or_throw();
     auto const took = 1000.0 * static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
@@ -162,44 +166,160 @@ void print_balance(trace const& of, shape const& on) {
   ours.print(of, on, "balanced");
 }
 
-/// What happens from one step to the next: the old plan on the new loads, and what each policy moves to do better.
-void print_moves(trace const& of, shape const& on) {
-  topology const where{on.sizes};
-  double moves[4] = {};
-  double mean = 0;
-  double max[5] = {};
-  auto const add = [&](int row, placement const& from, placement const& to, matrix_view<load_t const> loads) {
-    moves[row] += static_cast<double>(count_moves(where, from, to));
+/// What a policy did from one step to the next, over the steps of a trace.
+struct change_score {
+  std::string policy;
+  double milliseconds = 0;
+  double mean = 0;  ///< sum of mean rank loads
+  double max = 0;   ///< sum of maxima
+  double bound = 0;
+  double moves = 0;
+
+  void add(topology const& where, placement const& from, placement const& to, matrix_view<load_t const> loads) {
     for (index_t layer = 0; layer < loads.rows(); ++layer) {
-      max[row] += balance_of(where, to, layer, loads.row(layer)).max;
+      auto const balance = balance_of(where, to, layer, loads.row(layer));
+      mean += balance.mean;
+      max += balance.max;
+      bound += lower_bound(where, loads.row(layer)).best();
     }
-  };
+    moves += static_cast<double>(count_moves(where, from, to));
+  }
+  void print(trace const& of, shape const& on) const {
+    auto const steps = of.num_steps - 1.0;
+    std::printf("| %s | %d x %d | %s | %.2f | %.4f | %.4f | %.1f |\n", of.name.c_str(), on.sizes.num_ranks,
+                on.sizes.slots_per_rank, policy.c_str(), milliseconds / steps, mean / max, max / bound,
+                moves / steps / of.num_layers);
+  }
+};
+
+std::string name_of(incremental_placement const& policy) {
+  std::string name = "incremental";
+  if (policy.max_moves_per_layer >= 0) { name += ", <= " + std::to_string(policy.max_moves_per_layer); }
+  return policy.shares == share_mode::optimal ? name + ", shares" : name;
+}
+
+/// Let each policy plan every step of a trace but the first, from the balanced plan of the step before.
+std::vector<change_score> scores_of_changes(trace const& of, topology const& where,
+                                            std::vector<incremental_placement> const& incremental) {
+  std::vector<change_score> scores;
+  for (auto const* name : {"as it was", "deepseek", "deepseek, relabelled", "balanced", "balanced, relabelled"}) {
+    scores.push_back({.policy = name});
+  }
+  for (auto const& policy : incremental) { scores.push_back({.policy = name_of(policy)}); }
   placement current;
   placement next;
   auto const start = trivial_placement({of.num_layers, of.num_logical, where.num_slots()});
   plan(balanced_placement{}, of.step(0), start, where, current).or_throw();
   for (index_t step = 1; step < of.num_steps; ++step) {
     auto const loads = of.step(step);
-    for (index_t layer = 0; layer < of.num_layers; ++layer) {
-      auto const balance = balance_of(where, current, layer, loads.row(layer));
-      mean += balance.mean;
-      max[4] += balance.max;
-    }
-    plan(deepseek_placement{}, loads, current, where, next).or_throw();
-    add(0, current, next, loads);
-    relabel(current, where, next);
-    add(1, current, next, loads);
-    plan(incremental_placement{}, loads, current, where, next).or_throw();
-    add(2, current, next, loads);
-    plan(balanced_placement{}, loads, current, where, next).or_throw();
-    relabel(current, where, next);
-    add(3, current, next, loads);
-    current = next;
+    auto score = scores.begin();
+    auto const keep = [&](double milliseconds) {
+      score->milliseconds += milliseconds;
+      score++->add(where, current, next, loads);
+    };
+    auto const relabel_next = [&] {
+      auto const begin = std::clock();
+      relabel(current, where, next);
+      return 1000.0 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+    };
+    next = current;
+    keep(0);
+    auto milliseconds = time_of(deepseek_placement{}, loads, current, where, next);
+    keep(milliseconds);
+    keep(milliseconds + relabel_next());
+    milliseconds = time_of(balanced_placement{}, loads, current, where, next);
+    keep(milliseconds);
+    keep(milliseconds + relabel_next());
+    auto const fresh = next;
+    for (auto const& policy : incremental) { keep(time_of(policy, loads, current, where, next)); }
+    current = fresh;
   }
-  auto const layers = static_cast<double>(of.num_steps - 1) * of.num_layers;
-  std::printf("| %s | %d x %d | %.3f | %.1f : %.3f | %.1f : %.3f | %.1f : %.3f | %.1f : %.4f |\n", of.name.c_str(),
-              on.sizes.num_ranks, on.sizes.slots_per_rank, mean / max[4], moves[0] / layers, mean / max[0],
-              moves[1] / layers, mean / max[1], moves[2] / layers, mean / max[2], moves[3] / layers, mean / max[3]);
+  return scores;
+}
+
+incremental_placement with_budget(index_t moves, share_mode shares = share_mode::even) {
+  return {.max_moves_per_layer = moves, .shares = shares};
+}
+
+void print_changes(trace const& of, shape const& on) {
+  std::vector<incremental_placement> incremental;
+  for (index_t const moves : {4, 8, 16, 24, 40, -1}) { incremental.push_back(with_budget(moves)); }
+  for (index_t const moves : {4, 8}) { incremental.push_back(with_budget(moves, share_mode::optimal)); }
+  for (auto const& score : scores_of_changes(of, topology{on.sizes}, incremental)) { score.print(of, on); }
+}
+
+/// Moves a layer and balancedness: a block for plans from scratch, then curves of plans with budgets.
+void print_curve(trace const& of, shape const& on) {
+  std::vector<incremental_placement> incremental;
+  std::vector<index_t> const budgets{0, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64};
+  for (auto const shares : {share_mode::even, share_mode::optimal}) {
+    for (auto const moves : budgets) { incremental.push_back(with_budget(moves, shares)); }
+  }
+  incremental.push_back(with_budget(-1));
+  auto const scores = scores_of_changes(of, topology{on.sizes}, incremental);
+  std::printf("# %s on %d ranks of %d slots\n", of.name.c_str(), on.sizes.num_ranks, on.sizes.slots_per_rank);
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    bool const begins_block = i == 5 || i == 5 + budgets.size() || i == 5 + 2 * budgets.size();
+    std::printf("%s%.2f %.5f \"%s\"\n", begins_block ? "\n\n" : "",
+                scores[i].moves / (of.num_steps - 1.0) / of.num_layers, scores[i].mean / scores[i].max,
+                scores[i].policy.c_str());
+  }
+}
+
+/// Balancedness on the step planned for, and on the one after it.
+class next_window {
+public:
+  explicit next_window(topology const& where) : where_{where} {}
+
+  /// @param re_split  whether the shares are solved anew for the step after
+  template <class Policy>
+  void add(Policy const& policy, trace const& of, bool re_split) {
+    auto const start = trivial_placement({of.num_layers, of.num_logical, where_.num_slots()});
+    placement planned;
+    sums here;
+    sums after;
+    for (index_t step = 0; step + 1 < of.num_steps; ++step) {
+      plan(policy, of.step(step), start, where_, planned).or_throw();
+      here.add(where_, planned, of.step(step));
+      if (re_split) { solve_shares(planned, of.step(step + 1)); }
+      after.add(where_, planned, of.step(step + 1));
+    }
+    std::printf(" %.4f | %.4f |", here.mean / here.max, after.mean / after.max);
+  }
+
+private:
+  struct sums {
+    double mean = 0;
+    double max = 0;
+
+    void add(topology const& where, placement const& planned, matrix_view<load_t const> loads) {
+      for (index_t layer = 0; layer < loads.rows(); ++layer) {
+        auto const balance = balance_of(where, planned, layer, loads.row(layer));
+        mean += balance.mean;
+        max += balance.max;
+      }
+    }
+  };
+
+  void solve_shares(placement& planned, matrix_view<load_t const> loads) {
+    for (index_t layer = 0; layer < loads.rows(); ++layer) {
+      optimal_shares(where_, planned, layer, loads.row(layer), solver_).or_throw();
+    }
+  }
+
+  topology const& where_;
+  share_solver solver_;
+};
+
+void print_next_window(trace const& of, shape const& on) {
+  topology const where{on.sizes};
+  next_window columns{where};
+  std::printf("| %s | %d x %d |", of.name.c_str(), on.sizes.num_ranks, on.sizes.slots_per_rank);
+  columns.add(deepseek_placement{}, of, false);
+  columns.add(balanced_placement{}, of, false);
+  columns.add(balanced_shares_placement{}, of, false);
+  columns.add(balanced_shares_placement{}, of, true);
+  std::puts("");
 }
 
 /// Traces of one step that belong together follow each other as the steps of one.
@@ -223,18 +343,15 @@ std::vector<trace> in_sequence(std::vector<trace> const& traces) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  bool const curve = argc > 1 && std::string_view{argv[1]} == "--curve";
+  char const* const folder = argc > (curve ? 2 : 1) ? argv[argc - 1] : std::getenv("BALLAST_TRACES_DIR");
   std::filesystem::path const source = BALLAST_SOURCE_DIR;
-  std::vector<std::filesystem::path> folders;
-  if (argc > 1) {
-    folders.emplace_back(argv[1]);
-  } else if (auto const* named = std::getenv("BALLAST_TRACES_DIR"); named != nullptr) {
-    folders.emplace_back(named);
-  } else {
-    folders.emplace_back(source / "../shared/traces");
+  auto const traces = read_traces(
+      {folder != nullptr ? std::filesystem::path{folder} : source / "../shared/traces", source / "tests/data/traces"});
+  if (curve) {
+    print_curve(in_sequence(traces).front(), shapes_for(in_sequence(traces).front().num_logical).front());
+    return 0;
   }
-  folders.push_back(source / "tests/data/traces");
-  auto const traces = read_traces(folders);
-
   std::puts("## Balance on the loads planned for\n");
   std::puts(
       "Processor ms for all layers, mean over steps; balancedness = sum of means / sum of maxima; bound ratio = sum "
@@ -246,14 +363,30 @@ int main(int argc, char** argv) {
   for (auto const& one : traces) {
     for (auto const& on : shapes_for(one.num_logical)) { print_balance(one, on); }
   }
-  std::puts("\n## From one step to the next: moves a layer : balancedness\n");
-  std::puts("Each step starts from the balanced plan of the one before. Recordings of one step follow each other.\n");
-  std::puts("| trace | ranks x slots | kept | deepseek | deepseek, relabelled | incremental | balanced, relabelled |");
-  std::puts("|---|---|---:|---:|---:|---:|---:|");
+  std::puts("\n## From one step to the next: time, balance and moves\n");
+  std::puts(
+      "Each step starts from the balanced plan of the one before. Recordings of one step follow each other. Moves: a "
+      "layer,");
+  std::puts(
+      "mean over layers and steps; \"<= 16\": at most so many in any layer; \"shares\": shares solved with them.\n");
+  std::puts("| trace | ranks x slots | policy | ms | balancedness | bound ratio | moves |");
+  std::puts("|---|---|---|---:|---:|---:|---:|");
   for (auto const& one : in_sequence(traces)) {
-    if (one.num_steps == 1) { continue; }
+    if (one.num_steps > 1) { print_changes(one, shapes_for(one.num_logical).front()); }
+  }
+  std::puts("\n## On the next step, nothing moved\n");
+  std::puts(
+      "Planned from scratch on each step; balancedness on that step and on the next. \"Even\" is balanced packing with "
+      "even");
+  std::puts(
+      "shares, the peers' way; \"ours\" is `balanced_shares_placement`, with its shares kept, and solved again.\n");
+  std::puts(
+      "| trace | ranks x slots | deepseek | next | even | next | ours, shares kept | next | ours | next, shares solved "
+      "again |");
+  std::puts("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+  for (auto const& one : in_sequence(traces)) {
     for (auto const& on : shapes_for(one.num_logical)) {
-      if (on.num_groups == 1) { print_moves(one, on); }
+      if (one.num_steps > 1 && on.num_groups == 1) { print_next_window(one, on); }
     }
   }
 }
