@@ -140,7 +140,7 @@ struct random_case {
 
 TEST_CASE("plans are valid, within the budget, and no layer is worse than it was") {
   ballast_test::generator random{11};
-  for (int i = 0; i < 300; ++i) {
+  for (int i = 0; i < 200; ++i) {
     CAPTURE(i);
     random_case const in{random};
     incremental_placement policy;
@@ -160,7 +160,7 @@ TEST_CASE("plans are valid, within the budget, and no layer is worse than it was
 
 TEST_CASE("plans for optimal shares are valid, within the budget, and no layer is worse than it was") {
   ballast_test::generator random{12};
-  for (int i = 0; i < 150; ++i) {
+  for (int i = 0; i < 100; ++i) {
     CAPTURE(i);
     random_case const in{random};
     incremental_placement policy;
@@ -425,7 +425,7 @@ TEST_CASE("small layers come close to the best that so many moves allow") {
   int exact = 0;
   int cases = 0;
   double worst = 1;
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 24; ++i) {
     CAPTURE(i);
     auto const experts = random.between(3, 5);
     auto const loads = skewed_loads(1, experts, random.next());
