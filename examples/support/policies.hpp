@@ -3,43 +3,38 @@
 #define BALLAST_EXAMPLES_SUPPORT_POLICIES_HPP
 
 #include <ballast/detail/text.hpp>
-#include <ballast/placement/balanced.hpp>
-#include <ballast/placement/balanced_shares.hpp>
-#include <ballast/placement/deepseek.hpp>
-#include <ballast/placement/headroom.hpp>
-#include <ballast/placement/incremental.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
+#include <ballast/placement/replica_shares.hpp>
 #include <ballast/status.hpp>
+#include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
 #include <CLI/CLI.hpp>
 
+#include <memory>
 #include <optional>
 #include <string>
-#include <variant>
+#include <utility>
 
 namespace ballast_tools {
 
-/// A policy that is chosen when the program runs.
+/// A policy that is chosen when the program runs. Compiled apart, because planners take long to compile.
 class any_policy {
 public:
-  using choice = std::variant<ballast::deepseek_placement, ballast::balanced_placement, ballast::incremental_placement,
-                              ballast::headroom_placement, ballast::balanced_shares_placement>;
+  class model;
 
-  any_policy() = default;
-  explicit any_policy(choice const& policy) : policy_{policy} {}
+  any_policy();  ///< deepseek
+  explicit any_policy(std::shared_ptr<model const> policy) : policy_{std::move(policy)} {}
 
   [[nodiscard]] ballast::status plan(ballast::load_history_view history, ballast::placement const& current,
-                                     ballast::topology const& where, ballast::placement& next) const {
-    return std::visit([&](auto const& policy) { return policy.plan(history, current, where, next); }, policy_);
-  }
-  void describe(ballast::digest& out) const {
-    std::visit([&](auto const& policy) { policy.describe(out); }, policy_);
-  }
+                                     ballast::topology const& where, ballast::placement& next) const;
+  void describe(ballast::digest& out) const;
 
 private:
-  choice policy_;
+  std::shared_ptr<model const> policy_;
 };
 static_assert(ballast::placement_policy<any_policy>);
 
@@ -61,50 +56,13 @@ struct policy_options {
   /// @param nodes   N, which decides with the groups whether experts are bound to nodes.
   /// @param shares  how an expert's tokens will be split over its replicas, for the policies that plan for it.
   /// @param out     out: unchanged on failure
-  [[nodiscard]] ballast::status make(ballast::index_t nodes, ballast::share_mode shares, any_policy& out) const {
-    if (auto result = check_numbers(); !result.ok()) { return result; }
-    if (name == "deepseek") {
-      out = any_policy{ballast::deepseek_placement{.num_groups = groups}};
-    } else if (name == "balanced") {
-      out = make_balanced(nodes, shares);
-    } else if (name == "incremental") {
-      out = any_policy{ballast::incremental_placement{.max_moves_per_layer = max_moves.value_or(-1), .shares = shares}};
-    } else if (name == "headroom") {
-      out = any_policy{ballast::headroom_placement{}};
-    } else {
-      return refuse(name.empty() ? "--policy is required" : ballast::detail::concat("there is no policy '", name, "'"),
-                    "; known are: ", names);
-    }
-    return {};
-  }
+  [[nodiscard]] ballast::status make(ballast::index_t nodes, ballast::share_mode shares, any_policy& out) const;
 
 private:
   static constexpr auto names = "deepseek, balanced, incremental, headroom";
 
-  [[nodiscard]] ballast::status check_numbers() const {
-    if (groups < 1) { return refuse("--groups is ", groups, ", must be at least 1"); }
-    if (!max_moves) { return {}; }
-    if (*max_moves < 0) { return refuse("--max-moves is ", *max_moves, ", must not be negative"); }
-    if (name != "incremental") {
-      return refuse("--max-moves is ", *max_moves, ", but only the policy incremental plans with a budget, not '", name,
-                    "'");
-    }
-    return {};
-  }
-
-  /// Room for later loads knows no groups: where they bind experts to nodes, shares are added to the plan for even
-  /// ones.
-  [[nodiscard]] any_policy make_balanced(ballast::index_t nodes, ballast::share_mode shares) const {
-    bool const bound_to_nodes = nodes > 1 && groups > 1 && groups % nodes == 0;
-    if (shares == ballast::share_mode::optimal && !bound_to_nodes) {
-      return any_policy{ballast::balanced_shares_placement{}};
-    }
-    return any_policy{ballast::balanced_placement{.num_groups = groups}};
-  }
-
-  [[nodiscard]] static ballast::status refuse(auto const&... parts) {
-    return {ballast::errc::invalid_option, ballast::detail::concat(parts...)};
-  }
+  [[nodiscard]] ballast::status check_numbers() const;
+  [[nodiscard]] any_policy make_balanced(ballast::index_t nodes, ballast::share_mode shares) const;
 };
 
 }  // namespace ballast_tools

@@ -5,6 +5,7 @@
 #include <ballast/load/pass_recorder.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/placement/balanced.hpp>
+#include <ballast/placement/balanced_shares.hpp>
 #include <ballast/placement/deepseek.hpp>
 #include <ballast/placement/headroom.hpp>
 #include <ballast/placement/incremental.hpp>
@@ -81,7 +82,8 @@ template <class... Types>
 struct list {};
 
 using recorders = list<window_recorder, decay_recorder, pass_recorder>;
-using policies = list<deepseek_placement, balanced_placement, incremental_placement, headroom_placement>;
+using policies =
+    list<deepseek_placement, balanced_placement, incremental_placement, headroom_placement, balanced_shares_placement>;
 using schedules =
     list<all_layers<>, layers_per_chunk<>, layers_per_chunk<every_layer, by_gain>, bytes_per_step<>, time_per_step<>>;
 

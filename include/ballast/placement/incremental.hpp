@@ -66,12 +66,6 @@ struct move_cost_model {
   }
 };
 
-/// How an expert's tokens will be split over its replicas.
-enum class share_mode : index_t {
-  even = 0,     ///< every replica takes the same part
-  optimal = 1,  ///< so that the busiest rank has as little as possible, see `share_solver`
-};
-
 /// Starts from the placement in force and changes as little as pays.
 ///
 /// Layers in balance stay as they are. In the others experts get a copy where another can spare one, or change places,

@@ -19,6 +19,12 @@
 
 BALLAST_BEGIN_NAMESPACE
 
+/// How an expert's tokens will be split over its replicas.
+enum class share_mode : index_t {
+  even = 0,     ///< every replica takes the same part
+  optimal = 1,  ///< so that the busiest rank has as little as possible, see `share_solver`
+};
+
 /// How close to the optimum a share solver stops.
 enum class share_precision {
   exact,  ///< the optimum, rounded up to a whole load unit (1 / 2^18 token)
