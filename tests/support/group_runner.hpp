@@ -58,6 +58,15 @@ struct law_endpoint {
 };
 
 inline constexpr ballast::nanoseconds_t millisecond = 1'000'000;
+/// Sizes of groups to try the laws on; fewer in builds where everything is slow.
+[[nodiscard]] inline std::vector<ballast::index_t> group_sizes() {
+#if BALLAST_TESTS_QUICK
+  return {1, 3};
+#else
+  return {1, 2, 3, 8};
+#endif
+}
+
 /// For calls that must succeed, on machines that are busy with other things.
 inline constexpr ballast::nanoseconds_t patience = 60'000 * millisecond;
 /// How much later than its deadline a call may come back on such a machine.

@@ -18,7 +18,7 @@ namespace ballast_test {
 struct in_process_runner {
   static constexpr bool can_lose_ranks = true;
 
-  [[nodiscard]] std::vector<ballast::index_t> sizes() const { return {1, 2, 3, 8}; }
+  [[nodiscard]] std::vector<ballast::index_t> sizes() const { return group_sizes(); }
 
   template <class Body>
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {

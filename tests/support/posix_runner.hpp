@@ -54,7 +54,7 @@ template <class Memory>
 struct basic_posix_runner {
   static constexpr bool can_lose_ranks = true;
   ballast::posix::peer_copy_options options = {};
-  std::vector<ballast::index_t> group_sizes = {1, 2, 3, 8};
+  std::vector<ballast::index_t> group_sizes = ballast_test::group_sizes();
 
   [[nodiscard]] std::vector<ballast::index_t> const& sizes() const { return group_sizes; }
 

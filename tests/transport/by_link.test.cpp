@@ -25,7 +25,9 @@ struct two_nodes_runner {
   static constexpr bool can_lose_ranks = false;
   bool group_per_node = true;
 
-  [[nodiscard]] std::vector<ballast::index_t> sizes() const { return {2, 4, 6}; }
+  [[nodiscard]] std::vector<ballast::index_t> sizes() const {
+    return BALLAST_TESTS_QUICK ? std::vector<ballast::index_t>{4} : std::vector<ballast::index_t>{2, 4, 6};
+  }
 
   template <class Body>
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {

@@ -31,7 +31,7 @@ struct balanced_shares_placement {
   headroom_placement with_room{};
   balanced_placement packed{};
   /// How much more load on the busiest rank the room for later loads may cost, in 1 / 1000000: 0 takes the better
-  /// balance on the given loads, a large value always the room.
+  /// balance on the given loads, 1000000 the room even at twice the load.
   std::int64_t room_price_ppm = 500;
 
   /// Plan all layers, with shares.
@@ -47,9 +47,9 @@ struct balanced_shares_placement {
   /// @determinism integer arithmetic throughout; ties go to the plan with room.
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
-    if (room_price_ppm < 0) {
+    if (room_price_ppm < 0 || room_price_ppm > whole) {
       return {errc::invalid_option,
-              detail::concat("balanced_shares: room_price_ppm is ", room_price_ppm, ", must be at least 0")};
+              detail::concat("balanced_shares: room_price_ppm is ", room_price_ppm, ", must be in [0, ", whole, "]")};
     }
     if (auto result = with_room.plan(history, current, where, next); !result.ok()) { return result; }
     placement other;
@@ -77,11 +77,12 @@ struct balanced_shares_placement {
   }
 
 private:
-  __extension__ using wide = __int128;
+  static constexpr std::int64_t whole = 1000000;
 
   [[nodiscard]] bool is_worth_its_price(load_t with_room_max, load_t packed_max) const noexcept {
-    constexpr std::int64_t whole = 1000000;
-    return static_cast<wide>(with_room_max - packed_max) * whole <= static_cast<wide>(packed_max) * room_price_ppm;
+    // packed_max * price / whole, in two parts that fit
+    return with_room_max - packed_max <=
+           packed_max / whole * room_price_ppm + packed_max % whole * room_price_ppm / whole;
   }
 };
 static_assert(placement_policy<balanced_shares_placement>);
