@@ -63,7 +63,7 @@ inline constexpr ballast::nanoseconds_t millisecond = 1'000'000;
 #if BALLAST_TESTS_QUICK
   return {1, 3};
 #else
-  return {1, 2, 3, 8};
+  return {1, 2, 8};
 #endif
 }
 
