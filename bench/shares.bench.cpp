@@ -56,9 +56,7 @@ void solve_shares(benchmark::State& state, share_precision precision) {
     state.PauseTiming();
     made.make_shares_even();
     state.ResumeTiming();
-    for (index_t layer = 0; layer < num_layers; ++layer) {
-      optimal_shares(where, made, layer, view(windows.second).row(layer), solver, precision).or_throw();
-    }
+    optimal_shares(where, made, view(windows.second), solver, precision).or_throw();
     benchmark::ClobberMemory();
   }
   state.counters["balancedness"] = balancedness(where, made, view(windows.second));

@@ -87,16 +87,6 @@ struct inputs {
   return {};
 }
 
-/// Solve the shares of every layer for the loads.
-[[nodiscard]] status share_optimally(inputs const& in, ballast::placement& in_out) {
-  ballast::share_solver solver;
-  for (ballast::index_t layer = 0; layer < in_out.num_layers(); ++layer) {
-    auto result = ballast::optimal_shares(in.where, in_out, layer, in.loads_view().row(layer), solver);
-    if (!result.ok()) { return result; }
-  }
-  return {};
-}
-
 [[nodiscard]] status refuse_shares(options const& options, char const* allowed) {
   return {ballast::errc::invalid_option,
           ballast::detail::concat("--shares is '", options.shares, "', must be ", allowed)};
@@ -116,7 +106,8 @@ struct inputs {
   ballast::placement next;
   if (auto result = ballast::plan(policy, in.loads_view(), current, in.where, next); !result.ok()) { return result; }
   if (optimal) {
-    if (auto result = share_optimally(in, next); !result.ok()) { return result; }
+    ballast::share_solver solver;
+    if (auto result = optimal_shares(in.where, next, in.loads_view(), solver); !result.ok()) { return result; }
   } else {
     next.drop_shares();
   }
@@ -158,7 +149,8 @@ struct inputs {
   double bound = 1;
   if (auto result = best_balancedness(in, scored, bound); !result.ok()) { return result; }
   if (optimal) {
-    if (auto result = share_optimally(in, scored); !result.ok()) { return result; }
+    ballast::share_solver solver;
+    if (auto result = optimal_shares(in.where, scored, in.loads_view(), solver); !result.ok()) { return result; }
   }
 
   ballast_tools::json object;

@@ -41,9 +41,7 @@ struct problem {
   [[nodiscard]] placement packed() const {
     auto result = plan(balanced_placement{});
     share_solver solver;
-    for (index_t layer = 0; layer < num_layers; ++layer) {
-      optimal_shares(where, result, layer, view().row(layer), solver).or_throw();
-    }
+    optimal_shares(where, result, view(), solver).or_throw();
     return result;
   }
 };

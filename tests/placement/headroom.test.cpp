@@ -39,9 +39,7 @@ placement planned(headroom_placement const& policy, load_history_view history, t
 /// Balancedness on loads that the placement was not made for, shares solved anew.
 double re_split(topology const& where, placement in, matrix_view<load_t const> loads) {
   share_solver solver;
-  for (index_t layer = 0; layer < in.num_layers(); ++layer) {
-    optimal_shares(where, in, layer, loads.row(layer), solver).or_throw();
-  }
+  optimal_shares(where, in, loads, solver).or_throw();
   return balancedness(where, in, loads);
 }
 

@@ -76,9 +76,9 @@ placement balanced_for(load_history_view history, topology const& where) {
 double re_split(topology const& where, placement in, matrix_view<load_t const> loads) {
   share_solver solver;
   in.drop_shares();
+  optimal_shares(where, in, loads, solver).or_throw();
   double sum = 0;
   for (index_t layer = 0; layer < in.num_layers(); ++layer) {
-    optimal_shares(where, in, layer, loads.row(layer), solver).or_throw();
     sum += balance_of(where, in, layer, loads.row(layer)).balancedness();
   }
   return sum / in.num_layers();

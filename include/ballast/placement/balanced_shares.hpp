@@ -55,11 +55,11 @@ struct balanced_shares_placement {
     placement other;
     if (auto result = packed.plan(history, current, where, other); !result.ok()) { return result; }
     share_solver solver;
+    if (auto result = optimal_shares(where, other, history, solver); !result.ok()) { return result; }
     std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
     std::vector<load_t> on_rank(static_cast<std::size_t>(where.num_ranks()));
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
       sum_buckets(history, layer, loads);
-      if (auto result = optimal_shares(where, other, layer, loads, solver); !result.ok()) { return result; }
       auto const busiest = [&](placement const& in) {
         rank_loads(where, in, layer, loads, on_rank);
         return *std::max_element(on_rank.begin(), on_rank.end());

@@ -288,7 +288,9 @@ struct headroom_placement {
       return {errc::invalid_option, detail::concat("headroom: id_blocks is ", id_blocks, ", must be at least 1")};
     }
     if (tolerance_ppm < 0 || exchanges_per_layer < 0) {
-      return {errc::invalid_option, "headroom: tolerance and exchanges must not be negative"};
+      return {errc::invalid_option,
+              detail::concat("headroom: tolerance_ppm is ", tolerance_ppm, ", exchanges_per_layer is ",
+                             exchanges_per_layer, ", must not be negative")};
     }
     next.resize(current.shape());
     detail::headroom_planner planner{where, history.num_logical(), id_blocks, tolerance_ppm, exchanges_per_layer};
@@ -299,22 +301,12 @@ struct headroom_placement {
       if (auto result = planner.plan_layer(history, layer, out); !result.ok()) { return result; }
     }
     detail::finish_plan(current, where, next);
-    return split(history, where, next);
+    share_solver solver;
+    return optimal_shares(where, next, history, solver);
   }
 
   void describe(digest& out) const {
     out.add(std::string_view{"headroom"}).add(id_blocks).add(tolerance_ppm).add(exchanges_per_layer);
-  }
-
-private:
-  [[nodiscard]] static status split(load_history_view history, topology const& where, placement& next) {
-    share_solver solver;
-    std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
-    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      sum_buckets(history, layer, loads);
-      if (auto result = optimal_shares(where, next, layer, loads, solver); !result.ok()) { return result; }
-    }
-    return {};
   }
 };
 static_assert(placement_policy<headroom_placement>);

@@ -102,8 +102,7 @@ struct basic_incremental_placement {
   /// @param where    R ranks, and which are alive.
   /// @param next     out: [L, P], shares only if ranks are dead.
   /// @return `errc::invalid_option` for an option out of range, or optimal shares with a rank cost;
-  /// `errc::missing_expert` if the budget does not
-  ///         suffice to give every expert of a dead rank a new home.
+  ///         `errc::missing_expert` if the budget does not suffice to give every expert of a dead rank a new home.
   /// @post every layer's largest rank cost is at most that of `current`, if no rank is dead.
   /// @complexity O(H L E + L P) for layers in balance, bounded by `work_per_layer` for the others.
   /// @throws std::bad_alloc
@@ -185,11 +184,7 @@ private:
       write_layer(map, out);
     }
     detail::finish_plan(current, where, next);
-    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      sum_buckets(history, layer, tokens);
-      if (auto result = optimal_shares(where, next, layer, tokens, solver); !result.ok()) { return result; }
-    }
-    return {};
+    return optimal_shares(where, next, history, solver);
   }
   static void write_layer(detail::replica_map const& map, std::span<index_t> out) {
     for (index_t slot = 0; slot < map.num_slots(); ++slot) {

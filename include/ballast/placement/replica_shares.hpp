@@ -606,6 +606,29 @@ private:
   return {};
 }
 
+/// Re-split every layer of a placement for new loads; the map stays as it is.
+///
+/// @param where      R ranks, P slots.
+/// @param in_out     in/out: [L, P]; gets shares if it has none. Starts from its shares.
+/// @param history    [H, L, E] tokens, >= 0; buckets are added up.
+/// @param solver     working memory, reused between calls.
+/// @return `errc::missing_expert` if an expert has no live replica; layers before the first such one are then re-split.
+/// @complexity that of `share_solver::solve` for each layer; with one bucket it allocates only while sizes grow.
+/// @throws std::bad_alloc
+/// @determinism integer arithmetic alone.
+[[nodiscard]] inline status optimal_shares(topology const& where, placement& in_out, load_history_view history,
+                                           share_solver& solver, share_precision precision = share_precision::exact) {
+  BALLAST_EXPECTS(history.num_layers() == in_out.num_layers(), "optimal_shares: loads and placement differ in layers");
+  bool const must_add = history.num_buckets() != 1;
+  std::vector<load_t> sums(must_add ? static_cast<std::size_t>(history.num_logical()) : 0);
+  for (index_t layer = 0; layer < in_out.num_layers(); ++layer) {
+    if (must_add) { sum_buckets(history, layer, sums); }
+    auto const loads = must_add ? std::span<load_t const>{sums} : history.layer(0, layer);
+    if (auto result = optimal_shares(where, in_out, layer, loads, solver, precision); !result.ok()) { return result; }
+  }
+  return {};
+}
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -503,7 +503,8 @@ private:
   /// Let the policy fill `next_` in.
   [[nodiscard]] status plan_next() {
     auto planned = plan(policy_, history(), current_, where_, next_);
-    return planned.ok() && options_.share_interval > 0 ? split_optimally(next_) : planned;
+    return planned.ok() && options_.share_interval > 0 ? optimal_shares(where_, next_, loads(), share_solver_)
+                                                       : planned;
   }
 
   /// From `next_` (or the failure to plan it) to chunks that every rank has agreed on.
@@ -707,7 +708,7 @@ private:
   [[nodiscard]] status resplit() {
     auto const start = detail::now();
     resplit_ = current_;
-    auto const solved = split_optimally(resplit_);
+    auto const solved = optimal_shares(where_, resplit_, loads(), share_solver_);
     committed_.clear();
     digest shares;
     for (index_t layer = 0; layer < current_.num_layers() && solved.ok(); ++layer) {
@@ -742,14 +743,6 @@ private:
             .layers = committed_,
             .balancedness = balance_in_force(),
             .duration = detail::now() - start});
-    return {};
-  }
-
-  [[nodiscard]] status split_optimally(placement& in_out) {
-    for (index_t layer = 0; layer < in_out.num_layers(); ++layer) {
-      auto result = optimal_shares(where_, in_out, layer, loads().row(layer), share_solver_);
-      if (!result.ok()) { return result; }
-    }
     return {};
   }
 
