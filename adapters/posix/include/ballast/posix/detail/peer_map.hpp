@@ -3,6 +3,7 @@
 #define BALLAST_POSIX_DETAIL_PEER_MAP_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/posix/detail/shared_mapping.hpp>
 #include <ballast/transport/transport.hpp>
 
 #include <dirent.h>
@@ -16,7 +17,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <utility>
 
 BALLAST_BEGIN_NAMESPACE
 namespace posix::detail {
@@ -87,44 +87,24 @@ public:
     if (where.file < 0 || size == 0) { return; }
     char path[64];
     std::snprintf(path, sizeof path, "/proc/%lld/fd/%d", static_cast<long long>(pid), where.file);
-    int const file = ::open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) { return; }
+    file_handle const file{::open(path, O_RDONLY | O_CLOEXEC)};
     struct ::stat facts{};
-    bool const same = ::fstat(file, &facts) == 0 && facts.st_dev == where.device && facts.st_ino == where.inode;
-    auto const page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-    auto const skip = where.offset % page;
-    if (same && static_cast<std::uint64_t>(facts.st_size) >= where.offset + size) {
-      void* const start =
-          ::mmap(nullptr, size + skip, PROT_READ, MAP_SHARED, file, static_cast<::off_t>(where.offset - skip));
-      if (start != MAP_FAILED) {
-        start_ = static_cast<std::byte*>(start);
-        mapped_ = size + skip;
-        data_ = start_ + skip;
-      }
+    if (!file.is_open() || ::fstat(file.get(), &facts) != 0 || facts.st_dev != where.device ||
+        facts.st_ino != where.inode || static_cast<std::uint64_t>(facts.st_size) < where.offset + size) {
+      return;
     }
-    ::close(file);
-  }
-  peer_map(peer_map&& other) noexcept
-      : start_{std::exchange(other.start_, nullptr)},
-        mapped_{std::exchange(other.mapped_, 0)},
-        data_{std::exchange(other.data_, nullptr)} {}
-  peer_map& operator=(peer_map&& other) noexcept {
-    std::swap(start_, other.start_);
-    std::swap(mapped_, other.mapped_);
-    std::swap(data_, other.data_);
-    return *this;
-  }
-  ~peer_map() {
-    if (start_ != nullptr) { ::munmap(start_, mapped_); }
+    skip_ = where.offset % static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    memory_ = shared_mapping{file.get(), size + skip_, PROT_READ, static_cast<::off_t>(where.offset - skip_)};
   }
 
   /// The region's first byte, or null when it is not mapped.
-  [[nodiscard]] std::byte const* data() const noexcept { return data_; }
+  [[nodiscard]] std::byte const* data() const noexcept {
+    return memory_.data() != nullptr ? memory_.data() + skip_ : nullptr;
+  }
 
 private:
-  std::byte* start_ = nullptr;
-  std::size_t mapped_ = 0;
-  std::byte const* data_ = nullptr;
+  shared_mapping memory_;
+  std::size_t skip_ = 0;  ///< of its bytes come before the region, which need not begin at a page
 };
 
 }  // namespace posix::detail

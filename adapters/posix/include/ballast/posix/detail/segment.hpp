@@ -4,6 +4,7 @@
 
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
+#include <ballast/posix/detail/shared_mapping.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -33,20 +34,6 @@ namespace posix::detail {
 /// dies later leaves nothing behind.
 class segment {
 public:
-  segment() = default;
-  segment(segment&& other) noexcept
-      : file_{std::exchange(other.file_, -1)}, base_{std::exchange(other.base_, nullptr)}, bytes_{other.bytes_} {}
-  segment& operator=(segment&& other) noexcept {
-    std::swap(file_, other.file_);
-    std::swap(base_, other.base_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~segment() {
-    if (base_ != nullptr) { ::munmap(base_, bytes_); }
-    if (file_ >= 0) { ::close(file_); }
-  }
-
   [[nodiscard]] static std::string path_of(std::string_view name) {
     return ballast::detail::concat("/dev/shm/ballast.", name);
   }
@@ -54,16 +41,16 @@ public:
   /// Make a nameless segment for `num_ranks` ranks.
   [[nodiscard]] status create(index_t num_ranks, process_identity creator) {
     segment made;
-    made.file_ = ::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (made.file_ < 0) { return system_failure("process_group: cannot make shared memory in /dev/shm", errno); }
+    made.file_ = file_handle{::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    if (!made.file_.is_open()) { return system_failure("process_group: cannot make shared memory in /dev/shm", errno); }
     auto const ranks = static_cast<std::size_t>(num_ranks);
     auto const bytes = segment_bytes(ranks);
-    if (::ftruncate(made.file_, static_cast<::off_t>(bytes)) != 0) {
+    if (::ftruncate(made.file_.get(), static_cast<::off_t>(bytes)) != 0) {
       return system_failure("process_group: cannot size the shared memory", errno);
     }
     if (auto result = made.obtain(0, bounce_offset(ranks)); !result.ok()) { return result; }
     if (auto result = made.map(bytes); !result.ok()) { return result; }
-    auto* const start = ::new (made.base_) segment_header{};
+    auto* const start = ::new (made.memory_.data()) segment_header{};
     start->magic = segment_magic;
     start->bytes = bytes;
     start->num_ranks = num_ranks;
@@ -76,16 +63,18 @@ public:
   /// Give the complete segment its name. @return false when the name is taken
   [[nodiscard]] bool publish(std::string const& path) const {
     char self[40];
-    std::snprintf(self, sizeof self, "/proc/self/fd/%d", file_);
+    std::snprintf(self, sizeof self, "/proc/self/fd/%d", file_.get());
     return ::linkat(AT_FDCWD, self, AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW) == 0;
   }
 
   /// Map the segment of that name. @return false when there is none, or it is not one of ours
   [[nodiscard]] bool open(std::string const& path) {
     segment found;
-    found.file_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    found.file_ = file_handle{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)};
     struct ::stat facts{};
-    if (found.file_ < 0 || ::fstat(found.file_, &facts) != 0 || facts.st_uid != ::geteuid()) { return false; }
+    if (!found.file_.is_open() || ::fstat(found.file_.get(), &facts) != 0 || facts.st_uid != ::geteuid()) {
+      return false;
+    }
     auto const bytes = static_cast<std::size_t>(facts.st_size);
     if (bytes < sizeof(segment_header) || !found.map(bytes).ok()) { return false; }
     auto const& start = found.header();
@@ -101,14 +90,14 @@ public:
   void unpublish(std::string const& path) const {
     struct ::stat named{};
     struct ::stat own{};
-    if (::stat(path.c_str(), &named) == 0 && ::fstat(file_, &own) == 0 && named.st_ino == own.st_ino) {
+    if (::stat(path.c_str(), &named) == 0 && ::fstat(file_.get(), &own) == 0 && named.st_ino == own.st_ino) {
       ::unlink(path.c_str());
     }
   }
 
   /// Make sure that a range has memory behind it: touching one without, when the host has none left, kills.
   [[nodiscard]] status obtain(std::size_t offset, std::size_t bytes) const {
-    int const error = ::posix_fallocate(file_, static_cast<::off_t>(offset), static_cast<::off_t>(bytes));
+    int const error = ::posix_fallocate(file_.get(), static_cast<::off_t>(offset), static_cast<::off_t>(bytes));
     return error == 0 ? status{} : system_failure("process_group: not enough shared memory in /dev/shm", error);
   }
 
@@ -131,7 +120,7 @@ public:
 private:
   template <class T>
   [[nodiscard]] T& at(std::size_t offset) const noexcept {
-    return *std::launder(reinterpret_cast<T*>(base_ + offset));
+    return *std::launder(reinterpret_cast<T*>(memory_.data() + offset));
   }
   [[nodiscard]] std::size_t num_ranks() const noexcept { return static_cast<std::size_t>(header().num_ranks); }
   [[nodiscard]] std::size_t pair(index_t sender, index_t receiver) const noexcept {
@@ -142,16 +131,12 @@ private:
   }
 
   [[nodiscard]] status map(std::size_t bytes) {
-    void* const start = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
-    if (start == MAP_FAILED) { return system_failure("process_group: cannot map the shared memory", errno); }
-    base_ = static_cast<std::byte*>(start);
-    bytes_ = bytes;
-    return {};
+    memory_ = shared_mapping{file_.get(), bytes, PROT_READ | PROT_WRITE};
+    return memory_.data() != nullptr ? status{} : system_failure("process_group: cannot map the shared memory", errno);
   }
 
-  int file_ = -1;
-  std::byte* base_ = nullptr;
-  std::size_t bytes_ = 0;
+  file_handle file_;
+  shared_mapping memory_;
 };
 
 }  // namespace posix::detail
