@@ -12,12 +12,11 @@
 #include <ballast/placement/moves.hpp>
 #include <ballast/placement/replica_shares.hpp>
 
+#include <support/trace_files.hpp>
+
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <ctime>
-#include <filesystem>
-#include <fstream>
 #include <set>
 #include <string>
 #include <string_view>
@@ -28,51 +27,7 @@ namespace {
 
 using namespace ballast;
 
-/// Loads of one or more steps, `[steps, L, E]`.
-struct trace {
-  std::string name;
-  index_t num_steps = 0;
-  index_t num_layers = 0;
-  index_t num_logical = 0;
-  std::vector<load_t> tokens;
-
-  [[nodiscard]] matrix_view<load_t const> step(index_t step) const {
-    auto const size = static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical);
-    return {std::span{tokens}.subspan(static_cast<std::size_t>(step) * size, size), num_layers, num_logical};
-  }
-};
-
-trace read_trace(std::filesystem::path const& file) {
-  std::ifstream in{file};
-  trace result{file.parent_path().filename().string() + "/" + file.stem().string(), 0, 0, 0, {}};
-  char comma = 0;
-  in >> result.num_steps >> comma >> result.num_layers >> comma >> result.num_logical;
-  result.tokens.resize(static_cast<std::size_t>(result.num_steps) * static_cast<std::size_t>(result.num_layers) *
-                       static_cast<std::size_t>(result.num_logical));
-  for (auto& tokens : result.tokens) {
-    in >> tokens;
-    in.get();
-  }
-  return result;
-}
-
-std::vector<trace> read_traces(std::vector<std::filesystem::path> const& folders) {
-  std::vector<std::filesystem::path> files;
-  std::set<std::string> known;
-  for (auto const& folder : folders) {
-    if (!std::filesystem::is_directory(folder)) { continue; }
-    for (auto const& entry : std::filesystem::recursive_directory_iterator{folder}) {
-      auto const name = entry.path().parent_path().filename().string() + "/" + entry.path().filename().string();
-      if (entry.path().extension() == ".csv" && known.insert(name).second) { files.push_back(entry.path()); }
-    }
-  }
-  std::sort(files.begin(), files.end(), [](auto const& a, auto const& b) {
-    return a.parent_path().filename() / a.filename() < b.parent_path().filename() / b.filename();
-  });
-  std::vector<trace> traces;
-  for (auto const& file : files) { traces.push_back(read_trace(file)); }
-  return traces;
-}
+using ballast_test::trace;
 
 struct shape {
   topology_shape sizes;
@@ -140,21 +95,21 @@ struct score {
   }
   void print(trace const& of, shape const& on, char const* policy) const {
     std::printf("| %s | %d x %d%s | %s | %.2f | %.4f | %.4f | %.4f | %.2f |\n", of.name.c_str(), on.sizes.num_ranks,
-                on.sizes.slots_per_rank, on.num_groups > 1 ? ", whole groups" : "", policy, milliseconds / of.num_steps,
-                mean / max, worst, max / bound, static_cast<double>(doubled) / of.num_steps / of.num_layers);
+                on.sizes.slots_per_rank, on.num_groups > 1 ? ", whole groups" : "", policy, milliseconds / of.steps,
+                mean / max, worst, max / bound, static_cast<double>(doubled) / of.steps / of.layers);
   }
 };
 
 void print_balance(trace const& of, shape const& on) {
   topology const where{on.sizes};
-  auto const start = trivial_placement({of.num_layers, of.num_logical, where.num_slots()});
+  auto const start = trivial_placement({of.layers, of.experts, where.num_slots()});
   score theirs;
   score ours;
   placement next;
-  for (index_t step = 0; step < of.num_steps; ++step) {
+  for (index_t step = 0; step < of.steps; ++step) {
     auto const loads = of.step(step);
     std::vector<double> bounds;
-    for (index_t layer = 0; layer < of.num_layers; ++layer) {
+    for (index_t layer = 0; layer < of.layers; ++layer) {
       bounds.push_back(lower_bound(where, loads.row(layer), on.num_groups).best());
     }
     theirs.milliseconds += time_of(deepseek_placement{.num_groups = on.num_groups}, loads, start, where, next);
@@ -185,10 +140,10 @@ struct change_score {
     moves += static_cast<double>(count_moves(where, from, to));
   }
   void print(trace const& of, shape const& on) const {
-    auto const steps = of.num_steps - 1.0;
+    auto const steps = of.steps - 1.0;
     std::printf("| %s | %d x %d | %s | %.2f | %.4f | %.4f | %.1f |\n", of.name.c_str(), on.sizes.num_ranks,
                 on.sizes.slots_per_rank, policy.c_str(), milliseconds / steps, mean / max, max / bound,
-                moves / steps / of.num_layers);
+                moves / steps / of.layers);
   }
 };
 
@@ -208,9 +163,9 @@ std::vector<change_score> scores_of_changes(trace const& of, topology const& whe
   for (auto const& policy : incremental) { scores.push_back({.policy = name_of(policy)}); }
   placement current;
   placement next;
-  auto const start = trivial_placement({of.num_layers, of.num_logical, where.num_slots()});
+  auto const start = trivial_placement({of.layers, of.experts, where.num_slots()});
   plan(balanced_placement{}, of.step(0), start, where, current).or_throw();
-  for (index_t step = 1; step < of.num_steps; ++step) {
+  for (index_t step = 1; step < of.steps; ++step) {
     auto const loads = of.step(step);
     auto score = scores.begin();
     auto const keep = [&](double milliseconds) {
@@ -260,9 +215,8 @@ void print_curve(trace const& of, shape const& on) {
   std::printf("# %s on %d ranks of %d slots\n", of.name.c_str(), on.sizes.num_ranks, on.sizes.slots_per_rank);
   for (std::size_t i = 0; i < scores.size(); ++i) {
     bool const begins_block = i == 5 || i == 5 + budgets.size() || i == 5 + 2 * budgets.size();
-    std::printf("%s%.2f %.5f \"%s\"\n", begins_block ? "\n\n" : "",
-                scores[i].moves / (of.num_steps - 1.0) / of.num_layers, scores[i].mean / scores[i].max,
-                scores[i].policy.c_str());
+    std::printf("%s%.2f %.5f \"%s\"\n", begins_block ? "\n\n" : "", scores[i].moves / (of.steps - 1.0) / of.layers,
+                scores[i].mean / scores[i].max, scores[i].policy.c_str());
   }
 }
 
@@ -274,14 +228,14 @@ public:
   /// @param re_split  whether the shares are solved anew for the step after
   template <class Policy>
   void add(Policy const& policy, trace const& of, bool re_split) {
-    auto const start = trivial_placement({of.num_layers, of.num_logical, where_.num_slots()});
+    auto const start = trivial_placement({of.layers, of.experts, where_.num_slots()});
     placement planned;
     sums here;
     sums after;
-    for (index_t step = 0; step + 1 < of.num_steps; ++step) {
+    for (index_t step = 0; step + 1 < of.steps; ++step) {
       plan(policy, of.step(step), start, where_, planned).or_throw();
       here.add(where_, planned, of.step(step));
-      if (re_split) { solve_shares(planned, of.step(step + 1)); }
+      if (re_split) { optimal_shares(where_, planned, of.step(step + 1), solver_).or_throw(); }
       after.add(where_, planned, of.step(step + 1));
     }
     std::printf(" %.4f | %.4f |", here.mean / here.max, after.mean / after.max);
@@ -300,12 +254,6 @@ private:
       }
     }
   };
-
-  void solve_shares(placement& planned, matrix_view<load_t const> loads) {
-    for (index_t layer = 0; layer < loads.rows(); ++layer) {
-      optimal_shares(where_, planned, layer, loads.row(layer), solver_).or_throw();
-    }
-  }
 
   topology const& where_;
   share_solver solver_;
@@ -327,15 +275,15 @@ std::vector<trace> in_sequence(std::vector<trace> const& traces) {
   std::vector<trace> result;
   for (auto const& one : traces) {
     auto const model = one.name.substr(0, one.name.find('/'));
-    bool const joins = one.num_steps == 1 && !result.empty() && result.back().name == model + "/*" &&
-                       result.back().num_layers == one.num_layers && result.back().num_logical == one.num_logical;
+    bool const joins = one.steps == 1 && !result.empty() && result.back().name == model + "/*" &&
+                       result.back().layers == one.layers && result.back().experts == one.experts;
     if (!joins) {
       result.push_back(one);
-      if (one.num_steps == 1) { result.back().name = model + "/*"; }
+      if (one.steps == 1) { result.back().name = model + "/*"; }
       continue;
     }
     result.back().tokens.insert(result.back().tokens.end(), one.tokens.begin(), one.tokens.end());
-    ++result.back().num_steps;
+    ++result.back().steps;
   }
   return result;
 }
@@ -344,12 +292,12 @@ std::vector<trace> in_sequence(std::vector<trace> const& traces) {
 
 int main(int argc, char** argv) {
   bool const curve = argc > 1 && std::string_view{argv[1]} == "--curve";
-  char const* const folder = argc > (curve ? 2 : 1) ? argv[argc - 1] : std::getenv("BALLAST_TRACES_DIR");
-  std::filesystem::path const source = BALLAST_SOURCE_DIR;
-  auto const traces = read_traces(
-      {folder != nullptr ? std::filesystem::path{folder} : source / "../shared/traces", source / "tests/data/traces"});
+  auto folders = ballast_test::trace_folders();
+  if (argc > (curve ? 2 : 1)) { folders = {argv[argc - 1], BALLAST_SOURCE_DIR "/tests/data/traces"}; }
+  std::vector<trace> traces;
+  for (auto const& file : ballast_test::all_traces(folders)) { traces.push_back(ballast_test::read_trace(file)); }
   if (curve) {
-    print_curve(in_sequence(traces).front(), shapes_for(in_sequence(traces).front().num_logical).front());
+    print_curve(in_sequence(traces).front(), shapes_for(in_sequence(traces).front().experts).front());
     return 0;
   }
   std::puts("## Balance on the loads planned for\n");
@@ -361,7 +309,7 @@ int main(int argc, char** argv) {
   std::puts("| trace | ranks x slots | policy | ms | balancedness | worst layer | bound ratio | doubled |");
   std::puts("|---|---|---|---:|---:|---:|---:|---:|");
   for (auto const& one : traces) {
-    for (auto const& on : shapes_for(one.num_logical)) { print_balance(one, on); }
+    for (auto const& on : shapes_for(one.experts)) { print_balance(one, on); }
   }
   std::puts("\n## From one step to the next: time, balance and moves\n");
   std::puts(
@@ -372,7 +320,7 @@ int main(int argc, char** argv) {
   std::puts("| trace | ranks x slots | policy | ms | balancedness | bound ratio | moves |");
   std::puts("|---|---|---|---:|---:|---:|---:|");
   for (auto const& one : in_sequence(traces)) {
-    if (one.num_steps > 1) { print_changes(one, shapes_for(one.num_logical).front()); }
+    if (one.steps > 1) { print_changes(one, shapes_for(one.experts).front()); }
   }
   std::puts("\n## On the next step, nothing moved\n");
   std::puts(
@@ -385,8 +333,8 @@ int main(int argc, char** argv) {
       "again |");
   std::puts("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
   for (auto const& one : in_sequence(traces)) {
-    for (auto const& on : shapes_for(one.num_logical)) {
-      if (one.num_steps > 1 && on.num_groups == 1) { print_next_window(one, on); }
+    for (auto const& on : shapes_for(one.experts)) {
+      if (one.steps > 1 && on.num_groups == 1) { print_next_window(one, on); }
     }
   }
 }

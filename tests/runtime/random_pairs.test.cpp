@@ -137,8 +137,6 @@ int pairs_wanted() {
   return text == nullptr ? 600 : std::atoi(text);
 }
 
-}  // namespace
-
 // Is done before it says so, as a batch is that ends between `poll` and `wait`.
 class shy_endpoint {
 public:
@@ -158,6 +156,8 @@ public:
 private:
   in_process_endpoint* inner_;
 };
+
+}  // namespace
 
 TEST_CASE("random pairs of placements move right") {
   pair_shape const shapes[] = {

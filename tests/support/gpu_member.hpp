@@ -8,6 +8,7 @@
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 
+#include "support/few_layers.hpp"
 #include "support/gpu.hpp"
 #include "support/law_log.hpp"
 
@@ -41,24 +42,6 @@ struct shuffle_placement {
     return {};
   }
   void describe(ballast::digest& out) const { out.add(std::string_view{"shuffle_placement"}); }
-};
-
-/// A chunk for so many changed layers.
-struct few_layers {
-  ballast::index_t layers = 1;
-  [[nodiscard]] ballast::status validate() const { return {}; }
-  template <class Sink>
-  void for_each_chunk(std::span<ballast::layer_work const> work, Sink sink) const {
-    std::vector<ballast::index_t> chunk;
-    for (auto const& item : work) {
-      if (item.changed) { chunk.push_back(item.layer); }
-      if (static_cast<ballast::index_t>(chunk.size()) < layers) { continue; }
-      sink(std::span<ballast::index_t const>{chunk});
-      chunk.clear();
-    }
-    if (!chunk.empty()) { sink(std::span<ballast::index_t const>{chunk}); }
-  }
-  void describe(ballast::digest& out) const { out.add(std::string_view{"few_layers"}).add(layers); }
 };
 
 /// Experts of three tensors with odd sizes and gaps.

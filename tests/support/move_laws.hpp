@@ -8,11 +8,11 @@
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/rebalancer.hpp>
-#include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/transport/transport.hpp>
 
 #include "support/check_complaints.hpp"
 #include "support/control_laws.hpp"
+#include "support/few_layers.hpp"
 #include "support/group_runner.hpp"
 #include "support/patterned_weights.hpp"
 #include "support/policies.hpp"
@@ -22,29 +22,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 // What a rebalancer promises about moves, for ranks that a runner brings to life.
 namespace ballast_test {
-
-/// Everything in one step, without range-v3.
-struct one_chunk {
-  [[nodiscard]] ballast::status validate() const { return {}; }
-  template <class Sink>
-  void for_each_chunk(std::span<ballast::layer_work const> work, Sink&& sink) const {
-    std::vector<ballast::index_t> layers;
-    for (auto const& item : work) {
-      if (item.changed) { layers.push_back(item.layer); }
-    }
-    if (!layers.empty()) { sink(std::span<ballast::index_t const>{layers}); }
-  }
-  void describe(ballast::digest& out) const { out.add(std::string_view{"one_chunk"}); }
-};
 
 /// A way to move a layer.
 struct move_way {
@@ -121,7 +105,7 @@ private:
   ballast::placement initial_;
   patterned_weights weights_;
   store store_;
-  ballast::rebalancer<ballast::window_recorder, keep_placement, one_chunk, transport, store, control> moved_;
+  ballast::rebalancer<ballast::window_recorder, keep_placement, few_layers, transport, store, control> moved_;
   ballast::detail::transfer_scratch scratch_;
   std::size_t most_staged_ = 0;
 };

@@ -5,11 +5,11 @@
 #include <ballast/load/history.hpp>
 #include <ballast/types.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -77,21 +77,21 @@ inline std::filesystem::path find_trace(std::string const& name) {
   return {};
 }
 
-/// Every trace that exists here, each once, by name.
-inline std::vector<std::filesystem::path> all_traces() {
-  std::vector<std::filesystem::path> files;
-  for (auto const& folder : trace_folders()) {
+/// Every trace below the folders, each once, by "<model>/<name>".
+inline std::vector<std::filesystem::path> all_traces(
+    std::vector<std::filesystem::path> const& folders = trace_folders()) {
+  std::map<std::filesystem::path, std::filesystem::path> files;
+  for (auto const& folder : folders) {
+    if (!std::filesystem::is_directory(folder)) { continue; }
     for (auto const& entry : std::filesystem::recursive_directory_iterator{folder}) {
-      if (entry.path().extension() != ".csv") { continue; }
-      auto const known = std::any_of(files.begin(), files.end(), [&entry](auto const& file) {
-        return file.filename() == entry.path().filename() &&
-               file.parent_path().filename() == entry.path().parent_path().filename();
-      });
-      if (!known) { files.push_back(entry.path()); }
+      auto const& file = entry.path();
+      if (file.extension() == ".csv") { files.emplace(file.parent_path().filename() / file.filename(), file); }
     }
   }
-  std::sort(files.begin(), files.end());
-  return files;
+  std::vector<std::filesystem::path> result;
+  result.reserve(files.size());
+  for (auto const& [name, file] : files) { result.push_back(file); }
+  return result;
 }
 
 }  // namespace ballast_test
