@@ -59,7 +59,7 @@ struct move_cost_model {
     auto const nanoseconds = bytes_per_expert * 1000 / (link_bytes_per_second / 1'000'000);
     auto const part =
         std::min(nanoseconds, std::int64_t{1} << 42) * (load_t{1} << 20) / (layer_nanoseconds * passes_until_next_plan);
-    return std::min(std::min(part, load_t{1} << 36) * 12 / 7 / (num_ranks + 10), load_t{1} << 20);
+    return std::min(std::min(part, load_t{1} << 36) * 18 / 11 / (num_ranks + 8), load_t{1} << 20);
   }
   void describe(digest& out) const noexcept {
     out.add(bytes_per_expert).add(link_bytes_per_second).add(layer_nanoseconds).add(passes_until_next_plan);
@@ -87,9 +87,10 @@ struct basic_incremental_placement {
   /// The split that moves are chosen for. `optimal` writes the shares into the plan, solved anew for every layer; it
   /// goes with `token_cost` only.
   share_mode shares = share_mode::even;
-  /// How often to undo a few changes of a layer and search again. Each costs about as long as half the plan without,
-  /// and each eight bring the excess of the busiest rank down by a tenth. Layers of more than 320 slots get fewer, as
-  /// the square of their slots: from 1600 on one search has to do.
+  /// How often to undo a few changes of a layer and search again. Each costs about a third of the plan without, and
+  /// each eight bring the excess of the busiest rank down by a tenth. That many are made where the excess is 1 / 64 of
+  /// the mean; a layer with less gets down to three quarters, one with more up to twice as many. Layers of more than
+  /// 320 slots get fewer, as the square of their slots: from 1600 on one search has to do.
   index_t retries_per_layer = 24;
   /// Candidate changes to look at in a layer, at most.
   std::int64_t work_per_layer = 4'000'000;

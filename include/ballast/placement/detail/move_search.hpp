@@ -27,13 +27,13 @@ struct move_limits {
   load_t goal = 0;         ///< rank cost at which to stop
   load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
                            ///< gain beyond its moves is below half a price
-  index_t retries = 0;     ///< times to undo a few changes and search again
+  index_t retries = 0;     ///< times to undo a few changes and search again, see `retries_at`
   std::int64_t work = 0;   ///< candidates to look at
 
   /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
   /// moves for three ranks on they cost more than the price.
   [[nodiscard]] load_t price_of(index_t moves) const noexcept {
-    return price * 2 / 5 * moves + price / ranks * moves * moves * 3 / 8;
+    return price * 2 / 5 * moves + price / ranks * moves * moves * 7 / 16;
   }
 };
 
@@ -101,7 +101,7 @@ public:
       return;
     }
     random_ = 0;
-    for (index_t i = 0; i < limits.retries && best.max > limits.goal && work_ > 0; ++i) {
+    for (index_t i = 0; i < retries_at(best.max) && best.max > limits.goal && work_ > 0; ++i) {
       journal_.clear();
       undo_some();
       best_ = {best.worth, best.max, 0};
@@ -115,7 +115,6 @@ private:
   static constexpr index_t none = replica_map::none;
   static constexpr index_t max_partners = 16;     ///< ranks of which a step tries every exchange
   static constexpr std::size_t most_spare = 128;  ///< slots that a step considers, where there are far more
-  static constexpr std::size_t max_undone = 8;    ///< slots, of each retry
 
   struct entry {
     index_t slot;
@@ -196,16 +195,25 @@ private:
       }
     }
   }
-  /// Give some slots back what they held at the start, and with them those without which an expert would vanish.
+  /// A retry brings the excess of the busiest rank down by about the same part, so it is worth more where there is
+  /// more: `retries` of them at 1 / 64 of the mean, three quarters as many below, up to twice as many above.
+  [[nodiscard]] load_t retries_at(load_t max) const {
+    auto const excess = (max - mean_) / (mean_ / 1024 + 1);
+    return load_t{limits_.retries} * std::clamp(excess, load_t{12}, load_t{32}) / 16;
+  }
+  /// Give the changed slots of the busiest rank and two others back what they held at the start, and with them those
+  /// without which an expert would vanish.
   void undo_some() {
+    auto const hot = busiest_rank();
     changed_.clear();
-    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
-      if (map_->expert(slot) != map_->expert_before(slot)) { changed_.push_back(slot); }
-    }
     std::size_t chosen = 0;
-    auto const wanted = std::min(changed_.size(), std::size_t{2} + next_random(max_undone - 1));
-    while (chosen < wanted) {
-      std::swap(changed_[chosen], changed_[chosen + next_random(changed_.size() - chosen)]), ++chosen;
+    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+      if (map_->expert(slot) == map_->expert_before(slot)) { continue; }
+      changed_.push_back(slot);
+      if (map_->rank_of(slot) == hot) { std::swap(changed_[chosen++], changed_.back()); }
+    }
+    for (auto others = 2; others > 0 && chosen < changed_.size(); --others, ++chosen) {
+      std::swap(changed_[chosen], changed_[chosen + next_random(changed_.size() - chosen)]);
     }
     for (std::size_t i = 0; i < chosen; ++i) {
       auto const expert = map_->expert(changed_[i]);
@@ -220,6 +228,11 @@ private:
       ++chosen;
     }
     for (std::size_t i = 0; i < chosen; ++i) { assign(changed_[i], map_->expert_before(changed_[i])); }
+  }
+  [[nodiscard]] index_t busiest_rank() const {
+    auto const cost = [this](index_t rank) { return cost_(rank, map_->rank_load(rank)); };
+    return *std::max_element(live_ranks_.begin(), live_ranks_.end(),
+                             [&](index_t a, index_t b) { return cost(a) < cost(b); });
   }
   [[nodiscard]] std::size_t next_random(std::size_t bound) {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
@@ -466,9 +479,11 @@ private:
     auto const room = target_ - at(rank_cost_, rank);
     auto const most = std::min(at(excess_, hot_), room);
     if (most <= paid_.worth) { return false; }
+    bool const may_be_full = most / 2 > paid_.worth;
     bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
-    if (!may_be_cheap && most / 2 <= paid_.worth) { return false; }
-    if (may_be_cheap) { find_discounts(rank); }
+    if (!may_be_cheap && !may_be_full) { return false; }
+    bool const some_cheap = may_be_cheap && find_discounts(rank);
+    if (!some_cheap && !may_be_full) { return true; }
     auto const reach = at(excess_, hot_) + room;
     auto const mine = map_->slot_loads(hot_);
     auto const theirs = map_->slot_loads(rank);
@@ -478,7 +493,7 @@ private:
         auto const difference = mine[i] - theirs[k];
         auto const most_worth = cost_is_load<Cost> ? std::min(difference, reach - difference) : difference;
         if (most_worth <= paid_.worth) { continue; }
-        bool const cheap = may_be_cheap && (discount_[i] | other_discount_[k]) != 0;
+        bool const cheap = some_cheap && (discount_[i] | other_discount_[k]) != 0;
         if (cheap || most_worth / 2 > paid_.worth) {
           look_at_exchange(map_->first_slot(hot_) + static_cast<index_t>(i),
                            map_->first_slot(rank) + static_cast<index_t>(k));
@@ -488,14 +503,18 @@ private:
     return true;
   }
   /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
-  void find_discounts(index_t rank) {
+  /// @return whether any can.
+  [[nodiscard]] bool find_discounts(index_t rank) {
+    unsigned char any = 0;
     auto const slots = map_->first_slot(1);
     discount_.resize(static_cast<std::size_t>(slots));
     other_discount_.resize(static_cast<std::size_t>(slots));
     for (index_t i = 0; i < slots; ++i) {
       at(discount_, i) = is_discounted(map_->first_slot(hot_) + i, rank);
       at(other_discount_, i) = is_discounted(map_->first_slot(rank) + i, hot_);
+      any |= static_cast<unsigned char>(at(discount_, i) | at(other_discount_, i));
     }
+    return any != 0;
   }
   /// Whether the slot's expert has arrived there, or left the other rank, which held a copy as well.
   [[nodiscard]] unsigned char is_discounted(index_t slot, index_t to) const {
