@@ -91,7 +91,7 @@ struct basic_incremental_placement {
   /// each eight bring the excess of the busiest rank down by a tenth. That many are made where the excess is 1 / 64 of
   /// the mean; a layer with less gets down to three quarters, one with more up to twice as many. Layers of more than
   /// 320 slots get fewer, as the square of their slots: from 1600 on one search has to do.
-  index_t retries_per_layer = 24;
+  index_t retries_per_layer = 20;
   /// Candidate changes to look at in a layer, at most.
   std::int64_t work_per_layer = 4'000'000;
   Cost cost{};

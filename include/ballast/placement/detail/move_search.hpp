@@ -113,8 +113,9 @@ public:
 
 private:
   static constexpr index_t none = replica_map::none;
-  static constexpr index_t max_partners = 16;     ///< ranks of which a step tries every exchange
-  static constexpr std::size_t most_spare = 128;  ///< slots that a step considers, where there are far more
+  static constexpr std::size_t few_ranks = 64;     ///< up to which a step tries the exchanges with all ranks
+  static constexpr std::size_t max_partners = 16;  ///< ranks whose exchanges a step tries, where there are more
+  static constexpr std::size_t most_spare = 128;   ///< slots that a step considers, where there are far more
 
   struct entry {
     index_t slot;
@@ -312,7 +313,7 @@ private:
       look_at_departures(spare);
     }
     if (free_.slot != none) { return; }
-    auto partners = max_partners;
+    auto partners = live_ranks_.size() <= few_ranks ? few_ranks : max_partners;
     for (auto rank = live_ranks_.begin(); rank != live_ranks_.end() && partners > 0; ++rank) {
       if (*rank != cold_ && look_at_exchanges(*rank)) { --partners; }
     }
