@@ -46,7 +46,7 @@ std::vector<load_t> make_loads(index_t num_layers, index_t num_logical, ballast_
     for (index_t expert = 0; expert < num_logical; ++expert) {
       load_t load = random.below(1000);
       if (kind == 1) { load = load_t{1} << random.below(18); }
-      if (kind == 2) { load = 100 * random.below(4); }
+      if (kind == 2) { load = load_t{100} * random.below(4); }
       if (kind == 3) { load = random.below(3) == 0 ? 1 + random.below(50) : 0; }
       if (kind == 4) { load = 1000000 / (1 + random.below(200)); }
       if (kind == 5 && expert == num_logical / 3) { load *= 50; }

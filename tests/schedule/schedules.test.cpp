@@ -26,6 +26,7 @@ chunks cut(Schedule const& schedule, std::vector<layer_work> const& work) {
 // Layers 0 to n - 1, all changed, with 10 bytes each and falling gains.
 std::vector<layer_work> plain(index_t n) {
   std::vector<layer_work> work;
+  work.reserve(static_cast<std::size_t>(n));
   for (index_t layer = 0; layer < n; ++layer) {
     work.push_back(
         {.layer = layer, .changed = true, .moves = 1, .bytes = 10, .busiest_rank_bytes = 5, .gain = 100 - layer});
@@ -101,7 +102,7 @@ TEST_CASE("whatever the schedule, each changed layer comes once and no chunk is 
     std::vector<index_t> expected;
     for (auto& item : work) {
       item.changed = random.below(3) > 0;
-      item.bytes = random.below(3) * random.below(1000);
+      item.bytes = std::int64_t{random.below(3)} * random.below(1000);
       item.busiest_rank_bytes = item.bytes / 2;
       item.gain = random.below(2000) - 1000;
       if (item.changed) { expected.push_back(item.layer); }

@@ -196,8 +196,9 @@ private:
     return max_moves_per_layer >= 0 ? max_moves_per_layer : std::numeric_limits<index_t>::max();
   }
   [[nodiscard]] index_t retries_for(topology const& where) const noexcept {
-    auto const slots = std::max(std::int64_t{where.num_slots()}, std::int64_t{320});
-    return static_cast<index_t>(retries_per_layer * (320 * 320) / (slots * slots));
+    constexpr std::int64_t few = 320;
+    auto const slots = std::max(std::int64_t{where.num_slots()}, few);
+    return static_cast<index_t>(retries_per_layer * few * few / (slots * slots));
   }
   [[nodiscard]] detail::move_limits limits(load_t mean, topology const& where) const {
     detail::move_limits result;
