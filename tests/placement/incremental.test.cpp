@@ -129,7 +129,7 @@ struct random_case {
     where = topology{{ranks, nodes, slots, 0}};
     loads = skewed_loads(2, experts, random.next());
     for (auto& load : loads) {
-      if (random.below(8) == 0) { load = random.below(3) * 1000; }
+      if (random.below(8) == 0) { load = load_t{1000} * random.below(3); }
     }
     current = ballast_test::random_placement({2, experts, where.num_slots()}, random);
   }

@@ -52,7 +52,7 @@ TEST_CASE("moves are the pairs of the target that the current placement lacks") 
     for (index_t layer = 0; layer < 2; ++layer) {
       auto const before = held(where, from, layer);
       index_t expected = 0;
-      for (auto const& pair : held(where, to, layer)) { expected += before.count(pair) == 0 ? 1 : 0; }
+      for (auto const& pair : held(where, to, layer)) { expected += before.contains(pair) ? 0 : 1; }
       CHECK(count_moves(where, from, to, layer) == expected);
       sum += expected;
     }

@@ -60,8 +60,11 @@ void gathers(Endpoint& self, law_log& log) {
     std::vector<std::uint64_t> all(size * static_cast<std::size_t>(self.num_ranks()), 99);
     sleep_for(jitter.below(3) * millisecond);
     log.expect_ok(self.control.all_gather(mine, all, patience), "all_gather");
-    for (std::size_t i = 0; i < all.size(); ++i) {
-      if (!log.expect(all[i] == ((i / size) << 32 | i % size), "word ", i, " of all_gather is wrong")) { return; }
+    auto word = all.begin();
+    for (std::uint64_t rank = 0; word != all.end(); ++rank) {
+      for (std::size_t i = 0; i < size; ++i) {
+        if (!log.expect(*word++ == (rank << 32 | i), "word ", i, " of rank ", rank, " is wrong")) { return; }
+      }
     }
   }
 }
