@@ -222,10 +222,11 @@ private:
     auto const now = ballast::detail::now();
     if (!all && now < next_submit_) { return; }
     next_submit_ = now + options_.gathering;
-    auto const first_left = std::stable_partition(waiting_.begin(), waiting_.end(),
-                                                  [&](std::size_t i) { return !at(receives_[i].peer).offers; });
-    for (auto i = first_left; i != waiting_.end() && failure_.ok(); ++i) { collect(receives_[*i], lane_of(*i)); }
-    waiting_.erase(first_left, waiting_.end());
+    auto const is_offered = [&](std::size_t i) { return at(receives_[i].peer).offers; };
+    for (auto const i : waiting_) {
+      if (failure_.ok() && is_offered(i)) { collect(receives_[i], lane_of(i)); }
+    }
+    std::erase_if(waiting_, is_offered);
     for (auto& lane : lanes_) {
       if (failure_.ok()) { submit(lane); }
     }
