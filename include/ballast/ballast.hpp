@@ -36,6 +36,7 @@
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/placement/regime.hpp>
 #include <ballast/placement/replica_shares.hpp>
+#include <ballast/runtime/device_times.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>

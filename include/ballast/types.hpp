@@ -25,6 +25,9 @@ using epoch_t = std::uint64_t;
 /// Host time in nanoseconds on a monotonic clock (`detail/clock.hpp`), or a duration in nanoseconds.
 using nanoseconds_t = std::int64_t;
 
+/// Stands for a duration that was not measured, or is not known yet; every negative one does.
+inline constexpr nanoseconds_t not_measured = -1;
+
 /// Position of a GPU in the expert-parallel group, in [0, R). A scalar parameter type: arrays hold `index_t`.
 enum class rank_id : index_t {};
 [[nodiscard]] constexpr index_t to_index(rank_id rank) noexcept { return static_cast<index_t>(rank); }

@@ -24,6 +24,8 @@ struct logged_event {
   std::int64_t bytes = 0;
   double balancedness = 0;
   std::string failure;
+  ballast::nanoseconds_t device_receive = ballast::not_measured;
+  ballast::nanoseconds_t device_commit = ballast::not_measured;
 };
 
 /// Keeps every event.
@@ -36,7 +38,9 @@ public:
                       what.moves,
                       what.bytes,
                       what.balancedness,
-                      what.failure == nullptr ? "" : what.failure->message()});
+                      what.failure == nullptr ? "" : what.failure->message(),
+                      what.device_receive,
+                      what.device_commit});
   }
   /// Steps at which this kind of event came.
   [[nodiscard]] std::vector<std::uint64_t> steps_of(std::string const& kind) const {

@@ -18,6 +18,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace ballast_test {
@@ -259,6 +261,31 @@ void matches_by_tag(Endpoint& self, law_log& log) {
   log.expect_ok(self.transport.start(sends, view.receives), "start");
   log.expect_ok(self.transport.wait(patience), "wait");
   memory.expect_received(batch, "messages in another order");
+  meet(self, log);
+}
+
+// A time for each batch that ended well: more than nothing where bytes arrive, nothing where the device has nothing to
+// do, and never more than the host saw pass.
+template <class Endpoint>
+void tells_batch_times(Endpoint& self, law_log& log) {
+  static_assert(ballast::receive_timer<std::remove_cvref_t<decltype(self.transport)>>);
+  batch_memory memory{self, log, region_bytes, target_bytes};
+  log.expect(self.transport.receive_time() == 0, "a time before the first batch");
+  for (std::uint64_t tag = 1; tag <= 3; ++tag) {
+    auto const batch = single_message(tag, 90'000);
+    auto const view = memory.view(batch);
+    auto const begin = ballast::detail::now();
+    log.expect_ok(self.transport.start(view.sends, view.receives), "start");
+    log.expect_ok(self.transport.wait(patience), "wait");
+    auto const taken = ballast::detail::now() - begin;
+    auto const time = self.transport.receive_time();
+    log.expect(time >= 0 && time < taken + millisecond / 10, "a batch of ", taken, " ns took the device ", time);
+    log.expect(self.rank() != 1 || time > 0, "bytes arrived in no time");
+    log.expect(self.rank() <= 1 || time == 0, "nothing took ", time, " ns");
+  }
+  log.expect_ok(self.transport.start({}, {}), "start an empty batch");
+  log.expect_ok(self.transport.wait(patience), "wait for an empty batch");
+  log.expect(self.transport.receive_time() == 0, "an empty batch took ", self.transport.receive_time(), " ns");
   meet(self, log);
 }
 

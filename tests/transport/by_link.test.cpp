@@ -19,6 +19,7 @@ using ballast::errc;
 using ballast::in_process_endpoint;
 using wires = ballast::by_link<ballast::self_copy, in_process_endpoint, in_process_endpoint>;
 static_assert(ballast::message_transport<wires>);
+static_assert(!ballast::receive_timer<wires>);
 
 /// Two nodes: a group inside each, or one over all ranks, and another group for what crosses.
 struct two_nodes_runner {
@@ -109,6 +110,23 @@ TEST_CASE("a rank's message to itself is a copy") {
   CHECK(fails().message().find("sends itself 4 and expects 3 bytes") != std::string::npos);
   REQUIRE(copy.start({}, bytes.receives).ok());
   CHECK_FALSE(copy.wait(0).ok());
+}
+
+TEST_CASE("links work side by side: the time of a batch is that of the slowest that measures") {
+  struct timed_copy : ballast::self_copy {
+    using self_copy::self_copy;
+    ballast::nanoseconds_t time = ballast::not_measured;
+    [[nodiscard]] ballast::nanoseconds_t receive_time() const noexcept { return time; }
+  };
+  timed_copy node{0, 2};
+  timed_copy remote{0, 2};
+  ballast::by_link<ballast::self_copy, timed_copy, timed_copy> const links{ballast::topology{{2, 1, 1, 0}}, node,
+                                                                           remote};
+  CHECK(links.receive_time() == ballast::not_measured);
+  node.time = 5;
+  CHECK(links.receive_time() == 5);
+  remote.time = 9;
+  CHECK(links.receive_time() == 9);
 }
 
 TEST_CASE("transports that do not fit the topology are refused") {

@@ -71,6 +71,7 @@ public:
   [[nodiscard]] status open(std::span<layer_transfer const* const> group, std::uint64_t tag_base) {
     sends_.clear();
     receives_.clear();
+    receive_time_ = std::min<nanoseconds_t>(batch_time(), 0);
     lay_out(group);
     if (auto result = store_->reserve_staging(staged_bytes_); !result.ok()) { return result; }
     if (auto result = store_->prepare(); !result.ok()) { return result; }
@@ -90,10 +91,10 @@ public:
   [[nodiscard]] status receive(index_t first, index_t last, nanoseconds_t timeout) {
     if (auto result = begin_receive(first, last); !result.ok()) { return result; }
     while (next_round_ < last_round_) {
-      if (auto result = transport_->wait(timeout); !result.ok()) { return result; }
+      if (auto result = end_batch(timeout); !result.ok()) { return result; }
       if (auto result = begin_receive(next_round_, last); !result.ok()) { return result; }
     }
-    return first < last ? transport_->wait(timeout) : status{};
+    return first < last ? end_batch(timeout) : status{};
   }
 
   /// The same without waiting: hand the first batch to the transport.
@@ -121,13 +122,16 @@ public:
       case transfer_state::done:
       case transfer_state::failed: break;
     }
-    if (auto result = transport_->wait(0); !result.ok()) { return result; }
+    if (auto result = end_batch(0); !result.ok()) { return result; }
     if (next_round_ < last_round_) { return begin_receive(next_round_, last_round_); }
     arrived = true;
     return {};
   }
   /// Give up what `begin_receive` began.
   void abandon_receive() { static_cast<void>(transport_->wait(0)); }
+  /// What this rank's batches since `open` took on the device, added up; `not_measured` where the transport does not
+  /// measure.
+  [[nodiscard]] nanoseconds_t receive_time() const noexcept { return receive_time_; }
 
   /// Digests of what this rank sends, at the group's index of each message. @param out in/out: [num_messages()]
   void checksum_sends(std::span<std::int64_t> out) {
@@ -178,6 +182,19 @@ private:
 
   [[nodiscard]] static std::size_t aligned(std::size_t bytes) noexcept {
     return (bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
+  }
+
+  [[nodiscard]] nanoseconds_t batch_time() const noexcept {
+    if constexpr (receive_timer<Transport>) {
+      return transport_->receive_time();
+    } else {
+      return not_measured;
+    }
+  }
+  [[nodiscard]] status end_batch(nanoseconds_t timeout) {
+    auto result = transport_->wait(timeout);
+    if (result.ok() && receive_time_ >= 0) { receive_time_ += batch_time(); }
+    return result;
   }
 
   void lay_out(std::span<layer_transfer const* const> group) {
@@ -339,6 +356,7 @@ private:
   index_t next_round_ = 0;             // first round after the running batch
   std::vector<index_t> relay_rounds_;  // first relayed round of each layer that has any
   index_t last_round_ = 0;             // end of what `begin_receive` was asked for
+  nanoseconds_t receive_time_ = not_measured;
   std::uint64_t tag_base_ = 0;
   std::vector<segment> segments_;
   std::vector<remote_segment> remotes_;

@@ -13,12 +13,13 @@ BALLAST_BEGIN_NAMESPACE
 
 /// What a rebalancer just did.
 enum class event_kind {
-  dump,    ///< loads were reduced over the ranks
-  skip,    ///< balance is above the threshold; nothing is planned
-  plan,    ///< a plan was made and every rank agreed on it
-  commit,  ///< a chunk of layers is in force
-  shares,  ///< the split over replicas changed, no bytes moved
-  failed,  ///< the cycle ended; every layer is at its last agreed epoch
+  dump,          ///< loads were reduced over the ranks
+  skip,          ///< balance is above the threshold; nothing is planned
+  plan,          ///< a plan was made and every rank agreed on it
+  commit,        ///< a chunk of layers is in force
+  shares,        ///< the split over replicas changed, no bytes moved
+  device_times,  ///< the device is done with an earlier `commit` or `shares`; only where transport or store measure
+  failed,        ///< the cycle ended; every layer is at its last agreed epoch
 };
 
 [[nodiscard]] constexpr char const* to_string(event_kind kind) noexcept {
@@ -28,12 +29,15 @@ enum class event_kind {
     case event_kind::plan: return "plan";
     case event_kind::commit: return "commit";
     case event_kind::shares: return "shares";
+    case event_kind::device_times: return "device_times";
     case event_kind::failed: return "failed";
   }
   return "unknown";
 }
 
 /// One event with its numbers. Spans and pointers are valid during the call only.
+///
+/// `device_times` repeats the step, layers, moves, bytes and balancedness of the event whose times it brings.
 struct event {
   event_kind kind = event_kind::dump;
   std::uint64_t step = 0;             ///< number of the `on_forward_pass_end` call, from 1
@@ -42,7 +46,12 @@ struct event {
   std::int64_t bytes = 0;             ///< bytes received over all ranks
   double balancedness = 1;            ///< of the placement in force (plan: of the planned one) under the window's loads
   nanoseconds_t duration = 0;         ///< host time of the stage on this rank
-  status const* failure = nullptr;    ///< `failed` only
+  /// `device_times` only: this rank's copies into staging, from the first to the last of each batch; see
+  /// `receive_timer`.
+  nanoseconds_t device_receive = not_measured;
+  /// `device_times` only: this rank's commits on the device, tables included; see `commit_timer`.
+  nanoseconds_t device_commit = not_measured;
+  status const* failure = nullptr;  ///< `failed` only
 };
 
 /// Receives a rebalancer's events, on the thread that drives it.

@@ -14,6 +14,7 @@
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
 #include <ballast/placement/replica_shares.hpp>
+#include <ballast/runtime/device_times.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
@@ -208,7 +209,8 @@ public:
   ///
   /// Call once per global step on every rank, idle and dummy passes included (`counted = false`), never while
   /// capturing. With calls numbered from 1, loads are reduced and planned on call N + 1. One chunk moves on the same
-  /// call; C > 1 chunks on the C calls that follow. The next plan comes N calls after the last chunk's call.
+  /// call; C > 1 chunks on the C calls that follow. The next plan comes N calls after the last chunk's call. Where
+  /// store or transport measure, the first call that finds the device done with a chunk tells the observer its times.
   ///
   /// @return success, or why the cycle failed; the same failure again on every call until `resume`.
   /// @complexity while recording O(L E) and no allocation.
@@ -216,6 +218,7 @@ public:
     BALLAST_EXPECTS(started_, "rebalancer: start() was not called, or failed");
     ++step_;
     recorder_.end_pass(options_.gate.admits(pass));
+    times_.tell_known([this](event const& what) { tell(what); });
     if (state_ == rebalancer_state::failed || state_ == rebalancer_state::cohort_lost) { return failure_; }
     if (!enabled_) { return {}; }
     bool const plans_now = state_ == rebalancer_state::recording && waited_ == options_.interval;
@@ -739,10 +742,13 @@ private:
       ++epoch;
       measure_balance(layer);
     }
-    notify({.kind = event_kind::shares,
-            .layers = committed_,
-            .balancedness = balance_in_force(),
-            .duration = detail::now() - start});
+    event const what{.kind = event_kind::shares,
+                     .step = step_,
+                     .layers = committed_,
+                     .balancedness = balance_in_force(),
+                     .duration = detail::now() - start};
+    tell(what);
+    times_.add_chunk(what, committed_.size());
     return {};
   }
 
@@ -809,12 +815,15 @@ private:
   }
 
   void notify_commit(std::int64_t moves, std::int64_t bytes, nanoseconds_t start) {
-    notify({.kind = event_kind::commit,
-            .layers = committed_,
-            .moves = moves,
-            .bytes = bytes,
-            .balancedness = balance_in_force(),
-            .duration = detail::now() - start});
+    event const what{.kind = event_kind::commit,
+                     .step = step_,
+                     .layers = committed_,
+                     .moves = moves,
+                     .bytes = bytes,
+                     .balancedness = balance_in_force(),
+                     .duration = detail::now() - start};
+    tell(what);
+    times_.close(what);
   }
 
   /// Fill `group_` with changed layers of the chunk from `at` on, as many as fit staging; return the position after
@@ -923,10 +932,12 @@ private:
   }
 
   [[nodiscard]] status commit_group(placement const& tables) {
+    times_.add_receive(mover().receive_time());
     for (std::size_t i = 0; i < group_.size(); ++i) {
       auto const layer = group_[i]->layer;
       auto& epoch = epochs_[static_cast<std::size_t>(layer)];
       if (auto result = mover().commit(i, tables, epoch + 1); !result.ok()) { return lose(std::move(result)); }
+      times_.add_commit();
       current_.copy_layer(tables, layer);
       ++epoch;
       measure_balance(layer);
@@ -1012,6 +1023,7 @@ private:
   }
 
   void forget_cycle() noexcept {
+    times_.drop();
     plan_.clear();
     splits_.clear();
     chunk_layers_.clear();
@@ -1056,8 +1068,11 @@ private:
   }
 
   void notify(event what) {
-    if (observer_ == nullptr) { return; }
     what.step = step_;
+    tell(what);
+  }
+  void tell(event const& what) {
+    if (observer_ == nullptr) { return; }
 #if defined(__cpp_exceptions)
     try {
       observer_->on_event(what);
@@ -1122,6 +1137,7 @@ private:
   observer* observer_;
   detail::layer_mover<Transport, Store> mover_{
       where_, transport_->rank(), *transport_, *store_, {options_.max_message_bytes, options_.rounds_per_batch}};
+  detail::device_times<Store> times_{*store_};
 
   rebalancer_state state_ = rebalancer_state::recording;
   status failure_;

@@ -61,6 +61,18 @@ concept expert_store =
       { c.describe(out) } -> std::same_as<void>;
     };
 
+/// A store that can tell what the device took to commit.
+///
+/// @par Semantics
+/// `times_commits()` never changes. Where it holds, `take_commit_time()` gives the times of all commits that succeeded,
+/// one a call, in their order: nanoseconds on the device, or `not_measured` while the device is not done with the
+/// oldest commit that has not been taken. It never waits.
+template <class S>
+concept commit_timer = expert_store<S> && requires(S& s, S const& c) {
+  { c.times_commits() } noexcept -> std::same_as<bool>;
+  { s.take_commit_time() } -> std::same_as<nanoseconds_t>;
+};
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -162,6 +162,13 @@ public:
     return result;
   }
 
+  /// The links work side by side: the longest of their times, of those that measure; see `receive_timer`.
+  [[nodiscard]] nanoseconds_t receive_time() const noexcept
+    requires(receive_timer<Same> || receive_timer<Node> || receive_timer<Remote>)
+  {
+    return std::max({receive_time_of(same_), receive_time_of(*node_), receive_time_of(*remote_)});
+  }
+
 private:
   static constexpr long shortest_nap = 10'000;
   static constexpr long longest_nap = 500'000;
@@ -193,6 +200,15 @@ private:
   [[nodiscard]] Message renumbered(Message message) const noexcept {
     if (message.peer != rank() && in_node(message.peer)) { message.peer -= first_of_node_; }
     return message;
+  }
+
+  template <class Link>
+  [[nodiscard]] static nanoseconds_t receive_time_of([[maybe_unused]] Link const& link) noexcept {
+    if constexpr (receive_timer<Link>) {
+      return link.receive_time();
+    } else {
+      return not_measured;
+    }
   }
 
   template <class Link>

@@ -88,6 +88,17 @@ concept peer_copier = data_transport<T> && requires(T& t, std::span<segment cons
   { t.expose(regions) } -> std::same_as<status>;
 };
 
+/// A data transport that can tell what the device took to receive.
+///
+/// @par Semantics
+/// `receive_time()` belongs to the batch that `wait` last ended well: nanoseconds from the start of its first copy on
+/// this rank's device to the end of the last. 0 before the first such batch, and for one that gives this rank's device
+/// nothing to do; always `not_measured` where measuring is switched off.
+template <class T>
+concept receive_timer = data_transport<T> && requires(T const& c) {
+  { c.receive_time() } noexcept -> std::same_as<nanoseconds_t>;
+};
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -48,22 +48,36 @@ std::vector<std::string> run_ranks(index_t num_ranks, cudart::peer_copy_options 
 }
 
 /// Behind the marks for profilers, which hand every event on.
-class commit_counter final : public observer {
+class commit_log final : public observer {
 public:
-  void on_event(ballast::event const& what) override { count += what.kind == event_kind::commit ? 1 : 0; }
-  int count = 0;
+  struct entry {
+    std::uint64_t step = 0;
+    std::vector<index_t> layers;
+    nanoseconds_t host = 0;
+    nanoseconds_t receive = 0;
+    nanoseconds_t commit = 0;
+  };
+  void on_event(ballast::event const& what) override {
+    entry const noted{
+        what.step, {what.layers.begin(), what.layers.end()}, what.duration, what.device_receive, what.device_commit};
+    if (what.kind == event_kind::commit) { commits.push_back(noted); }
+    if (what.kind == event_kind::device_times) { times.push_back(noted); }
+  }
+  std::vector<entry> commits;
+  std::vector<entry> times;  // of the device
 };
 
 std::vector<std::string> rebalance(index_t num_ranks, rebalancer_options const& options,
                                    cudart::peer_copy_options wires = {}) {
   topology const where{{num_ranks, 1, 6, 1}};
   return run_ranks(num_ranks, wires, [&](in_process_endpoint& control, transport& copies, ballast_test::law_log& log) {
-    commit_counter commits;
-    cudart::profiler_marks marks{&commits};
+    commit_log seen;
+    cudart::profiler_marks marks{&seen};
     member self{where, ballast_test::spread_placement(where, 3), copies, control, {copies.copy_stream()}, options,
                 &marks};
     self.run(14, log);
-    log.expect(commits.count > 0, "no commit was observed");
+    log.expect(!seen.commits.empty(), "no commit was observed");
+    log.expect(seen.times.empty(), "times of the device, which nobody wanted");
     static_cast<void>(control.vote(true, ballast_test::patience));  // nobody's memory goes away before all are done
   });
 }
@@ -268,13 +282,54 @@ TEST_CASE("memory that other processes cannot open is refused by layer, tensor a
   ballast_test::check_cuda(cudaFreeAsync(pooled, compute.get()), "cudaFreeAsync");
 }
 
+TEST_CASE("the observer hears what each chunk took on the device, one call later") {
+  auto const num_ranks = ballast_test::rank_count(4, 2);
+  topology const where{{num_ranks, 1, 6, 1}};
+  ballast_test::check_complaints(run_ranks(
+      num_ranks, {.timed = true}, [&](in_process_endpoint& control, transport& copies, ballast_test::law_log& log) {
+        commit_log seen;
+        cudart::profiler_marks marks{&seen};
+        member self{where,
+                    ballast_test::spread_placement(where, 3),
+                    copies,
+                    control,
+                    {copies.copy_stream()},
+                    {.interval = 2},
+                    &marks,
+                    ballast_test::odd_tensors(),
+                    {2},
+                    true};
+        self.run(14, log);  // waits for the device after every call
+        bool const last_has_committed = !seen.commits.empty() && seen.commits.back().step == self.moved.step();
+        log.expect(seen.times.size() + (last_has_committed ? 1 : 0) == seen.commits.size(), seen.times.size(),
+                   " times of ", seen.commits.size(), " chunks");
+        nanoseconds_t received = 0;
+        for (std::size_t i = 0; i < seen.times.size(); ++i) {
+          auto const& times = seen.times[i];
+          auto const& commit = seen.commits.at(i);
+          log.expect(times.step == commit.step && times.layers == commit.layers, "chunk ", i, " is another");
+          log.expect(times.commit > 0, "chunk ", i, " was committed in ", times.commit, " ns");
+          log.expect(times.receive >= 0 && times.receive < commit.host + 100'000, "chunk ", i, " was received in ",
+                     times.receive, " ns, the call took ", commit.host);
+          received += times.receive;
+        }
+        log.expect(received > 0, "everything was received in no time");
+        static_cast<void>(control.vote(true, ballast_test::patience));
+      }));
+}
+
 TEST_CASE("commits can be timed on the device") {
   auto const compute = cudart::stream::create();
   topology const where{{1, 1, 4, 0}};
   auto const initial = trivial_placement({1, 4, 4});
   cudart::device_store<> store{where, 0, initial, {.compute_stream = compute.get(), .timed = true}};
-  CHECK(!store.commit_microseconds().has_value());
-  CHECK(store.commit(0, {}, initial, 1).ok());
-  ballast_test::check_cuda(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
-  CHECK(store.commit_microseconds().value_or(-1) > 0);
+  CHECK(store.times_commits());
+  for (int round = 0; round < 3; ++round) {  // the first makes events, the others use them again
+    CHECK(store.take_commit_time() == not_measured);
+    for (epoch_t commit = 1; commit <= 2; ++commit) { CHECK(store.commit(0, {}, initial, commit).ok()); }
+    ballast_test::check_cuda(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
+    CHECK(store.take_commit_time() > 0);
+    CHECK(store.take_commit_time() > 0);
+  }
+  CHECK(store.take_commit_time() == not_measured);
 }

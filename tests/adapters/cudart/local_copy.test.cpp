@@ -62,6 +62,15 @@ TEST_CASE("where devices may not read each other, bytes go through the host") {
   ballast_test::check_transport_laws(local_copy_runner{options, ballast_test::rank_counts({2, 4})}, 20);
 }
 
+TEST_CASE("a timed transport tells what its batches took on the device") {
+  using namespace ballast_test;
+  local_copy_runner const runner{{.timed = true}, {2, 4}};
+  for (auto const size : runner.sizes()) {
+    CAPTURE(size);
+    check_complaints(runner.run(size, [](auto& self, law_log& log) { transport_law::tells_batch_times(self, log); }));
+  }
+}
+
 TEST_CASE("options that make no sense are refused") {
   cudart::local_peers peers{1};
   CHECK_THROWS_AS((transport{peers.join(0), {.num_streams = 0}}), std::system_error);

@@ -111,6 +111,12 @@ TEST_CASE("many messages, large ones, and lists in another order") {
   });
 }
 
+TEST_CASE("a timed transport tells what its batches took on the device") {
+  nccl_runner const runner{{.allow_sm_overlap = true, .timed = true}};
+  auto const size = rank_count(3, 2);
+  check_complaints(runner.run(size, [](auto& self, law_log& log) { transport_law::tells_batch_times(self, log); }));
+}
+
 TEST_CASE("a missed deadline ends our communicator, and a new one takes its place") {
   check({rank_count(2, 2), rank_count(3, 2)},
         [](auto& self, law_log& log) { recovers_from_missed_deadline(self, log); });

@@ -24,7 +24,6 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -48,7 +47,7 @@ struct device_store_options {
   std::size_t staging_limit = std::size_t{256} << 20;  ///< bytes of staging that this rank may use at once
   dispatch_mode dispatch = dispatch_mode::nearest;     ///< how tokens choose among replicas
   bool exported = false;  ///< other processes read the weights: refuse tensors whose memory they cannot open
-  bool timed = false;     ///< measure commits on the device, see `commit_microseconds`
+  bool timed = false;     ///< measure commits on the device, see `commit_timer`: two event records for each
   slot_hook hook = {};    ///< runs after a commit's copies and before its tables
 };
 
@@ -144,8 +143,9 @@ public:
     return note_enqueued();
   }
 
-  /// What the last commit took on the device; nothing while it is not done, or without `timed`.
-  [[nodiscard]] std::optional<double> commit_microseconds() const { return timer_.microseconds(); }
+  /// See `commit_timer`. With `timed`, a time waits for each commit until it is taken, as a rebalancer does.
+  [[nodiscard]] bool times_commits() const noexcept { return timer_.is_on(); }
+  [[nodiscard]] nanoseconds_t take_commit_time() { return timer_.take(); }
 
   /// The tables as kernels see them. @lifetime valid, unchanged, until the store is destroyed
   [[nodiscard]] dispatch_view view() const noexcept { return tables_.view(); }
@@ -235,6 +235,7 @@ private:
 
 static_assert(expert_store<device_store<>>);
 static_assert(expert_store<device_store<invariant_dispatch_tables>>);
+static_assert(commit_timer<device_store<>>);
 
 }  // namespace cudart
 BALLAST_END_NAMESPACE

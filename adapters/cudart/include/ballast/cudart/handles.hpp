@@ -4,6 +4,7 @@
 
 #include <ballast/cudart/error.hpp>
 #include <ballast/status.hpp>
+#include <ballast/types.hpp>
 
 #include <cuda_runtime_api.h>
 
@@ -46,9 +47,16 @@ class event {
 public:
   /// On the current device; without timing unless asked for. @throws std::system_error in `cudart::category()`
   [[nodiscard]] static event create(unsigned flags = cudaEventDisableTiming) {
+    event made;
+    create(made, flags).or_throw();
+    return made;
+  }
+  /// The same for those who want a status.
+  [[nodiscard]] static status create(event& out, unsigned flags = cudaEventDisableTiming) {
     cudaEvent_t handle = nullptr;
-    to_status(cudaEventCreateWithFlags(&handle, flags), "cudaEventCreateWithFlags").or_throw();
-    return event{handle};
+    auto result = to_status(cudaEventCreateWithFlags(&handle, flags), "cudaEventCreateWithFlags");
+    if (result.ok()) { out = event{handle}; }
+    return result;
   }
   /// Take over a handle that nobody else destroys.
   [[nodiscard]] static event adopt(cudaEvent_t handle) noexcept { return event{handle}; }
@@ -76,6 +84,16 @@ public:
     auto const result = cudaEventQuery(handle_);
     if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
     return result;
+  }
+  /// Nanoseconds on the device from the last record of this event to that of `later`; `not_measured` while either has
+  /// not been reached, or was created without timing.
+  [[nodiscard]] nanoseconds_t elapsed_until(event const& later) const noexcept {
+    float milliseconds = 0;
+    if (cudaEventElapsedTime(&milliseconds, handle_, later.handle_) != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      return not_measured;
+    }
+    return static_cast<nanoseconds_t>(1e6 * static_cast<double>(milliseconds));
   }
 
 private:

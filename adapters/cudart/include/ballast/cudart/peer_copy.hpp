@@ -53,6 +53,7 @@ struct peer_copy_options {
   /// How long copies from the first peers wait for the last, to go out together. Longer where processes share a device:
   /// their contexts take turns, and what comes late waits for the next.
   nanoseconds_t gathering = 20'000;
+  bool timed = false;  ///< measure batches on the device, see `receive_timer`: an event record for each
 };
 
 /// Reads experts out of the peers' memory: a `peer_copier`, with the copy engines and no kernel unless asked for.
@@ -81,8 +82,12 @@ public:
     lanes_.resize(static_cast<std::size_t>(options.num_streams));
     for (auto& lane : lanes_) {
       lane.copies = stream::create();
-      lane.done = event::create();
+      lane.done = event::create(options.timed ? cudaEventDefault : cudaEventDisableTiming);
       if constexpr (std::same_as<Copies, copy_batch>) { lane.direct.prefer_copy_engines(); }
+    }
+    if (options.timed) {
+      begin_ = event::create(cudaEventDefault);
+      receive_time_ = 0;
     }
     peers_.resize(static_cast<std::size_t>(directory_.num_ranks()));
     access_.resize(peers_.size(), access::unknown);
@@ -149,7 +154,9 @@ public:
       detail::pause(waited);
     }
     open_ = false;
-    if (!failure_.ok()) {
+    if (failure_.ok()) {
+      measure();
+    } else {
       for (auto const& send : sends_) {
         directory_.board(rank(), send.peer).offered.store(0, std::memory_order_release);
       }
@@ -159,6 +166,9 @@ public:
     receives_ = {};
     return std::exchange(failure_, {});
   }
+
+  /// With `timed`, from the first copy on any stream to the end of the last; see `receive_timer`.
+  [[nodiscard]] nanoseconds_t receive_time() const noexcept { return receive_time_; }
 
 private:
   struct copy_lane {
@@ -354,6 +364,7 @@ private:
     auto const on = lane.copies.get();
     // Staging is free for new bytes only behind this rank's own commits, which the first stream is ordered behind.
     if (!settled_ && !lane.used && &lane != &lanes_.front()) { failure_ = directory_.readable(rank()).hold_back(on); }
+    if (failure_.ok()) { failure_ = mark_begin(on); }
     if (failure_.ok()) { failure_ = lane.direct.submit(on); }
     if (failure_.ok() && !lane.staged.empty()) {
       failure_ = lane.bounce.allocate(options_.bounce_bytes);
@@ -361,6 +372,20 @@ private:
     }
     if (failure_.ok()) { failure_ = lane.done.record(on); }
     lane.used = true;
+  }
+
+  /// Let the measurement of a batch begin with its first copies.
+  [[nodiscard]] status mark_begin(cudaStream_t on) const {
+    auto const is_used = [](copy_lane const& lane) { return lane.used; };
+    return options_.timed && std::none_of(lanes_.begin(), lanes_.end(), is_used) ? begin_.record(on) : status{};
+  }
+  /// The device is done with the copies.
+  void measure() noexcept {
+    if (!options_.timed) { return; }
+    receive_time_ = 0;
+    for (auto const& lane : lanes_) {
+      if (lane.used) { receive_time_ = std::max(receive_time_, begin_.elapsed_until(lane.done)); }
+    }
   }
 
   [[nodiscard]] bool copies_done() {
@@ -429,6 +454,8 @@ private:
   nanoseconds_t next_submit_ = 0;
   nanoseconds_t next_query_ = 0;
   std::vector<copy_lane> lanes_;
+  event begin_;  // of a timed batch's first copies
+  nanoseconds_t receive_time_ = not_measured;
   std::vector<peer_progress> peers_;
   std::vector<access> access_;
   bool open_ = false;
@@ -443,6 +470,7 @@ private:
 };
 
 static_assert(peer_copier<peer_copy<local_peers::member>>);
+static_assert(receive_timer<peer_copy<local_peers::member>>);
 
 }  // namespace cudart
 BALLAST_END_NAMESPACE

@@ -2,17 +2,19 @@
 #ifndef BALLAST_CUDART_PROFILING_HPP
 #define BALLAST_CUDART_PROFILING_HPP
 
-#include <ballast/cudart/error.hpp>
+#include <ballast/contract.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/status.hpp>
+#include <ballast/types.hpp>
 
 #include <cuda_runtime_api.h>
 #include <nvtx3/nvToolsExt.h>
 
-#include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
@@ -33,37 +35,78 @@ class profiler_marks final : public observer {
 public:
   explicit profiler_marks(observer* next = nullptr) : next_{next} {}
   void on_event(ballast::event const& what) override {
-    auto const text = ballast::detail::concat("ballast ", to_string(what.kind), ": step ", what.step, ", ",
-                                              what.layers.size(), " layers, ", what.moves, " moves, ", what.bytes,
-                                              " bytes, balancedness ", what.balancedness);
+    auto text = ballast::detail::concat("ballast ", to_string(what.kind), ": step ", what.step, ", ",
+                                        what.layers.size(), " layers, ", what.moves, " moves, ", what.bytes,
+                                        " bytes, balancedness ", what.balancedness);
+    append_time(text, ", device: receive ", what.device_receive);
+    append_time(text, ", device: commit ", what.device_commit);
     nvtxMarkA(text.c_str());
     if (next_ != nullptr) { next_->on_event(what); }
   }
 
 private:
+  static void append_time(std::string& text, char const* what, nanoseconds_t time) {
+    if (time >= 0) { text += ballast::detail::concat(what, time, " ns"); }
+  }
+
   observer* next_;
 };
 
-/// Measures a stage on the device, from one point of a stream to another. Does nothing unless switched on.
+/// Measures stages on the device, each from one point of a stream to another, one after the other. Does nothing unless
+/// switched on.
+///
+/// @threads one thread at a time; the stream's device is current there.
 class stage_timer {
 public:
-  explicit stage_timer(bool on) {
-    if (on) { ends_.emplace(event::create(cudaEventDefault), event::create(cudaEventDefault)); }
+  explicit stage_timer(bool on) noexcept : on_{on} {}
+  [[nodiscard]] bool is_on() const noexcept { return on_; }
+
+  /// Let a stage begin behind what is enqueued on `where`. One that was begun before and did not end is forgotten.
+  [[nodiscard]] status start(cudaStream_t where) {
+    if (!on_) { return {}; }
+    if (auto result = open_next(); !result.ok()) { return result; }
+    return open_.begin.record(where);
   }
-  [[nodiscard]] status start(cudaStream_t where) const { return ends_ ? ends_->first.record(where) : status{}; }
-  [[nodiscard]] status stop(cudaStream_t where) const { return ends_ ? ends_->second.record(where) : status{}; }
-  /// Microseconds of the last stage; nothing before it is over on the device, or when switched off.
-  [[nodiscard]] std::optional<double> microseconds() const {
-    float milliseconds = 0;
-    if (!ends_ || cudaEventElapsedTime(&milliseconds, ends_->first.get(), ends_->second.get()) != cudaSuccess) {
-      static_cast<void>(cudaGetLastError());
-      return std::nullopt;
-    }
-    return 1e3 * static_cast<double>(milliseconds);
+  /// Let the stage end there.
+  [[nodiscard]] status stop(cudaStream_t where) {
+    if (!on_) { return {}; }
+    BALLAST_EXPECTS(open_.is_made(), "stage_timer: stopped before it was started");
+    if (auto result = open_.end.record(where); !result.ok()) { return result; }
+    running_.push_back(std::move(open_));
+    return {};
+  }
+  /// Nanoseconds of the oldest stage that has not been taken; `not_measured` while the device is not done with it.
+  [[nodiscard]] nanoseconds_t take() {
+    if (running_.empty()) { return not_measured; }
+    auto const time = running_.front().begin.elapsed_until(running_.front().end);
+    if (time < 0) { return time; }
+    spare_.push_back(std::move(running_.front()));
+    running_.erase(running_.begin());
+    return time;
   }
 
 private:
-  std::optional<std::pair<event, event>> ends_;
+  struct stage {
+    event begin;
+    event end;
+    [[nodiscard]] bool is_made() const noexcept { return end.get() != nullptr; }
+  };
+
+  [[nodiscard]] status open_next() {
+    if (open_.is_made()) { return {}; }
+    if (!spare_.empty()) {
+      open_ = std::move(spare_.back());
+      spare_.pop_back();
+      return {};
+    }
+    if (auto result = event::create(open_.begin, cudaEventDefault); !result.ok()) { return result; }
+    return event::create(open_.end, cudaEventDefault);
+  }
+
+  bool on_;
+  stage open_;                  // begun and not ended
+  std::vector<stage> running_;  // ended on their stream, not taken; oldest first
+  std::vector<stage> spare_;
 };
 
 }  // namespace cudart

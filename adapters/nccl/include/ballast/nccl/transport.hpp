@@ -41,6 +41,7 @@ struct transport_options {
   bool allow_sm_overlap = false;
   /// Rounds that are launched as one group, the same on every rank.
   index_t rounds_per_group = 32;
+  bool timed = false;  ///< measure batches on the device, see `receive_timer`: an event record for each
 };
 
 /// Sends experts with NCCL, two-sided, on a stream of its own.
@@ -58,12 +59,16 @@ public:
       : wires_{std::move(wires)},
         options_{options},
         stream_{cudart::stream::create()},
-        done_{cudart::event::create()},
+        done_{cudart::event::create(options.timed ? cudaEventDefault : cudaEventDisableTiming)},
         computed_{cudart::event::create()} {
     if (options.rounds_per_group < 1) {
       status{errc::invalid_option,
              ballast::detail::concat("nccl: rounds per group is ", options.rounds_per_group, ", must be at least 1")}
           .or_throw();
+    }
+    if (options.timed) {
+      begin_ = cudart::event::create(cudaEventDefault);
+      receive_time_ = 0;
     }
     BALLAST_EXPECTS(!wires_.is_lost(), "nccl::transport: no communicator");
     int rank = 0;
@@ -130,9 +135,15 @@ public:
     if (!failure_.ok()) {
       wires_.abort();
       drain(timeout);
+    } else if (options_.timed) {
+      receive_time_ = parts_.empty() ? 0 : std::max<nanoseconds_t>(begin_.elapsed_until(done_), 0);
     }
     return std::exchange(failure_, {});
   }
+
+  /// With `timed`, from the start of NCCL's first kernel to the last byte, waits for peers included; see
+  /// `receive_timer`.
+  [[nodiscard]] nanoseconds_t receive_time() const noexcept { return receive_time_; }
 
 private:
   /// One call of NCCL: a run of bytes to or from a peer.
@@ -266,6 +277,9 @@ private:
   }
 
   [[nodiscard]] status launch_group() {
+    if (next_ == 0 && options_.timed) {
+      if (auto result = begin_.record(stream_.get()); !result.ok()) { return result; }
+    }
     if (auto result = to_status(ncclGroupStart(), "ncclGroupStart"); !result.ok()) { return result; }
     status result;
     auto const group = parts_[next_].group;
@@ -308,6 +322,7 @@ private:
   communicator wires_;
   transport_options options_;
   cudart::stream stream_;
+  cudart::event begin_;  // of a timed batch's first kernel
   cudart::event done_;
   cudart::event computed_;
   index_t rank_ = 0;
@@ -319,10 +334,12 @@ private:
   std::size_t next_ = 0;  // first part that is not launched
   cudart::stream_memory pack_;
   cudart::copy_batch unpack_;
+  nanoseconds_t receive_time_ = not_measured;
   status failure_;
 };
 
 static_assert(message_transport<transport>);
+static_assert(receive_timer<transport>);
 
 }  // namespace nccl
 BALLAST_END_NAMESPACE
