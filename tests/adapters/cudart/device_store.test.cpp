@@ -8,6 +8,7 @@
 #include "support/gpu.hpp"
 #include "support/gpu_member.hpp"
 #include "support/group_runner.hpp"
+#include "support/local_copy_runner.hpp"
 #include "support/random.hpp"
 
 #include <doctest/doctest.h>
@@ -26,26 +27,9 @@ using namespace ballast;
 namespace {
 
 ballast_test::gpu_only const needs_gpu;
+using ballast_test::run_ranks;
 using transport = cudart::peer_copy<cudart::local_peers::member>;
 using member = ballast_test::gpu_member<transport, in_process_endpoint>;
-
-/// Run `body(control, copies, log)` on every rank, each a thread.
-template <class Body>
-std::vector<std::string> run_ranks(index_t num_ranks, cudart::peer_copy_options wires, Body body) {
-  in_process_group group{num_ranks};
-  cudart::local_peers peers{num_ranks};
-  std::vector<std::vector<std::string>> complaints(static_cast<std::size_t>(num_ranks));
-  group.run([&](in_process_endpoint& control) {
-    ballast_test::use_device_of(control.rank());
-    ballast_test::law_log log{control.rank()};
-    transport copies{peers.join(control.rank()), wires};
-    body(control, copies, log);
-    complaints[static_cast<std::size_t>(control.rank())] = log.complaints();
-  });
-  std::vector<std::string> all;
-  for (auto const& some : complaints) { all.insert(all.end(), some.begin(), some.end()); }
-  return all;
-}
 
 /// Behind the marks for profilers, which hand every event on.
 class commit_log final : public observer {

@@ -4,7 +4,7 @@
 #include <ballast/posix/process_group.hpp>
 
 #include "support/gpu.hpp"
-#include "support/posix_runner.hpp"
+#include "support/ipc_copy_runner.hpp"
 #include "support/transport_laws.hpp"
 
 #include <doctest/doctest.h>
@@ -19,8 +19,6 @@ using namespace ballast;
 namespace {
 
 ballast_test::gpu_only const needs_gpu;
-using peers = cudart::ipc_peers<posix::process_group>;
-using transport = cudart::peer_copy<peers>;
 
 /// Memory of `cuMemCreate`, exported by file descriptor, in physical pieces of the smallest size.
 class vmm_memory : public ballast_test::gpu_memory {
@@ -66,34 +64,10 @@ private:
   }
 };
 
-/// Ranks are forked processes.
-template <class Memory>
-struct ipc_copy_runner {
-  static constexpr bool can_lose_ranks = true;
-  std::vector<index_t> group_sizes = ballast_test::rank_counts({1, 2, 4, 8});
-
-  [[nodiscard]] std::vector<index_t> const& sizes() const { return group_sizes; }
-
-  template <class Body>
-  [[nodiscard]] std::vector<std::string> run(index_t num_ranks, Body body) const {
-    auto const name = ballast_test::fresh_group_name();
-    return ballast_test::run_processes(
-        num_ranks, [&](index_t rank, ballast_test::process_exit exit, ballast_test::law_log& log) {
-          ballast_test::use_device_of(rank);
-          posix::process_group group;
-          if (!log.expect_ok(group.join(name, rank, num_ranks, ballast_test::patience), "join")) { return; }
-          transport wires{peers{group}};
-          ballast_test::law_endpoint<posix::process_group, transport, Memory> self{
-              group, wires, [exit] { exit.die(); }, {}};
-          body(self, log);
-        });
-  }
-};
-
 }  // namespace
 
 TEST_CASE("peer copies between processes obey the laws of transports") {
-  ballast_test::check_transport_laws(ipc_copy_runner<ballast_test::gpu_memory>{}, 30);
+  ballast_test::check_transport_laws(ballast_test::ipc_copy_runner<>{}, 30);
 }
 
 TEST_CASE("memory of the virtual memory API is shared by file descriptors") {
@@ -107,7 +81,7 @@ TEST_CASE("memory of the virtual memory API is shared by file descriptors") {
 
 TEST_CASE("memory that no other process can open is refused with the remedy, on every rank") {
   using namespace ballast_test;
-  ipc_copy_runner<gpu_memory> const runner{{2}};
+  ipc_copy_runner<> const runner{{2}};
   check_complaints(runner.run(2, [](auto& self, law_log& log) {
     void* pooled = nullptr;
     check_cuda(cudaMallocAsync(&pooled, 4096, nullptr), "cudaMallocAsync");

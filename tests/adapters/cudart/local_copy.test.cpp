@@ -3,6 +3,7 @@
 #include <ballast/transport/in_process.hpp>
 
 #include "support/gpu.hpp"
+#include "support/local_copy_runner.hpp"
 #include "support/transport_laws.hpp"
 
 #include <doctest/doctest.h>
@@ -18,53 +19,27 @@ namespace {
 
 ballast_test::gpu_only const needs_gpu;
 using transport = cudart::peer_copy<cudart::local_peers::member>;
-
-/// Ranks are threads of this process.
-struct local_copy_runner {
-  static constexpr bool can_lose_ranks = false;
-  cudart::peer_copy_options options = {};
-  std::vector<index_t> group_sizes = ballast_test::rank_counts({1, 2, 4, 8});
-
-  [[nodiscard]] std::vector<index_t> const& sizes() const { return group_sizes; }
-
-  template <class Body>
-  [[nodiscard]] std::vector<std::string> run(index_t num_ranks, Body body) const {
-    in_process_group group{num_ranks};
-    cudart::local_peers peers{num_ranks};
-    std::vector<std::vector<std::string>> complaints(static_cast<std::size_t>(num_ranks));
-    group.run([&](in_process_endpoint& control) {
-      ballast_test::use_device_of(control.rank());
-      ballast_test::law_log log{control.rank()};
-      transport wires{peers.join(control.rank()), options};
-      ballast_test::law_endpoint<in_process_endpoint, transport, ballast_test::gpu_memory> self{control, wires};
-      body(self, log);
-      complaints[static_cast<std::size_t>(control.rank())] = log.complaints();
-    });
-    std::vector<std::string> all;
-    for (auto const& some : complaints) { all.insert(all.end(), some.begin(), some.end()); }
-    return all;
-  }
-};
+using ballast_test::local_copy_runner;
 
 }  // namespace
 
 TEST_CASE("peer copies inside a process obey the laws of transports") {
-  ballast_test::check_transport_laws(local_copy_runner{});
+  ballast_test::check_transport_laws(local_copy_runner<>{});
 }
 
 TEST_CASE("one stream is enough") {
-  ballast_test::check_transport_laws(local_copy_runner{{.num_streams = 1}, ballast_test::rank_counts({4})}, 20);
+  ballast_test::check_transport_laws(local_copy_runner<>{{.num_streams = 1}, ballast_test::rank_counts({4})}, 20);
 }
 
 TEST_CASE("where devices may not read each other, bytes go through the host") {
   auto const never = [](int, int) { return false; };
   cudart::peer_copy_options const options{.num_streams = 3, .can_access = never, .bounce_bytes = 10'007};
-  ballast_test::check_transport_laws(local_copy_runner{options, ballast_test::rank_counts({2, 4})}, 20);
+  ballast_test::check_transport_laws(local_copy_runner<>{options, ballast_test::rank_counts({2, 4})}, 20);
 }
 
 TEST_CASE("a timed transport tells what its batches took on the device") {
   using namespace ballast_test;
-  local_copy_runner const runner{{.timed = true}, {2, 4}};
+  local_copy_runner<> const runner{{.timed = true}, {2, 4}};
   for (auto const size : runner.sizes()) {
     CAPTURE(size);
     check_complaints(runner.run(size, [](auto& self, law_log& log) { transport_law::tells_batch_times(self, log); }));
