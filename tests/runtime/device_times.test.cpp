@@ -59,13 +59,13 @@ private:
 static_assert(commit_timer<device_like_store>);
 static_assert(!commit_timer<host_store>);
 
-/// Says that a byte takes a nanosecond to receive, and fails at one batch if asked to.
+/// Says that a byte takes a nanosecond to receive, and fails at one batch, counted from 0, if asked to.
 class device_like_wires {
 public:
   explicit device_like_wires(in_process_endpoint& inner) : inner_{&inner} {}
 
   bool timed = true;
-  int batches_until_failure = -1;
+  int failing_batch = -1;
 
   [[nodiscard]] index_t rank() const noexcept { return inner_->rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return inner_->num_ranks(); }
@@ -79,7 +79,7 @@ public:
   [[nodiscard]] transfer_state poll() { return inner_->poll(); }
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     auto result = inner_->wait(timeout);
-    if (batches_until_failure >= 0 && batches_until_failure-- == 0) { return {errc::transport_failed, "no more"}; }
+    if (num_batches_++ == failing_batch) { return {errc::transport_failed, "no more"}; }
     if (result.ok()) { receive_time_ = batch_time_; }
     return result;
   }
@@ -87,6 +87,7 @@ public:
 
 private:
   in_process_endpoint* inner_;
+  int num_batches_ = 0;
   nanoseconds_t batch_time_ = 0;
   nanoseconds_t receive_time_ = 0;
 };
@@ -262,7 +263,7 @@ TEST_CASE("one of the two may measure alone") {
 TEST_CASE("commits of a chunk that failed are not counted for another") {
   on_two_ranks({2}, {.interval = 1}, [](rank_type& self, device_like_wires& wires, in_process_endpoint&) {
     self.store.room = 1024;  // a layer at a time
-    wires.batches_until_failure = self.moved.rank() == 0 ? 1 : -1;
+    wires.failing_batch = self.moved.rank() == 0 ? 1 : -1;
     status result;
     for (int call = 0; call < 5 && result.ok(); ++call) { result = self.moved.on_forward_pass_end(); }
     REQUIRE(!result.ok());

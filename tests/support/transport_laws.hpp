@@ -269,7 +269,7 @@ void matches_by_tag(Endpoint& self, law_log& log) {
 template <class Endpoint>
 void tells_batch_times(Endpoint& self, law_log& log) {
   static_assert(ballast::receive_timer<std::remove_cvref_t<decltype(self.transport)>>);
-  batch_memory memory{self, log, region_bytes, target_bytes};
+  batch_memory const memory{self, log, region_bytes, target_bytes};
   log.expect(self.transport.receive_time() == 0, "a time before the first batch");
   for (std::uint64_t tag = 1; tag <= 3; ++tag) {
     auto const batch = single_message(tag, 90'000);

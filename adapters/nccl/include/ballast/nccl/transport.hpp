@@ -141,8 +141,8 @@ public:
     return std::exchange(failure_, {});
   }
 
-  /// With `timed`, from the start of NCCL's first kernel to the last byte, waits for peers included; see
-  /// `receive_timer`.
+  /// With `timed`, from where the batch begins on the stream to the last byte, NCCL's launches and waits for peers
+  /// included; see `receive_timer`.
   [[nodiscard]] nanoseconds_t receive_time() const noexcept { return receive_time_; }
 
 private:
@@ -322,7 +322,7 @@ private:
   communicator wires_;
   transport_options options_;
   cudart::stream stream_;
-  cudart::event begin_;  // of a timed batch's first kernel
+  cudart::event begin_;  // of a timed batch
   cudart::event done_;
   cudart::event computed_;
   index_t rank_ = 0;
