@@ -64,7 +64,7 @@ TEST_CASE("a view of the newest buckets is what comes back") {
 }
 
 TEST_CASE("histories with little in them are left alone") {
-  std::vector<load_t> const zeros(8 * 32);
+  std::vector<load_t> const zeros(std::size_t{8} * 32);
   CHECK(start_of(zeros, 8) == 0);
   CHECK(since_last_change({}).num_buckets() == 0);
   auto const one = buckets_with_changes(1, {}, 1);

@@ -48,7 +48,7 @@ void fill_loads(problem& in, generator& random) {
     for (auto& load : row) {
       load = random.below(1000);
       if (kind == 1) { load = load_t{1} << random.below(18); }
-      if (kind == 2) { load = 100 * random.below(4); }
+      if (kind == 2) { load = load_t{100} * random.below(4); }
       if (kind == 3) { load = random.below(3) == 0 ? 1 + random.below(50) : 0; }
       if (kind == 4) { load = 1000000 / (1 + random.below(200)); }
     }
@@ -502,7 +502,7 @@ TEST_CASE("recorded loads are balanced as promised") {
   for (auto const& file : ballast_test::all_traces()) {
     auto const trace = ballast_test::read_trace(file);
     for (auto const& expected : sets) {
-      if (trace.name.rfind(expected.prefix, 0) != 0) { continue; }
+      if (!trace.name.starts_with(expected.prefix)) { continue; }
       any = true;
       for (auto const& [ranks, slots, least] : expected.targets) {
         auto in = make_problem({ranks, 1, slots, 0}, trace.layers, trace.experts);

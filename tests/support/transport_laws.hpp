@@ -292,10 +292,10 @@ void tells_batch_times(Endpoint& self, law_log& log) {
 // A rank dies before it sends. Those who need it fail in time and name it; the others do not notice.
 template <class Endpoint>
 void notices_death(Endpoint& self, law_log& log) {
-  batch_memory memory{self, log, region_bytes, target_bytes};
-  std::vector<batch_message> batch{{2, 0, 0, 1, {{0, 0, 999}}, {{0, 1, 999}}},
-                                   {1, 2, 0, 2, {{0, 0, 999}}, {{0, 1, 999}}},
-                                   {0, 1, 0, 3, {{0, 0, 999}}, {{0, 1, 999}}}};
+  batch_memory const memory{self, log, region_bytes, target_bytes};
+  std::vector<batch_message> const batch{{2, 0, 0, 1, {{0, 0, 999}}, {{0, 1, 999}}},
+                                         {1, 2, 0, 2, {{0, 0, 999}}, {{0, 1, 999}}},
+                                         {0, 1, 0, 3, {{0, 0, 999}}, {{0, 1, 999}}}};
   meet(self, log);
   if (self.rank() == 2) {
     self.die();
