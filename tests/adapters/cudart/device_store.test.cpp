@@ -2,6 +2,7 @@
 #include <ballast/cudart/device_store.hpp>
 #include <ballast/cudart/peer_copy.hpp>
 #include <ballast/cudart/profiling.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "support/check_complaints.hpp"
@@ -15,6 +16,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -300,6 +302,48 @@ TEST_CASE("the observer hears what each chunk took on the device, one call later
         log.expect(received > 0, "everything was received in no time");
         static_cast<void>(control.vote(true, ballast_test::patience));
       }));
+}
+
+/// Keeps a stream busy until released, or for a few seconds.
+class busy_stream {
+public:
+  explicit busy_stream(cudaStream_t stream) : stream_{stream} {
+    ballast_test::check_cuda(cudaLaunchHostFunc(stream, &hold, this), "cudaLaunchHostFunc");
+  }
+  busy_stream(busy_stream const&) = delete;
+  busy_stream& operator=(busy_stream const&) = delete;
+  ~busy_stream() {
+    release();
+    static_cast<void>(cudaStreamSynchronize(stream_));
+  }
+  /// @return whether it was busy up to now.
+  bool release() {
+    released_ = true;
+    return !expired_;
+  }
+
+private:
+  static void hold(void* context) {
+    auto& self = *static_cast<busy_stream*>(context);
+    auto const end = ballast::detail::now() + 3'000'000'000;
+    while (!self.released_ && !self.expired_) { self.expired_ = ballast::detail::now() > end; }
+  }
+  cudaStream_t stream_;
+  std::atomic<bool> released_ = false;
+  std::atomic<bool> expired_ = false;
+};
+
+TEST_CASE("a commit waits for no pass, whenever its layer and others were committed before") {
+  auto const compute = cudart::stream::create();
+  topology const where{{1, 1, 4, 0}};
+  auto const initial = trivial_placement({2, 4, 4});
+  cudart::device_store<> store{where, 0, initial, {.compute_stream = compute.get()}};
+  CHECK(store.commit(1, {}, initial, 1).ok());
+  ballast_test::check_cuda(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
+  busy_stream pass{compute.get()};
+  CHECK(store.commit(0, {}, initial, 1).ok());
+  CHECK(store.commit(1, {}, initial, 2).ok());
+  CHECK(pass.release());
 }
 
 TEST_CASE("commits can be timed on the device") {

@@ -115,15 +115,21 @@ public:
       return {errc::out_of_memory,
               ballast::detail::concat("device_store: no memory for ", bytes, " bytes of staging: ", result.message())};
     }
-    return note_enqueued();
+    if (allocated_.get() == nullptr) {
+      if (auto result = event::create(allocated_); !result.ok()) { return result; }
+    }
+    ahead_ = allocated_.get();
+    return allocated_.record(options_.compute_stream);
   }
 
   /// Hold the copy streams back until all commits so far are done. Where they are, the driver lets the streams be.
   [[nodiscard]] status prepare() {
-    if (!std::exchange(ahead_, false)) { return {}; }
+    if (ahead_ == nullptr) { return {}; }
     for (auto const waiter : options_.copy_streams) {
-      if (auto result = tables_.published().hold_back(waiter); !result.ok()) { return result; }
+      auto const result = cudaStreamWaitEvent(waiter, ahead_, 0);
+      if (result != cudaSuccess) { return to_status(result, "cudaStreamWaitEvent"); }
     }
+    ahead_ = nullptr;
     return {};
   }
 
@@ -140,7 +146,9 @@ public:
     if (auto result = tables_.collect(where_, tables, layer, batch_); !result.ok()) { return result; }
     if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
-    return note_enqueued();
+    if (auto result = tables_.mark_published(layer, options_.compute_stream); !result.ok()) { return result; }
+    ahead_ = tables_.published().get();
+    return {};
   }
 
   /// See `commit_timer`. With `timed`, a time waits for each commit until it is taken, as a rebalancer does.
@@ -217,17 +225,13 @@ private:
     return {};
   }
 
-  [[nodiscard]] status note_enqueued() {
-    ahead_ = true;
-    return tables_.mark_published(options_.compute_stream);
-  }
-
   ballast::detail::tensor_registry registry_;
   device_store_options options_;
   device_tables<Tables, Copies> tables_;
   topology where_;
   stage_timer timer_;
-  bool ahead_ = false;  // the copy streams have not been ordered behind it yet
+  event allocated_;              // behind the last growth of staging
+  cudaEvent_t ahead_ = nullptr;  // the copy streams have not been ordered behind it yet
   stream_memory staging_;
   Copies batch_;
   std::vector<unsigned char> rewritten_;

@@ -36,11 +36,10 @@ public:
   /// @param rank    whose slots `local_map()` describes.
   /// @throws std::system_error in `cudart::category()`
   device_tables(Tables tables, topology const& where, index_t rank)
-      : host_{std::move(tables)},
-        first_slot_{where.first_slot(rank)},
-        slots_{where.slots_per_rank()},
-        published_{event::create()} {
+      : host_{std::move(tables)}, first_slot_{where.first_slot(rank)}, slots_{where.slots_per_rank()} {
     auto const layers = static_cast<std::size_t>(host_.shape().num_layers);
+    published_.resize(layers);
+    for (auto& each : published_) { each = event::create(); }
     ranges_ = device_memory<replica_range>::create(layers * row_ranges());
     entries_ = device_memory<dispatch_entry>::create(layers * row_entries());
     local_map_ = device_memory<index_t>::create(layers * row_map());
@@ -52,11 +51,11 @@ public:
   ///
   /// @param on  the engine's compute stream.
   /// @complexity as `dispatch_tables::publish`, and one call or launch. Waits only when the stream has not even
-  ///             reached the layer's previous publication.
+  ///             reached the layer's own previous publication.
   [[nodiscard]] status publish(topology const& where, placement const& from, index_t layer, cudaStream_t on) {
     if (auto result = collect(where, from, layer, batch_); !result.ok()) { return result; }
     if (auto result = batch_.submit(on); !result.ok()) { return result; }
-    return mark_published(on);
+    return mark_published(layer, on);
   }
 
   /// The first half of `publish`: rebuild the tables and add their copies to a batch of the caller's.
@@ -75,9 +74,12 @@ public:
     return {};
   }
   /// The second half, behind the caller's batch. @param on the engine's compute stream
-  [[nodiscard]] status mark_published(cudaStream_t on) { return published_.record(on); }
+  [[nodiscard]] status mark_published(index_t layer, cudaStream_t on) {
+    last_ = static_cast<std::size_t>(layer);
+    return published_[last_].record(on);
+  }
   /// Recorded behind the last publication.
-  [[nodiscard]] event const& published() const noexcept { return published_; }
+  [[nodiscard]] event const& published() const noexcept { return published_[last_]; }
 
   [[nodiscard]] Tables const& host() const noexcept { return host_; }
   /// What kernels read; stays valid for the life of the tables, in captured graphs too.
@@ -99,14 +101,16 @@ private:
            (row_map() + 1) / 2 * 2 * sizeof(index_t);
   }
 
-  /// The layer's row of the mirror is still being read when its last copy is not done.
+  /// The layer's row of the mirror is still being read when its last copy is not done. Most of the time all are done,
+  /// and one query tells so for all layers; the last may be behind a forward pass that has only begun.
   [[nodiscard]] status wait_for_mirror(index_t layer) {
-    if (in_flight_[static_cast<std::size_t>(layer)] == 0) { return {}; }
-    if (auto result = to_status(cudaEventSynchronize(published_.get()), "cudaEventSynchronize"); !result.ok()) {
-      return result;
+    auto const at = static_cast<std::size_t>(layer);
+    if (in_flight_[at] == 0) { return {}; }
+    if (published().query() == cudaSuccess) {
+      std::fill(in_flight_.begin(), in_flight_.end(), static_cast<unsigned char>(0));
+      return {};
     }
-    std::fill(in_flight_.begin(), in_flight_.end(), static_cast<unsigned char>(0));
-    return {};
+    return to_status(cudaEventSynchronize(published_[at].get()), "cudaEventSynchronize");
   }
 
   template <class T>
@@ -125,7 +129,8 @@ private:
   device_memory<index_t> local_map_;
   pinned_buffer mirror_;  // a row of all three for each layer
   std::vector<unsigned char> in_flight_;
-  event published_;
+  std::vector<event> published_;  // [L]
+  std::size_t last_ = 0;          // layer that was published last
   Copies batch_;
 };
 
