@@ -5,6 +5,7 @@
 #include <support/random.hpp>
 #include <support/trace_files.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <ostream>
 #include <vector>
@@ -58,7 +59,7 @@ TEST_CASE("a view of the newest buckets is what comes back") {
   auto const tokens = buckets_with_changes(6, {4}, 1);
   auto const regime = since_last_change({tokens, 6, 2, 16});
   REQUIRE(regime.num_buckets() == 2);
-  CHECK(regime.tokens().data() == tokens.data() + 4 * 32);
+  CHECK(regime.tokens().data() == tokens.data() + std::ptrdiff_t{4} * 32);
   CHECK(regime.num_layers() == 2);
   CHECK(regime.num_logical() == 16);
 }

@@ -121,7 +121,7 @@ TEST_CASE("larger layers reach optima that an integer programming solver confirm
 
 TEST_CASE("without enough work the answer is worse and the bound lower, but both stay true") {
   generator random{29};
-  for (std::int64_t work : {std::int64_t{0}, std::int64_t{1}, std::int64_t{3000}, std::int64_t{30000}}) {
+  for (std::int64_t const work : {std::int64_t{0}, std::int64_t{1}, std::int64_t{3000}, std::int64_t{30000}}) {
     for (int repeat = 0; repeat < 20; ++repeat) {
       auto const num_ranks = random.between(3, 9);
       auto const result = solve(std::max(3, 2 * num_ranks - 5), num_ranks, random, work);

@@ -151,6 +151,7 @@ private:
 [[nodiscard]] inline load_t bound_of_groups(topology const& where, std::span<load_t const> loads, index_t num_groups,
                                             std::int64_t work) {
   auto const num_experts = static_cast<index_t>(loads.size());
+  BALLAST_EXPECTS(num_experts > 0, "bound_of_groups: no experts");
   if (num_groups % where.num_nodes() != 0 || num_experts % num_groups != 0) { return 0; }
   auto const group_size = num_experts / num_groups;
   std::vector<load_t> group_loads(static_cast<std::size_t>(num_groups), 0);
