@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// Peer copies whose bytes a kernel moves, inside a process.
+// Peer copies whose bytes a kernel moves.
 #include <ballast/cudart/kernels/kernel_copies.cuh>
 #include <ballast/cudart/peer_copy.hpp>
 #include <ballast/cudart/peer_directory.hpp>
 
 #include "support/gpu.hpp"
+#include "support/ipc_copy_runner.hpp"
 #include "support/local_copy_runner.hpp"
 #include "support/transport_laws.hpp"
 
@@ -21,7 +22,14 @@ static_assert(ballast::peer_copier<ballast::cudart::peer_copy<ballast::cudart::l
 
 }  // namespace
 
-TEST_CASE("pulls by kernel obey the laws of transports") { check_transport_laws(local_copy_runner<kernel_copies>{}); }
+// The first case, because a process that has used the GPU cannot fork ranks that use it.
+TEST_CASE("pulls by kernel between processes obey the laws of transports") {
+  check_transport_laws(ipc_copy_runner<gpu_memory, kernel_copies>{rank_counts({2, 8})}, 20);
+}
+
+TEST_CASE("pulls by kernel inside a process obey the laws of transports") {
+  check_transport_laws(local_copy_runner<kernel_copies>{});
+}
 
 TEST_CASE("a timed transport tells what its kernels took on the device") {
   local_copy_runner<kernel_copies> const runner{{.timed = true}, {2, 4}};

@@ -53,20 +53,20 @@ TEST_CASE("copies between processes obey the laws of a transport") {
 TEST_CASE("copies through shared memory obey the same laws, where the kernel refuses direct ones") {
   posix_runner runner;
   runner.options.read_peer = refuse;
-  runner.group_sizes = {2, 3};
+  runner.group_sizes = ballast_test::few_group_sizes();
   ballast_test::check_transport_laws(runner);
 }
 
 TEST_CASE("copies out of mapped memory obey the same laws, and do not ask the kernel") {
   ballast_test::basic_posix_runner<ballast_test::shared_memory> runner;
   runner.options.read_peer = must_not_read;
-  runner.group_sizes = {2, 3};
+  runner.group_sizes = ballast_test::few_group_sizes();
   ballast_test::check_transport_laws(runner);
 }
 
 TEST_CASE("messages out of mapped and of private memory obey the same laws") {
   ballast_test::basic_posix_runner<ballast_test::mixed_memory> runner;
-  runner.group_sizes = {2, 3};
+  runner.group_sizes = ballast_test::few_group_sizes();
   SUBCASE("that the kernel lets us read") {}
   SUBCASE("that the kernel refuses") { runner.options.read_peer = refuse; }
   ballast_test::check_complaints(runner.run(
