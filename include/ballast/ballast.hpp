@@ -36,11 +36,14 @@
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/placement/regime.hpp>
 #include <ballast/placement/replica_shares.hpp>
+#include <ballast/runtime/cycle_plan.hpp>
 #include <ballast/runtime/device_times.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/plan_message.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/runtime/rebalancer_options.hpp>
 #include <ballast/runtime/registry.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>

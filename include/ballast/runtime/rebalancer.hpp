@@ -6,18 +6,19 @@
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
-#include <ballast/load/gate.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/migration/transfer_plan.hpp>
-#include <ballast/migration/waypoints.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
 #include <ballast/placement/replica_shares.hpp>
+#include <ballast/runtime/cycle_plan.hpp>
 #include <ballast/runtime/device_times.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/plan_message.hpp>
+#include <ballast/runtime/rebalancer_options.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/status.hpp>
@@ -29,7 +30,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <numeric>
 #include <span>
@@ -45,21 +45,6 @@ enum class rebalancer_state {
   moving,       ///< moves and commits one chunk a call
   failed,       ///< the last cycle ended early; every layer is at its last agreed epoch and serving may go on
   cohort_lost,  ///< this rank cannot know what the others committed: it must not serve
-};
-
-/// Options of a rebalancer; the same on every rank.
-struct rebalancer_options {
-  index_t interval = 1000;     ///< N, forward passes between plans, >= 1
-  index_t share_interval = 0;  ///< M, passes between refreshes of the shares alone; 0: shares change with plans only
-  double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; 1 always plans
-  nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks
-  pass_gate gate{};                        ///< which passes count
-  bool relay = false;                      ///< see `transfer_options`
-  std::int64_t max_message_bytes = 0;      ///< longer messages travel in pieces; 0: no limit
-  index_t rounds_per_batch = 0;            ///< rounds that the transport is given at once; 0: all of a group
-  bool asynchronous = false;  ///< bytes travel while passes run; commits follow the words of `outgoing` and `incoming`
-  bool verify = false;        ///< compare checksums of every moved expert before it is committed
-  bool adopt_first_plan = false;  ///< when plans differ, every rank takes rank 0's instead of failing
 };
 
 /// What a rebalance would bring.
@@ -289,7 +274,7 @@ public:
     next_ = current_;
     for (auto const layer : layers) { next_.copy_layer(target, layer); }
     if (auto result = prepare_moves(); !result.ok()) { return result; }
-    while (next_chunk_ < num_chunks()) {
+    while (next_chunk_ < cycle_.num_chunks()) {
       if (auto result = move_one_step(); !result.ok()) { return result; }
     }
     end_cycle();
@@ -313,10 +298,10 @@ public:
     if (auto result = plan_moves(); !result.ok()) { return result; }
     out = {balancedness(where_, current_, loads()),
            balancedness(where_, next_, loads()),
-           plan_.num_moves(),
-           bytes_of(plan_.layers()),
-           static_cast<index_t>(plan_.layers().size()),
-           num_steps_};
+           cycle_.num_moves(),
+           cycle_.num_bytes(),
+           static_cast<index_t>(cycle_.transfers().size()),
+           cycle_.num_steps()};
     forget_cycle();
     return {};
   }
@@ -342,12 +327,6 @@ public:
   [[nodiscard]] std::uint64_t observer_exceptions() const noexcept { return observer_exceptions_; }
 
 private:
-  /// A layer that moves along waypoints because it does not fit staging: `[waypoints, P]` maps.
-  struct layer_split {
-    index_t layer = 0;
-    std::vector<index_t> rows;
-  };
-
   // What an asynchronous rank tells the others: the number of its group in flight and how it stands.
   static constexpr std::uint64_t word_pending = 1;
   static constexpr std::uint64_t word_ready = 2;
@@ -361,9 +340,9 @@ private:
     status failure;
     nanoseconds_t deadline = 0;
     placement const* tables = nullptr;  // what the commit publishes
-    layer_split const* split = nullptr;
+    detail::layer_split const* split = nullptr;
     std::size_t row = 0;  // of the split's next waypoint
-    std::size_t at = 0;   // position in `chunk_layers_` after the group
+    std::size_t at = 0;   // position in `cycle_` after the group
     std::size_t end = 0;  // of the chunk
     std::vector<index_t> layers;
     std::int64_t moves = 0;
@@ -374,28 +353,9 @@ private:
   // ---- set-up ----
 
   [[nodiscard]] status validate() const {
-    if (options_.interval < 1) {
-      return {errc::invalid_option,
-              detail::concat("rebalancer: interval is ", options_.interval, ", must be at least 1")};
-    }
-    if (options_.share_interval < 0) {
-      return {errc::invalid_option,
-              detail::concat("rebalancer: share interval is ", options_.share_interval, ", must not be negative")};
-    }
-    if (options_.max_message_bytes < 0 || options_.rounds_per_batch < 0) {
-      return {errc::invalid_option, detail::concat("rebalancer: messages of ", options_.max_message_bytes, " bytes, ",
-                                                   options_.rounds_per_batch, " rounds a batch: must not be negative")};
-    }
+    if (auto result = options_.validate(); !result.ok()) { return result; }
     if (options_.relay && peer_copier<Transport>) {
       return {errc::invalid_option, "rebalancer: relay needs a two-sided transport, which this one is not"};
-    }
-    if (!(options_.utilization_threshold >= 0)) {
-      return {errc::invalid_option, detail::concat("rebalancer: utilisation threshold is ",
-                                                   options_.utilization_threshold, ", must not be negative")};
-    }
-    if (options_.timeout <= 0) {
-      return {errc::invalid_option,
-              detail::concat("rebalancer: timeout is ", options_.timeout, " ns, must be positive")};
     }
     if (auto result = schedule_.validate(); !result.ok()) { return result; }
     if (current_.num_slots() != where_.num_slots()) {
@@ -425,16 +385,8 @@ private:
     policy_.describe(words);
     words.add(std::string_view{"schedule"});
     schedule_.describe(words);
-    std::uint64_t threshold = 0;
-    std::memcpy(&threshold, &options_.utilization_threshold, sizeof threshold);
-    words.add(options_.interval).add(threshold).add(options_.verify).add(options_.adopt_first_plan);
-    words.add(options_.relay)
-        .add(options_.asynchronous)
-        .add(options_.share_interval)
-        .add(options_.max_message_bytes)
-        .add(options_.rounds_per_batch);
     words.add(store_->staging_limit());
-    options_.gate.describe(words);
+    options_.describe(words);
     return words.value();
   }
 
@@ -472,12 +424,12 @@ private:
     }
     auto const plan_start = detail::now();
     if (auto result = prepare_moves(plan_next(), plan_start); !result.ok()) { return result; }
-    if (num_steps_ == 0) { return {}; }
+    if (cycle_.num_steps() == 0) { return {}; }
     if (options_.asynchronous) {
       state_ = rebalancer_state::moving;
       return launch_next();
     }
-    if (num_steps_ > 1) {
+    if (cycle_.num_steps() > 1) {
       state_ = rebalancer_state::moving;
       return {};
     }
@@ -522,8 +474,8 @@ private:
     if (!planned.ok()) { return fail(std::move(planned)); }
     notify({.kind = event_kind::plan,
             .layers = changed_layer_ids(),
-            .moves = plan_.num_moves(),
-            .bytes = bytes_of(plan_.layers()),
+            .moves = cycle_.num_moves(),
+            .bytes = cycle_.num_bytes(),
             .balancedness = balancedness(where_, next_, loads()),
             .duration = detail::now() - plan_start});
     return {};
@@ -531,103 +483,15 @@ private:
 
   /// Transfers, chunks and staging for `next_`.
   [[nodiscard]] status plan_moves() {
-    std::vector<index_t> layers(static_cast<std::size_t>(current_.num_layers()));
-    std::iota(layers.begin(), layers.end(), 0);
     forget_cycle();
-    if (auto result = plan_.assign(where_, current_, next_, layers, {options_.relay}); !result.ok()) { return result; }
-    if (auto result = split_large_layers(); !result.ok()) { return result; }
-    schedule_.for_each_chunk(list_work(), [this](std::span<index_t const> chunk) {
-      chunk_layers_.insert(chunk_layers_.end(), chunk.begin(), chunk.end());
-      chunk_ends_.push_back(chunk_layers_.size());
-    });
-    num_steps_ = num_chunks();
-    if constexpr (limits_step_bytes<Schedule>) { spread_large_layers(); }
-    return {};
-  }
-
-  /// Cut the rounds of layers that exceed the bytes of a step, and count the steps they take.
-  void spread_large_layers() {
-    for (std::size_t i = 0; i < plan_.layers().size(); ++i) {
-      auto const& transfer = plan_.layers()[i];
-      if (!arrives_in_steps(transfer)) { continue; }
-      plan_.limit_rounds(i, moves_per_step(transfer.layer));
-      for (index_t round = round_after_step(transfer, 0); round < transfer.num_rounds; ++num_steps_) {
-        round = round_after_step(transfer, round);
-      }
-    }
-  }
-  [[nodiscard]] index_t moves_per_step(index_t layer) const {
-    if constexpr (limits_step_bytes<Schedule>) {
-      auto const moves =
-          std::max<std::int64_t>(schedule_.step_bytes() / std::max<std::int64_t>(payload_of(layer), 1), 1);
-      return static_cast<index_t>(std::min<std::int64_t>(moves, where_.num_slots()));
-    } else {
-      return where_.num_slots();
-    }
-  }
-  /// Whether a layer's bytes come over several steps. A layer that is split into waypoints is not spread as well.
-  [[nodiscard]] bool arrives_in_steps(layer_transfer const& transfer) const {
-    return static_cast<index_t>(transfer.moves.size()) > moves_per_step(transfer.layer) &&
-           split_of(transfer.layer) == nullptr;
-  }
-  /// First round after those that one step may carry from `round` on.
-  [[nodiscard]] index_t round_after_step(layer_transfer const& transfer, index_t round) const {
-    auto const moves_in = [&](index_t r) {
-      return std::count_if(transfer.moves.begin(), transfer.moves.end(),
-                           [r](expert_move const& move) { return move.round == r; });
-    };
-    auto left = moves_per_step(transfer.layer) - moves_in(round++);
-    while (round < transfer.num_rounds && moves_in(round) <= left) { left -= moves_in(round++); }
-    return round;
-  }
-
-  /// Find waypoints for the layers that do not fit staging as a whole.
-  [[nodiscard]] status split_large_layers() {
-    for (auto const& transfer : plan_.layers()) {
-      if (staging_need(transfer) <= store_->staging_limit()) { continue; }
-      auto const layer = transfer.layer;
-      auto const expert = detail::size_of_expert(store_->tensors(layer)).staged;
-      auto const room = store_->staging_limit() / expert;
-      if (room == 0) {
-        return {errc::out_of_memory, detail::concat("rebalancer: one expert of layer ", layer, " needs ", expert,
-                                                    " bytes of staging, the limit is ", store_->staging_limit())};
-      }
-      auto const arrivals = static_cast<index_t>(std::min(room, static_cast<std::size_t>(where_.slots_per_rank())));
-      splits_.push_back({layer, {}});
-      waypoints_.split(where_, current_.logical_of_slot(layer), next_.logical_of_slot(layer), current_.num_logical(),
-                       arrivals, splits_.back().rows);
-    }
-    return {};
-  }
-
-  [[nodiscard]] std::vector<layer_work> list_work() {
-    std::vector<layer_work> work(static_cast<std::size_t>(current_.num_layers()));
-    std::vector<load_t> ranks(static_cast<std::size_t>(where_.num_ranks()));
-    for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
-      auto& item = work[static_cast<std::size_t>(layer)];
-      item.layer = layer;
-      auto const* const transfer = plan_.find(layer);
-      if (transfer == nullptr) { continue; }
-      item.changed = true;
-      item.moves = static_cast<index_t>(transfer->moves.size());
-      item.bytes = bytes_of({transfer, 1});
-      item.busiest_rank_bytes = transfer->num_rounds * payload_of(layer);
-      rank_loads(where_, current_, layer, loads().row(layer), ranks);
-      item.gain = *std::max_element(ranks.begin(), ranks.end());
-      rank_loads(where_, next_, layer, loads().row(layer), ranks);
-      item.gain -= *std::max_element(ranks.begin(), ranks.end());
-    }
-    return work;
+    return cycle_.assign(current_, next_, loads(), {options_.relay});
   }
 
   [[nodiscard]] status agree_on_plan(status const& planned) {
     digest plan;
     if (planned.ok()) {
       next_.describe(plan);
-      plan_.describe(plan);
-      for (auto const& split : splits_) { plan.add(split.layer).add(std::span<index_t const>{split.rows}); }
-      plan.add(std::span<index_t const>{chunk_layers_});
-      for (auto const end : chunk_ends_) { plan.add(end); }
+      cycle_.describe(plan);
     } else {
       plan.add(std::string_view{"no plan"}).add(planned.code().value());
     }
@@ -647,46 +511,13 @@ private:
 
   /// Take rank 0's plan over: the remedy for ranks that planned differently.
   [[nodiscard]] status adopt_first_plan(status const& planned) {
-    auto const cells = current_.logical_of_slot().elements().size();
-    // Map, replica order and shares, `[L, P]` each, then whether there is a plan and whether it has shares.
-    std::vector<std::uint32_t> words(3 * cells + 2);
-    if (rank() == 0 && planned.ok()) { write_plan(words); }
-    if (auto result = control_->broadcast(std::as_writable_bytes(std::span{words}), 0, options_.timeout);
-        !result.ok()) {
-      return result;
-    }
-    if (words[3 * cells] == 0) { return {errc::disagreement, "plans differ and rank 0 has none to adopt"}; }
+    detail::plan_message message{current_.shape()};
+    if (rank() == 0 && planned.ok()) { message.write(next_); }
+    if (auto result = control_->broadcast(message.bytes(), 0, options_.timeout); !result.ok()) { return result; }
+    if (!message.has_plan()) { return {errc::disagreement, "plans differ and rank 0 has none to adopt"}; }
     if (rank() == 0) { return planned; }
-    if (auto result = read_plan(words); !result.ok()) { return result; }
+    if (auto result = message.read(next_); !result.ok()) { return result; }
     return plan_moves();
-  }
-  void write_plan(std::span<std::uint32_t> words) const {
-    auto const row = static_cast<std::size_t>(next_.num_slots());
-    auto const cells = row * static_cast<std::size_t>(next_.num_layers());
-    for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
-      auto const at = words.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(layer) * row);
-      auto const step = static_cast<std::ptrdiff_t>(cells);
-      std::ranges::copy(next_.logical_of_slot(layer), at);
-      std::ranges::copy(next_.replica_slots(layer), at + step);
-      if (next_.has_shares()) { std::ranges::copy(next_.shares(layer), at + 2 * step); }
-    }
-    words[3 * cells] = 1;
-    words[3 * cells + 1] = next_.has_shares() ? 1 : 0;
-  }
-  [[nodiscard]] status read_plan(std::span<std::uint32_t const> words) {
-    auto const row = static_cast<std::size_t>(current_.num_slots());
-    auto const cells = row * static_cast<std::size_t>(current_.num_layers());
-    std::vector<index_t> const map(words.begin(), words.begin() + static_cast<std::ptrdiff_t>(cells));
-    if (auto result = next_.assign(current_.shape(), map); !result.ok()) { return result; }
-    if (words[3 * cells + 1] != 0) { next_.make_shares_even(); }
-    for (index_t layer = 0; layer < next_.num_layers(); ++layer) {
-      auto const at = static_cast<std::size_t>(layer) * row;
-      std::ranges::copy(words.subspan(cells + at, row), next_.edit(layer).replica_slots.begin());
-      if (next_.has_shares()) {
-        std::ranges::copy(words.subspan(2 * cells + at, row), next_.edit_shares(layer).begin());
-      }
-    }
-    return {};
   }
 
   // ---- shares: the same map, another split ----
@@ -756,12 +587,12 @@ private:
 
   /// Move the next chunk, or the next part of a layer that arrives over several steps.
   [[nodiscard]] status move_one_step() {
-    auto const begin = next_chunk_ == 0 ? 0 : chunk_ends_[static_cast<std::size_t>(next_chunk_) - 1];
-    auto const end = chunk_ends_[static_cast<std::size_t>(next_chunk_)];
-    auto const* const first = plan_.find(chunk_layers_[begin]);
-    bool const spread = end - begin == 1 && first != nullptr && arrives_in_steps(*first);
-    if (auto result = spread ? move_part(*first) : move_chunk(begin, end); !result.ok()) { return result; }
-    if (next_chunk_ == num_chunks()) { end_cycle(); }
+    auto const chunk = cycle_.chunk(next_chunk_);
+    auto const* const spread = cycle_.spread_layer(chunk);
+    if (auto result = spread != nullptr ? move_part(*spread) : move_chunk(chunk.begin, chunk.end); !result.ok()) {
+      return result;
+    }
+    if (next_chunk_ == cycle_.num_chunks()) { end_cycle(); }
     return {};
   }
 
@@ -773,14 +604,14 @@ private:
     std::int64_t moves = 0;
     std::int64_t bytes = 0;
     for (auto at = begin; at < end;) {
-      at = next_group(at, end);
+      at = cycle_.next_group(at, end, group_);
       if (group_.empty()) { continue; }
       for (auto const* const transfer : group_) {
         committed_.push_back(transfer->layer);
         moves += static_cast<std::int64_t>(transfer->moves.size());
-        bytes += bytes_of({transfer, 1});
+        bytes += cycle_.bytes_of(*transfer);
       }
-      auto const* const split = split_of(group_.front()->layer);
+      auto const* const split = cycle_.split_of(group_.front()->layer);
       if (auto result = split == nullptr ? move_group(next_) : move_split(*split); !result.ok()) { return result; }
     }
     std::sort(committed_.begin(), committed_.end());
@@ -797,7 +628,7 @@ private:
       part_received_ = open_group();
     }
     auto const pieces = mover().num_rounds() / transfer.num_rounds;
-    auto const last = round_after_step(transfer, next_round_);
+    auto const last = cycle_.round_after_step(transfer, next_round_);
     group_start_ = detail::now();
     if (part_received_.ok()) {
       part_received_ = mover().receive(next_round_ * pieces, last * pieces, options_.timeout);
@@ -807,7 +638,7 @@ private:
     next_round_ = 0;
     ++next_chunk_;
     auto const moves = static_cast<std::int64_t>(transfer.moves.size());
-    auto const bytes = bytes_of({&transfer, 1});
+    auto const bytes = cycle_.bytes_of(transfer);
     committed_.assign(1, transfer.layer);
     if (auto result = finish_group(next_, std::exchange(part_received_, {})); !result.ok()) { return result; }
     notify_commit(moves, bytes, start);
@@ -826,29 +657,8 @@ private:
     times_.close(what);
   }
 
-  /// Fill `group_` with changed layers of the chunk from `at` on, as many as fit staging; return the position after
-  /// them.
-  [[nodiscard]] std::size_t next_group(std::size_t at, std::size_t end) {
-    group_.clear();
-    std::size_t spent = 0;
-    for (; at < end; ++at) {
-      auto const* const transfer = plan_.find(chunk_layers_[at]);
-      if (transfer == nullptr) { continue; }
-      if (split_of(transfer->layer) != nullptr) {
-        if (!group_.empty()) { break; }
-        group_.push_back(transfer);
-        return at + 1;
-      }
-      auto const need = staging_need(*transfer);
-      if (!group_.empty() && need > store_->staging_limit() - spent) { break; }
-      spent += need;
-      group_.push_back(transfer);
-    }
-    return at;
-  }
-
   /// Move one layer along its waypoints, each with an epoch and a publication of its own.
-  [[nodiscard]] status move_split(layer_split const& split) {
+  [[nodiscard]] status move_split(detail::layer_split const& split) {
     flight_.split = &split;
     flight_.row = 0;
     while (take_waypoint()) {
@@ -957,28 +767,29 @@ private:
       }
       if (flight_.at == flight_.end) {
         if (next_chunk_ > 0) { notify_flight(); }
-        if (next_chunk_ == num_chunks()) {
+        if (next_chunk_ == cycle_.num_chunks()) {
           end_cycle();
           return {};
         }
         open_chunk();
       }
-      flight_.at = next_group(flight_.at, flight_.end);
+      flight_.at = cycle_.next_group(flight_.at, flight_.end, group_);
       if (group_.empty()) { continue; }
       for (auto const* const transfer : group_) {
         flight_.layers.push_back(transfer->layer);
         flight_.moves += static_cast<std::int64_t>(transfer->moves.size());
-        flight_.bytes += bytes_of({transfer, 1});
+        flight_.bytes += cycle_.bytes_of(*transfer);
       }
-      flight_.split = split_of(group_.front()->layer);
+      flight_.split = cycle_.split_of(group_.front()->layer);
       flight_.row = 0;
       flight_.tables = &next_;
       if (flight_.split == nullptr) { return take_off(); }
     }
   }
   void open_chunk() {
-    flight_.at = next_chunk_ == 0 ? 0 : chunk_ends_[static_cast<std::size_t>(next_chunk_) - 1];
-    flight_.end = chunk_ends_[static_cast<std::size_t>(next_chunk_)];
+    auto const chunk = cycle_.chunk(next_chunk_);
+    flight_.at = chunk.begin;
+    flight_.end = chunk.end;
     ++next_chunk_;
     flight_.layers.clear();
     flight_.moves = 0;
@@ -1024,15 +835,11 @@ private:
 
   void forget_cycle() noexcept {
     times_.drop();
-    plan_.clear();
-    splits_.clear();
-    chunk_layers_.clear();
-    chunk_ends_.clear();
+    cycle_.clear();
     flight_.split = nullptr;
     flight_.at = flight_.end = 0;
     flight_.arrived = false;
     flight_.failure = {};
-    num_steps_ = 0;
     next_chunk_ = 0;
     next_round_ = 0;
     group_tag_ = 0;
@@ -1084,11 +891,10 @@ private:
 
   [[nodiscard]] std::span<index_t const> changed_layer_ids() {
     committed_.clear();
-    for (auto const& transfer : plan_.layers()) { committed_.push_back(transfer.layer); }
+    for (auto const& transfer : cycle_.transfers()) { committed_.push_back(transfer.layer); }
     return committed_;
   }
   [[nodiscard]] detail::layer_mover<Transport, Store>& mover() noexcept { return mover_; }
-  [[nodiscard]] index_t num_chunks() const noexcept { return static_cast<index_t>(chunk_ends_.size()); }
   [[nodiscard]] std::size_t num_logical() const noexcept { return static_cast<std::size_t>(current_.num_logical()); }
   [[nodiscard]] std::size_t num_cells() const noexcept {
     return static_cast<std::size_t>(current_.num_layers()) * num_logical();
@@ -1100,30 +906,6 @@ private:
   [[nodiscard]] matrix_view<load_t const> loads() const {
     return {loads_, current_.num_layers(), current_.num_logical()};
   }
-  [[nodiscard]] std::int64_t payload_of(index_t layer) const {
-    return static_cast<std::int64_t>(detail::size_of_expert(store_->tensors(layer)).payload);
-  }
-  [[nodiscard]] std::int64_t bytes_of(std::span<layer_transfer const> transfers) const {
-    std::int64_t bytes = 0;
-    for (auto const& transfer : transfers) {
-      bytes += static_cast<std::int64_t>(transfer.moves.size()) * payload_of(transfer.layer);
-    }
-    return bytes;
-  }
-  /// Staging that the neediest rank wants for one layer, in bytes.
-  [[nodiscard]] std::size_t staging_need(layer_transfer const& transfer) {
-    staged_.resize(static_cast<std::size_t>(where_.num_ranks()));
-    detail::staged_experts(where_, transfer, staged_);
-    return static_cast<std::size_t>(*std::max_element(staged_.begin(), staged_.end())) *
-           detail::size_of_expert(store_->tensors(transfer.layer)).staged;
-  }
-
-  [[nodiscard]] layer_split const* split_of(index_t layer) const noexcept {
-    auto const found =
-        std::find_if(splits_.begin(), splits_.end(), [&](layer_split const& s) { return s.layer == layer; });
-    return found == splits_.end() ? nullptr : &*found;
-  }
-
   topology where_;
   placement current_;
   placement next_;
@@ -1154,11 +936,7 @@ private:
   std::vector<layer_balance> balances_;  // [L]
 
   // The running cycle.
-  transfer_plan plan_;
-  std::vector<layer_split> splits_;
-  std::vector<index_t> chunk_layers_;    // layers of all chunks, one chunk after the other
-  std::vector<std::size_t> chunk_ends_;  // end of each chunk in it
-  index_t num_steps_ = 0;  // calls that the chunks take; more than chunks when a layer arrives over several steps
+  detail::cycle_plan<Schedule, Store> cycle_{where_, schedule_, *store_};
   index_t next_chunk_ = 0;
   index_t next_round_ = 0;  // of the layer that is arriving over several steps
   flight flight_;
@@ -1167,10 +945,8 @@ private:
   std::uint64_t group_tag_ = 0;
   std::vector<layer_transfer const*> group_;
   std::vector<index_t> committed_;
-  std::vector<index_t> staged_;
   share_solver share_solver_;
   placement resplit_;
-  waypoint_planner waypoints_;
   placement waypoint_;  // valid in the layer that is being split only
   layer_transfer leg_;
   detail::transfer_scratch scratch_;
