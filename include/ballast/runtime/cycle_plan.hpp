@@ -2,7 +2,7 @@
 #ifndef BALLAST_RUNTIME_CYCLE_PLAN_HPP
 #define BALLAST_RUNTIME_CYCLE_PLAN_HPP
 
-#include <ballast/config.hpp>
+#include <ballast/contract.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/matrix_view.hpp>
@@ -154,6 +154,7 @@ private:
       if (staging_need(transfer) <= store_->staging_limit()) { continue; }
       auto const layer = transfer.layer;
       auto const expert = size_of_expert(store_->tensors(layer)).staged;
+      BALLAST_ASSERT(expert > 0, "cycle_plan: a layer without bytes needs staging");
       auto const room = store_->staging_limit() / expert;
       if (room == 0) {
         return {errc::out_of_memory, concat("rebalancer: one expert of layer ", layer, " needs ", expert,
