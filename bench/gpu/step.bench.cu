@@ -6,7 +6,6 @@
 #include <ballast/cudart/peer_copy.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/runtime/rebalancer.hpp>
-#include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "expert_sizes.hpp"
@@ -15,6 +14,7 @@
 
 #include <benchmark/benchmark.h>
 #include <sched.h>
+#include <support/few_layers.hpp>
 #include <unistd.h>
 
 #include <algorithm>
@@ -143,17 +143,6 @@ struct trade_with_neighbour {
   void describe(digest& out) const { out.add(std::string_view{"trade"}).add(experts); }
 };
 
-struct layer_by_layer {
-  [[nodiscard]] status validate() const { return {}; }
-  template <class Sink>
-  void for_each_chunk(std::span<layer_work const> work, Sink sink) const {
-    for (auto const& item : work) {
-      if (item.changed) { sink(std::span{&item.layer, 1}); }
-    }
-  }
-  void describe(digest& out) const { out.add(std::string_view{"layer_by_layer"}); }
-};
-
 __global__ void spin_kernel(long long cycles) {
   for (auto const begin = clock64(); clock64() - begin < cycles;) {}
 }
@@ -216,7 +205,7 @@ struct rank_state {
               initial,
               cudart::device_recorder{compute.get(), num_layers, initial.num_logical(), {1000, 8}},
               trade_with_neighbour{experts},
-              layer_by_layer{},
+              ballast_test::few_layers{1},
               transport,
               store,
               control,
@@ -239,8 +228,8 @@ struct rank_state {
   timed_control control;
   std::vector<cudart::device_memory<std::byte>> weights;
   timed_store<Copies> store;
-  rebalancer<cudart::device_recorder, trade_with_neighbour, layer_by_layer, timed_wires<wires>, timed_store<Copies>,
-             timed_control>
+  rebalancer<cudart::device_recorder, trade_with_neighbour, ballast_test::few_layers, timed_wires<wires>,
+             timed_store<Copies>, timed_control>
       moved;
 };
 
@@ -329,7 +318,8 @@ void recording(benchmark::State& state, bool launches) {
   }
   in_process_group group{1};
   auto& alone = group.endpoint(0);
-  rebalancer<cudart::device_recorder, trade_with_neighbour, layer_by_layer, in_process_endpoint, cudart::device_store<>>
+  rebalancer<cudart::device_recorder, trade_with_neighbour, ballast_test::few_layers, in_process_endpoint,
+             cudart::device_store<>>
       moved{where, initial, cudart::device_recorder{compute.get(), num_layers, 256, {1000, 8}},
             {},    {},      alone,
             store, alone,   {.interval = 1'000'000}};
