@@ -27,6 +27,9 @@ public:
   constexpr digest& add(T value) noexcept {
     return add(static_cast<std::uint64_t>(static_cast<std::int64_t>(value)));
   }
+  /// Fractions would be cut off: 0.25 and 0.75 must not look alike. Mix the bits of the number in, if it must be one.
+  template <std::floating_point T>
+  constexpr digest& add(T value) noexcept = delete;
   template <std::integral T>
   constexpr digest& add(std::span<T const> values) noexcept {
     add(values.size());

@@ -4,6 +4,7 @@
 
 #include <ballast/config.hpp>
 #include <ballast/contract.hpp>
+#include <ballast/types.hpp>
 
 #include <string>
 #include <system_error>
@@ -31,6 +32,7 @@ enum class errc {
   undecided,             ///< this rank does not know whether the others committed
   cohort_lost,           ///< this rank cannot learn what the others committed; it must not serve
   stale_membership,      ///< this rank was expelled; its membership epoch is old
+  policy_failed,         ///< a placement policy threw, or its plan breaks what policies promise
   internal,              ///< a bug in ballast
 };
 
@@ -57,6 +59,7 @@ struct error_category final : std::error_category {
       case errc::undecided: return "undecided";
       case errc::cohort_lost: return "cohort lost";
       case errc::stale_membership: return "stale membership";
+      case errc::policy_failed: return "policy failed";
       case errc::internal: return "internal error";
     }
     return "unknown error";
@@ -90,12 +93,20 @@ class [[nodiscard]] status {
 #endif
 public:
   status() = default;
-  status(std::error_code code, std::string message) : code_{code}, message_{std::move(message)} {}
+  /// @param rank  the rank whose fault it is, where one is known.
+  status(std::error_code code, std::string message, index_t rank = no_rank)
+      : code_{code}, message_{std::move(message)}, rank_{rank} {}
 
   [[nodiscard]] bool ok() const noexcept { return !code_; }
   [[nodiscard]] std::error_code code() const noexcept { return code_; }
   /// A sentence that names the offending value; empty on success.
   [[nodiscard]] std::string const& message() const noexcept { return message_; }
+
+  /// No rank in particular.
+  static constexpr index_t no_rank = -1;
+  /// The rank that is dead, late, different or wrong, as far as this rank knows; `no_rank` on success, and where no
+  /// single rank is to blame.
+  [[nodiscard]] index_t rank() const noexcept { return rank_; }
 
   /// Turn a failure into `std::system_error` (a contract violation where exceptions are off).
   void or_throw() const {
@@ -110,6 +121,7 @@ public:
 private:
   std::error_code code_;
   std::string message_;
+  index_t rank_ = no_rank;
 };
 
 BALLAST_END_NAMESPACE

@@ -5,6 +5,7 @@
 #include <ballast/types.hpp>
 
 #include <ctime>
+#include <limits>
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
@@ -14,6 +15,27 @@ namespace detail {
   std::timespec time{};
   clock_gettime(CLOCK_MONOTONIC, &time);
   return static_cast<nanoseconds_t>(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
+}
+
+/// The time `timeout` nanoseconds from now. The largest timeout is never over; none is negative.
+[[nodiscard]] inline nanoseconds_t deadline_after(nanoseconds_t timeout) noexcept {
+  auto const start = now();
+  if (timeout <= 0) { return start; }
+  constexpr auto never = std::numeric_limits<nanoseconds_t>::max();
+  return timeout > never - start ? never : start + timeout;
+}
+/// Let other threads run for so many nanoseconds, or less where a signal comes.
+inline void sleep_for(nanoseconds_t duration) noexcept {
+  std::timespec time{};
+  time.tv_sec = static_cast<std::time_t>(duration / 1'000'000'000);
+  time.tv_nsec = static_cast<long>(duration % 1'000'000'000);
+  ::nanosleep(&time, nullptr);
+}
+
+/// What is left until a deadline, at least 0.
+[[nodiscard]] inline nanoseconds_t time_until(nanoseconds_t deadline) noexcept {
+  auto const time = now();
+  return deadline > time ? deadline - time : 0;
 }
 
 }  // namespace detail

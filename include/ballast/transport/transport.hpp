@@ -3,6 +3,7 @@
 #define BALLAST_TRANSPORT_TRANSPORT_HPP
 
 #include <ballast/status.hpp>
+#include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>
 
 #include <concepts>
@@ -22,7 +23,7 @@ struct segment {
 
 /// A run of bytes in a region that a peer registered: what a one-sided transport reads.
 struct remote_segment {
-  std::uint32_t region = 0;  ///< index of the region in the order of registration, the same on every rank
+  std::uint32_t region = 0;  ///< number of the region, from the `first` that it was exposed with on
   std::uint64_t offset = 0;  ///< bytes from the region's start
   std::size_t size = 0;
 
@@ -33,7 +34,7 @@ struct remote_segment {
 struct outgoing_message {
   index_t peer = 0;       ///< rank that receives
   index_t round = 0;      ///< a rank sends and receives at most one message a round; rounds ascend within a batch
-  std::uint64_t tag = 0;  ///< the same at both ends, never used again by this group
+  std::uint64_t tag = 0;  ///< the same at both ends, never used again in the life of the transport
   std::span<segment const> segments;  ///< read in order, as if they were one run
 };
 
@@ -61,7 +62,8 @@ enum class transfer_state {
 /// until the batch ends. `poll()` makes progress and tells where the batch stands. `wait(timeout)` makes progress until
 /// the batch is done, failed, or `timeout` nanoseconds have passed; it ends the batch, and after a failure nothing of
 /// it touches the given memory any more. A tag that arrives twice, or with another size, is a failure or is dropped,
-/// never delivered to another message. Ranks may start a batch at different times.
+/// never delivered to another message. Ranks may start a batch at different times. `start` while a batch is open is
+/// refused with `errc::busy`.
 template <class T>
 concept data_transport = requires(T& t, T const& c, std::span<outgoing_message const> sends,
                                   std::span<incoming_message const> receives, nanoseconds_t timeout) {
@@ -72,21 +74,38 @@ concept data_transport = requires(T& t, T const& c, std::span<outgoing_message c
   { t.wait(timeout) } -> std::same_as<status>;
 };
 
+/// A transport that several users may share. All of ballast's are.
+///
+/// @par Semantics
+/// `turns()` is one object for the transport's life. Users take turns there, so that their batches do not meet, and
+/// take tags from there that nobody has used before. A transport without it serves one user at a time.
+template <class T>
+concept shared_transport = data_transport<T> && requires(T& t) {
+  { t.turns() } noexcept -> std::same_as<transfer_turns&>;
+};
+
 /// A two-sided data transport: sender and receiver both take part (NCCL, MPI, in-process).
 template <class T>
-concept message_transport =
-    data_transport<T> && !requires(T& t, std::span<segment const> regions) { t.expose(regions); };
+concept message_transport = data_transport<T> && !requires(T& t, std::span<segment const> regions,
+                                                           std::uint32_t first) { t.expose(regions, first); };
 
 /// A one-sided data transport: each rank reads its peers' registered memory (cudaMemcpyPeer over IPC,
 /// process_vm_readv).
 ///
 /// @par Semantics
-/// `expose(regions)` makes this rank's memory readable, in the same order on every rank, before the first batch.
-/// It may exchange handles with the peers and so is called by all ranks together.
+/// `expose(regions, first)` makes this rank's memory readable, in the same order on every rank, before the first batch
+/// that reads it: region i has number `first + i`. It may exchange handles with the peers and so is called by all ranks
+/// together, with the same `first`. A transport may be given several sets of regions, one after the other: those of a
+/// second model leave those of the first as they are. `first` is at least `next_region()` on every rank, else
+/// `errc::invalid_option`; numbers are not used again. `retract(first)` forgets the set that was exposed with that
+/// `first`, on this rank alone; no batch may need it any more.
 template <class T>
-concept peer_copier = data_transport<T> && requires(T& t, std::span<segment const> regions) {
-  { t.expose(regions) } -> std::same_as<status>;
-};
+concept peer_copier =
+    data_transport<T> && requires(T& t, T const& c, std::span<segment const> regions, std::uint32_t first) {
+      { t.expose(regions, first) } -> std::same_as<status>;
+      { t.retract(first) } noexcept -> std::same_as<void>;
+      { c.next_region() } noexcept -> std::same_as<std::uint32_t>;
+    };
 
 /// A data transport that can tell what the device took to receive.
 ///
