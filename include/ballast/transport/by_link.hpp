@@ -15,9 +15,9 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <ctime>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -33,6 +33,7 @@ public:
 
   /// Copy every message at once; see `data_transport`.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    if (state_ != transfer_state::idle) { return {errc::busy, "self_copy: a batch is already open"}; }
     failure_ = {};
     if (sends.size() != receives.size()) { fail(sends.size(), receives.size(), "messages"); }
     for (auto const& receive : receives) {
@@ -57,17 +58,20 @@ public:
     state_ = transfer_state::idle;
     return std::exchange(failure_, {});
   }
+  [[nodiscard]] transfer_turns& turns() noexcept { return turns_; }
 
 private:
   void fail(std::size_t sent, std::size_t expected, char const* unit) {
-    failure_ = {errc::transport_failed, detail::concat("self_copy: rank ", rank_, " sends itself ", sent,
-                                                       " and expects ", expected, " ", unit)};
+    failure_ = {errc::transport_failed,
+                detail::concat("self_copy: rank ", rank_, " sends itself ", sent, " and expects ", expected, " ", unit),
+                rank_};
   }
 
   index_t rank_;
   index_t num_ranks_;
   transfer_state state_ = transfer_state::idle;
   status failure_;
+  transfer_turns turns_;
 };
 
 static_assert(message_transport<self_copy>);
@@ -75,7 +79,8 @@ static_assert(message_transport<self_copy>);
 /// A transport per class of link behind one plan: to the rank itself, inside its node, to other nodes.
 ///
 /// A transport for the node may span all ranks, or only those of one node, numbered from 0 in the order of the ranks.
-/// It exposes memory if any of the three does.
+/// It exposes memory if any of the three does. Several `by_link` may share their links, and take turns on the remote
+/// one; whoever uses a link by itself at the same time is refused while a batch is open (`errc::busy`).
 ///
 /// @lifetime the node's and the remote transport must outlive it.
 /// @threads one thread at a time.
@@ -100,31 +105,56 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return remote_->num_ranks(); }
 
   /// Make this rank's memory readable on every link that needs it; see `peer_copier`.
-  [[nodiscard]] status expose(std::span<segment const> regions)
+  [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first)
     requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
   {
     status result;
-    auto const expose_on = [&](auto& link) {
-      if constexpr (requires { link.expose(regions); }) {
-        if (result.ok()) { result = link.expose(regions); }
-      }
-    };
-    for_each_link([&](auto& link, auto&) { expose_on(link); });
+    for_each_copier([&](auto& link) {
+      if (result.ok()) { result = link.expose(regions, first); }
+    });
     return result;
   }
+  void retract(std::uint32_t first) noexcept
+    requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
+  {
+    for_each_copier([&](auto& link) { link.retract(first); });
+  }
+  [[nodiscard]] std::uint32_t next_region() const noexcept
+    requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
+  {
+    return std::max({next_region_of(same_), next_region_of(*node_), next_region_of(*remote_)});
+  }
+  [[nodiscard]] transfer_turns& turns() noexcept { return remote_->turns(); }
 
   /// Open a batch on all links; see `data_transport`.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     to_same_.clear();
     to_node_.clear();
     to_remote_.clear();
-    for (auto const& send : sends) { route(send.peer).sends.push_back(renumbered(send)); }
-    for (auto const& receive : receives) { route(receive.peer).receives.push_back(renumbered(receive)); }
     status result;
+    auto const route_all = [&](auto const& messages, auto list) {
+      for (auto const& message : messages) {
+        if (message.peer < 0 || message.peer >= num_ranks()) {
+          result = {errc::transport_failed, detail::concat("by_link: rank ", rank(), " has a message for rank ",
+                                                           message.peer, " of ", num_ranks())};
+          return;
+        }
+        (route(message.peer).*list).push_back(renumbered(message));
+      }
+    };
+    route_all(sends, &batch::sends);
+    route_all(receives, &batch::receives);
+    // What was begun when a link refuses must not go on; what somebody else has open there must.
+    index_t begun = 0;
     for_each_link([&](auto& link, batch& messages) {
-      if (result.ok()) { result = link.start(messages.sends, messages.receives); }
+      if (!result.ok()) { return; }
+      result = link.start(messages.sends, messages.receives);
+      begun += result.ok() ? 1 : 0;
     });
-    if (!result.ok()) { close(result); }
+    if (result.ok()) { return result; }
+    for_each_link([&](auto& link, batch&) {
+      if (begun-- > 0) { static_cast<void>(link.wait(0)); }
+    });
     return result;
   }
 
@@ -146,11 +176,10 @@ public:
 
   /// Make progress on all links until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
-    auto const begin = detail::now();
+    auto const deadline = detail::deadline_after(timeout);
     auto nap = shortest_nap;
-    while (poll() == transfer_state::pending && detail::now() - begin < timeout) {
-      std::timespec const time{0, nap};
-      ::nanosleep(&time, nullptr);
+    while (poll() == transfer_state::pending && detail::now() < deadline) {
+      detail::sleep_for(nap);
       nap = std::min(2 * nap, longest_nap);
     }
     status result;
@@ -170,8 +199,8 @@ public:
   }
 
 private:
-  static constexpr long shortest_nap = 10'000;
-  static constexpr long longest_nap = 500'000;
+  static constexpr nanoseconds_t shortest_nap = 10'000;
+  static constexpr nanoseconds_t longest_nap = 500'000;
 
   struct batch {
     std::vector<outgoing_message> sends;
@@ -189,11 +218,25 @@ private:
     function(*remote_, to_remote_);
   }
 
+  template <class Function>
+  void for_each_copier(Function function) {
+    for_each_link([&](auto& link, batch&) {
+      if constexpr (peer_copier<std::remove_cvref_t<decltype(link)>>) { function(link); }
+    });
+  }
+  template <class Link>
+  [[nodiscard]] static std::uint32_t next_region_of([[maybe_unused]] Link const& link) noexcept {
+    if constexpr (peer_copier<Link>) {
+      return link.next_region();
+    } else {
+      return 0;
+    }
+  }
+
   [[nodiscard]] bool in_node(index_t peer) const noexcept {
     return where_.node_of_rank(peer) == where_.node_of_rank(rank());
   }
   [[nodiscard]] batch& route(index_t peer) noexcept {
-    BALLAST_EXPECTS(peer >= 0 && peer < num_ranks(), "by_link: peer out of range");
     return peer == rank() ? to_same_ : in_node(peer) ? to_node_ : to_remote_;
   }
   template <class Message>
@@ -219,7 +262,7 @@ private:
     return {};
   }
   static void keep_first(status& kept, status const& next, std::string const& where) {
-    if (kept.ok() && !next.ok()) { kept = {next.code(), where + next.message()}; }
+    if (kept.ok() && !next.ok()) { kept = {next.code(), where + next.message(), next.rank()}; }
   }
 
   // End the batch on every link, so that nothing touches its memory.

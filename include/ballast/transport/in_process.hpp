@@ -3,6 +3,7 @@
 #define BALLAST_TRANSPORT_IN_PROCESS_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
@@ -18,6 +19,7 @@
 #include <cstring>
 #include <exception>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
@@ -32,13 +34,14 @@ namespace detail {
 /// What the ranks of an `in_process_group` share. One mutex guards everything; each rank sleeps on a condition of its
 /// own.
 struct in_process_state {
-  /// One collective call: every rank's n-th call meets in the same object.
+  /// One collective call: every rank's n-th call since they last regrouped meets in the same object.
   struct collective {
     char const* kind = nullptr;
     std::vector<std::vector<std::byte>> contributions;
+    std::vector<unsigned char> expected;  // not the ranks that were expelled before
     std::vector<unsigned char> arrived;
-    index_t num_arrived = 0;
-    index_t num_left = 0;
+    index_t num_missing = 0;
+    index_t num_inside = 0;
     bool broken = false;
     status cause;
   };
@@ -53,8 +56,11 @@ struct in_process_state {
   struct rank_state {
     std::condition_variable wake;
     std::uint64_t calls = 0;
+    std::uint64_t no_in = 0;  // the last call in which it voted no
     bool dead = false;
     bool expelled = false;
+    bool regroups = false;  // waits for the others to do so too
+    status given_up;        // why it makes no call until then
     std::vector<parcel*> mailbox;
   };
 
@@ -67,8 +73,10 @@ struct in_process_state {
 
   std::mutex mutex;
   std::vector<rank_state> ranks;
-  std::map<std::uint64_t, collective> collectives;
+  // Whoever is inside a call holds on to it: a regroup forgets them all.
+  std::map<std::uint64_t, std::shared_ptr<collective>> collectives;
   std::uint64_t membership = 1;
+  std::uint64_t generation = 0;  // times that the ranks have regrouped
 };
 
 }  // namespace detail
@@ -93,9 +101,10 @@ public:
     if (open_) { return {errc::busy, "in_process: a batch is already open"}; }
     if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
     for (auto const& send : sends) {
-      if (send.peer < 0 || send.peer >= num_ranks() || send.peer == rank_) {
-        return {errc::transport_failed, detail::concat("in_process: rank ", rank_, " cannot send to rank ", send.peer)};
-      }
+      if (auto result = check_peer(send.peer); !result.ok()) { return result; }
+    }
+    for (auto const& receive : receives) {
+      if (auto result = check_peer(receive.peer); !result.ok()) { return result; }
     }
     failure_ = {};
     receives_ = receives;
@@ -121,7 +130,7 @@ public:
   /// Make progress until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     std::unique_lock lock{state_->mutex};
-    auto const deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds{timeout};
+    auto const deadline = deadline_after(timeout);
     for (;;) {
       auto const where = progress(lock);
       if (where == transfer_state::idle) { return {}; }
@@ -136,6 +145,8 @@ public:
     return std::exchange(failure_, {});
   }
 
+  [[nodiscard]] transfer_turns& turns() noexcept { return turns_; }
+
   // ---- control ----
 
   /// Number that grows with every expelled rank.
@@ -146,16 +157,11 @@ public:
 
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
     auto const mine = std::as_bytes(values);
-    return meet("all_reduce", mine, timeout, [&](auto const& contributions) -> status {
-      for (auto const& theirs : contributions) {
-        if (theirs.size() != mine.size()) {
-          return {errc::disagreement, detail::concat("all_reduce: rank ", rank_, " gave ", mine.size(),
-                                                     " bytes, another rank ", theirs.size())};
-        }
-      }
+    return meet("all_reduce", mine, timeout, [&](collective const& meeting) -> status {
+      if (auto result = compare_sizes(meeting, mine.size()); !result.ok()) { return result; }
       std::fill(values.begin(), values.end(), std::int64_t{0});
-      for (auto const& theirs : contributions) {
-        for (std::size_t i = 0; i < values.size(); ++i) {
+      for (auto const& theirs : meeting.contributions) {
+        for (std::size_t i = 0; i < values.size() && !theirs.empty(); ++i) {
           std::int64_t value = 0;
           std::memcpy(&value, theirs.data() + i * sizeof value, sizeof value);
           values[i] += value;
@@ -169,14 +175,13 @@ public:
                                   nanoseconds_t timeout) {
     BALLAST_EXPECTS(all.size() == mine.size() * static_cast<std::size_t>(num_ranks()),
                     "all_gather: output is not R x words");
-    return meet("all_gather", std::as_bytes(mine), timeout, [&](auto const& contributions) -> status {
-      for (std::size_t r = 0; r < contributions.size(); ++r) {
-        auto const& theirs = contributions[r];
-        if (theirs.size() != mine.size_bytes()) {
-          return {errc::disagreement, detail::concat("all_gather: rank ", rank_, " gave ", mine.size(), " words, rank ",
-                                                     r, " gave ", theirs.size() / sizeof(std::uint64_t))};
-        }
-        if (!theirs.empty()) { std::memcpy(all.data() + r * mine.size(), theirs.data(), theirs.size()); }
+    return meet("all_gather", std::as_bytes(mine), timeout, [&](collective const& meeting) -> status {
+      if (auto result = compare_sizes(meeting, mine.size_bytes()); !result.ok()) { return result; }
+      auto const first_live = static_cast<std::size_t>(std::find(meeting.expected.begin(), meeting.expected.end(), 1) -
+                                                       meeting.expected.begin());
+      for (std::size_t r = 0; r < meeting.contributions.size() && !mine.empty(); ++r) {
+        auto const& theirs = meeting.contributions[meeting.expected[r] != 0 ? r : first_live];
+        std::memcpy(all.data() + r * mine.size(), theirs.data(), theirs.size());
       }
       return {};
     });
@@ -185,11 +190,16 @@ public:
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
     BALLAST_EXPECTS(root >= 0 && root < num_ranks(), "broadcast: root out of range");
     auto const mine = rank_ == root ? std::span<std::byte const>{bytes} : std::span<std::byte const>{};
-    return meet("broadcast", mine, timeout, [&](auto const& contributions) -> status {
-      auto const& theirs = contributions[static_cast<std::size_t>(root)];
+    return meet("broadcast", mine, timeout, [&](collective const& meeting) -> status {
+      if (meeting.expected[static_cast<std::size_t>(root)] == 0) {
+        return {errc::peer_lost, detail::concat("broadcast: root rank ", root, " was expelled"), root};
+      }
+      auto const& theirs = meeting.contributions[static_cast<std::size_t>(root)];
       if (theirs.size() != bytes.size()) {
-        return {errc::disagreement, detail::concat("broadcast: root ", root, " gave ", theirs.size(), " bytes, rank ",
-                                                   rank_, " expects ", bytes.size())};
+        return {errc::disagreement,
+                detail::concat("broadcast: root rank ", root, " gave ", theirs.size(), " bytes, rank ", rank_,
+                               " expects ", bytes.size()),
+                root};
       }
       if (!bytes.empty()) { std::memcpy(bytes.data(), theirs.data(), bytes.size()); }
       return {};
@@ -198,10 +208,11 @@ public:
 
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
     std::byte const mine{yes};
-    auto result = meet("vote", {&mine, 1}, timeout, [](auto const& contributions) -> status {
-      for (std::size_t r = 0; r < contributions.size(); ++r) {
-        if (contributions[r][0] == std::byte{0}) {
-          return {errc::transport_failed, detail::concat("rank ", r, " voted no")};
+    if (!yes) { tell_no(); }
+    auto result = meet("vote", {&mine, 1}, timeout, [](collective const& meeting) -> status {
+      for (std::size_t r = 0; r < meeting.contributions.size(); ++r) {
+        if (meeting.expected[r] != 0 && meeting.contributions[r][0] == std::byte{0}) {
+          return {errc::transport_failed, detail::concat("rank ", r, " voted no"), static_cast<index_t>(r)};
         }
       }
       return {};
@@ -215,17 +226,95 @@ public:
     return {decision::drop, {errc::internal, "in_process: no vote is undecided"}};
   }
 
+  /// Meet all live ranks and number calls anew; see `control_plane`. The last to come completes it for all.
+  [[nodiscard]] status regroup(nanoseconds_t timeout) {
+    std::unique_lock lock{state_->mutex};
+    if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
+    auto const deadline = deadline_after(timeout);
+    auto& self = state_->at(rank_);
+    auto const before = state_->generation;
+    self.regroups = true;
+    complete_regroup();
+    auto const settled = [&] { return state_->generation != before || self.expelled || lost_rank() >= 0; };
+    bool const in_time = self.wake.wait_until(lock, deadline, settled);
+    if (state_->generation != before) { return {}; }
+    self.regroups = false;
+    if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
+    if (in_time) { return lost("regroup", lost_rank()); }
+    auto const missing = missing_ranks([](rank_state const& rank) { return !rank.expelled && !rank.regroups; });
+    return {errc::deadline_exceeded, detail::concat("regroup: ", missing.names, " did not come in time"),
+            missing.first};
+  }
+  /// Tell the others that this rank makes no call until it regroups; see `control_plane`.
+  void give_up(status const& why) {
+    std::lock_guard const lock{state_->mutex};
+    auto& given_up = state_->at(rank_).given_up;
+    if (!given_up.ok()) { return; }
+    given_up = why.ok() ? status{errc::transport_failed, "without a reason"} : why;
+    state_->wake_all();
+  }
+  /// A rank that is dead, or one that has given up; see `control_plane`.
+  [[nodiscard]] status trouble() const {
+    std::lock_guard const lock{state_->mutex};
+    if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      auto const& other = state_->at(rank);
+      if (other.expelled) { continue; }
+      if (other.dead) { return lost("in_process", rank); }
+      if (!other.given_up.ok()) { return gave_up("in_process", rank); }
+    }
+    return {};
+  }
+
 private:
   friend class in_process_group;
+  using collective = detail::in_process_state::collective;
+  using rank_state = detail::in_process_state::rank_state;
+  static constexpr int generation_shift = 40;
+
   in_process_endpoint(detail::in_process_state& state, index_t rank) : state_{&state}, rank_{rank} {}
+
+  [[nodiscard]] static std::chrono::steady_clock::time_point deadline_after(nanoseconds_t timeout) {
+    // The steady clock is the monotonic one.
+    return std::chrono::steady_clock::time_point{std::chrono::nanoseconds{detail::deadline_after(timeout)}};
+  }
 
   [[nodiscard]] status refuse_if_out() const {
     auto const& self = state_->at(rank_);
     if (self.expelled) {
       return {errc::stale_membership,
-              detail::concat("rank ", rank_, " was expelled; the group is at membership ", state_->membership)};
+              detail::concat("rank ", rank_, " was expelled; the group is at membership ", state_->membership), rank_};
     }
     return {};
+  }
+  [[nodiscard]] status check_peer(index_t peer) const {
+    if (peer >= 0 && peer < num_ranks() && peer != rank_) { return {}; }
+    return {errc::transport_failed,
+            detail::concat("in_process: rank ", rank_, " cannot exchange messages with rank ", peer)};
+  }
+
+  // ---- regrouping ----
+
+  // The last of the live ranks to come sets everybody's numbers.
+  void complete_regroup() {
+    for (auto const& rank : state_->ranks) {
+      if (!rank.expelled && (rank.dead || !rank.regroups)) { return; }
+    }
+    ++state_->generation;
+    state_->collectives.clear();
+    for (auto& rank : state_->ranks) {
+      rank.regroups = false;
+      rank.given_up = {};
+      rank.calls = state_->generation << generation_shift;
+    }
+    state_->wake_all();
+  }
+  // A rank that is dead and not expelled, or -1.
+  [[nodiscard]] index_t lost_rank() const {
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      if (state_->at(rank).dead && !state_->at(rank).expelled) { return rank; }
+    }
+    return -1;
   }
 
   // Take what has arrived. Copies run without the lock: `copying` keeps the sender's memory alive meanwhile.
@@ -243,8 +332,10 @@ private:
       auto const expected = detail::total_size(receive.segments);
       if (sent != expected) {
         arrival.state = parcel::refused;
-        failure_ = {errc::transport_failed, detail::concat("in_process: rank ", arrival.from, " sent ", sent,
-                                                           " bytes, rank ", rank_, " expects ", expected)};
+        failure_ = {errc::transport_failed,
+                    detail::concat("in_process: rank ", arrival.from, " sent ", sent, " bytes, rank ", rank_,
+                                   " expects ", expected),
+                    arrival.from};
       } else {
         arrival.state = parcel::copying;
         lock.unlock();
@@ -273,20 +364,19 @@ private:
     for (auto const& sent : parcels_) {
       if (sent.state == parcel::refused && failure_.ok()) {
         failure_ = {errc::transport_failed,
-                    detail::concat("in_process: rank ", sent.message->peer, " refused a message of rank ", rank_)};
+                    detail::concat("in_process: rank ", sent.message->peer, " refused a message of rank ", rank_),
+                    sent.message->peer};
       }
       all_taken = all_taken && sent.state == parcel::taken;
-      if (sent.state == parcel::posted && state_->at(sent.message->peer).dead && failure_.ok()) {
-        failure_ = lost(sent.message->peer);
-      }
+      if (sent.state == parcel::posted) { fail_if_gone(sent.message->peer); }
     }
     for (std::size_t i = 0; i < receives_.size(); ++i) {
-      if (received_[i] == 0 && state_->at(receives_[i].peer).dead && failure_.ok()) {
-        failure_ = lost(receives_[i].peer);
-      }
+      if (received_[i] == 0) { fail_if_gone(receives_[i].peer); }
     }
+    bool const complete = all_taken && num_received_ == receives_.size();
+    if (!complete) { fail_if_outvoted(); }
     if (!failure_.ok()) { return transfer_state::failed; }
-    return all_taken && num_received_ == receives_.size() ? transfer_state::done : transfer_state::pending;
+    return complete ? transfer_state::done : transfer_state::pending;
   }
 
   // End the batch: take back what nobody took, and let a copy that is under way finish.
@@ -303,21 +393,50 @@ private:
     open_ = false;
   }
 
-  [[nodiscard]] static status lost(index_t rank) {
-    return {errc::peer_lost, detail::concat("in_process: rank ", rank, " is dead")};
+  // Whoever still waits for bytes, and has this vote before it, waits in vain.
+  void tell_no() {
+    std::lock_guard const lock{state_->mutex};
+    auto& self = state_->at(rank_);
+    if (self.given_up.ok()) { self.no_in = self.calls + 1; }
+    state_->wake_all();
+  }
+  void fail_if_outvoted() {
+    auto const next = state_->at(rank_).calls + 1;
+    for (index_t rank = 0; rank < num_ranks() && failure_.ok(); ++rank) {
+      if (rank == rank_ || state_->at(rank).no_in != next) { continue; }
+      failure_ = {errc::transport_failed, detail::concat("in_process: rank ", rank, " voted no"), rank};
+    }
+  }
+  // Nothing more comes from a rank that is dead or has given up.
+  void fail_if_gone(index_t peer) {
+    if (!failure_.ok()) { return; }
+    if (state_->at(peer).dead) {
+      failure_ = lost("in_process", peer);
+    } else if (!state_->at(peer).given_up.ok()) {
+      failure_ = gave_up("in_process", peer);
+    }
+  }
+  [[nodiscard]] static status lost(char const* who, index_t rank) {
+    return {errc::peer_lost, detail::concat(who, ": rank ", rank, " is dead"), rank};
+  }
+  [[nodiscard]] status gave_up(char const* who, index_t rank) const {
+    auto const& why = state_->at(rank).given_up;
+    return {why.code(), detail::concat(who, ": rank ", rank, " has given up: ", why.message()), rank};
   }
 
   [[nodiscard]] status late() const {
     for (std::size_t i = 0; i < receives_.size(); ++i) {
       if (received_[i] == 0) {
-        return {errc::deadline_exceeded, detail::concat("in_process: rank ", rank_,
-                                                        " waited in vain for a message of rank ", receives_[i].peer)};
+        return {errc::deadline_exceeded,
+                detail::concat("in_process: rank ", rank_, " waited in vain for a message of rank ", receives_[i].peer),
+                receives_[i].peer};
       }
     }
     for (auto const& sent : parcels_) {
       if (sent.state != detail::in_process_state::parcel::taken) {
         return {errc::deadline_exceeded,
-                detail::concat("in_process: rank ", sent.message->peer, " did not take a message of rank ", rank_)};
+                detail::concat("in_process: rank ", sent.message->peer, " did not take a message of rank ", rank_),
+                sent.message->peer};
       }
     }
     return {errc::deadline_exceeded, "in_process: the batch did not finish in time"};
@@ -328,58 +447,95 @@ private:
   [[nodiscard]] status meet(char const* kind, std::span<std::byte const> mine, nanoseconds_t timeout, Use use) {
     std::unique_lock lock{state_->mutex};
     if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
-    auto const deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds{timeout};
+    if (!state_->at(rank_).given_up.ok()) { return gave_up(kind, rank_); }
+    auto const deadline = deadline_after(timeout);
     auto const call = ++state_->at(rank_).calls;
-    auto& meeting = state_->collectives[call];
-    join(meeting, kind, mine);
+    auto const shared = join(call, kind, mine);
+    auto& meeting = *shared;
     auto const settled = [&] {
-      if (!meeting.broken && meeting.num_arrived < num_ranks()) { break_if_dead(meeting); }
-      return meeting.broken || meeting.num_arrived == num_ranks();
+      if (!meeting.broken && meeting.num_missing > 0) { break_if_in_vain(meeting); }
+      return meeting.broken || meeting.num_missing == 0;
     };
     if (!state_->at(rank_).wake.wait_until(lock, deadline, settled)) {
-      fail(meeting, {errc::deadline_exceeded, detail::concat(kind, ": ", missing(meeting), " did not come in time")});
+      auto const missing = missing_ranks([&](rank_state const& rank) { return is_missing(meeting, rank); });
+      fail(meeting, {errc::deadline_exceeded, detail::concat(kind, ": ", missing.names, " did not come in time"),
+                     missing.first});
     }
-    auto result = meeting.broken ? meeting.cause : use(std::as_const(meeting.contributions));
-    if (++meeting.num_left == num_ranks()) { state_->collectives.erase(call); }
-    return result;
+    auto result = meeting.broken ? meeting.cause : use(std::as_const(meeting));
+    if (--meeting.num_inside == 0 && meeting.num_missing == 0) { state_->collectives.erase(call); }
+    return state_->at(rank_).expelled ? refuse_if_out() : result;
   }
 
-  void join(detail::in_process_state::collective& meeting, char const* kind, std::span<std::byte const> mine) {
-    if (meeting.kind == nullptr) {
-      meeting.kind = kind;
-      meeting.contributions.resize(state_->ranks.size());
-      meeting.arrived.resize(state_->ranks.size());
-    } else if (std::strcmp(meeting.kind, kind) != 0 && !meeting.broken) {
-      fail(meeting,
-           {errc::disagreement, detail::concat("rank ", rank_, " calls ", kind, " while others call ", meeting.kind)});
+  [[nodiscard]] std::shared_ptr<collective> join(std::uint64_t call, char const* kind,
+                                                 std::span<std::byte const> mine) {
+    auto& meeting = state_->collectives[call];
+    if (meeting == nullptr) { meeting = open_meeting(kind); }
+    if (std::strcmp(meeting->kind, kind) != 0 && !meeting->broken) {
+      fail(*meeting,
+           {errc::disagreement, detail::concat("rank ", rank_, " calls ", kind, " while others call ", meeting->kind)});
     }
-    if (meeting.broken) { return; }
-    meeting.contributions[static_cast<std::size_t>(rank_)].assign(mine.begin(), mine.end());
-    meeting.arrived[static_cast<std::size_t>(rank_)] = 1;
-    if (++meeting.num_arrived == num_ranks()) { state_->wake_all(); }
+    ++meeting->num_inside;
+    meeting->arrived[static_cast<std::size_t>(rank_)] = 1;
+    meeting->contributions[static_cast<std::size_t>(rank_)].assign(mine.begin(), mine.end());
+    if (--meeting->num_missing == 0) { state_->wake_all(); }
+    return meeting;
+  }
+  [[nodiscard]] std::shared_ptr<collective> open_meeting(char const* kind) const {
+    auto meeting = std::make_shared<collective>();
+    meeting->kind = kind;
+    meeting->contributions.resize(state_->ranks.size());
+    meeting->arrived.resize(state_->ranks.size());
+    for (auto const& rank : state_->ranks) {
+      meeting->expected.push_back(rank.expelled ? 0 : 1);
+      meeting->num_missing += rank.expelled ? 0 : 1;
+    }
+    return meeting;
   }
 
-  void fail(detail::in_process_state::collective& meeting, status cause) {
+  void fail(collective& meeting, status cause) {
     meeting.broken = true;
     meeting.cause = std::move(cause);
     state_->wake_all();
   }
 
-  void break_if_dead(detail::in_process_state::collective& meeting) {
-    for (std::size_t r = 0; r < state_->ranks.size(); ++r) {
-      if (meeting.arrived[r] == 0 && state_->ranks[r].dead) {
-        fail(meeting, {errc::peer_lost, detail::concat(meeting.kind, ": rank ", r, " is dead")});
-        return;
-      }
+  [[nodiscard]] bool is_missing(collective const& meeting, rank_state const& rank) const {
+    auto const index = static_cast<std::size_t>(&rank - state_->ranks.data());
+    return meeting.expected[index] != 0 && meeting.arrived[index] == 0;
+  }
+  // A rank that is missing and will not come.
+  void break_if_in_vain(collective& meeting) {
+    for (auto const& rank : state_->ranks) {
+      if (!is_missing(meeting, rank)) { continue; }
+      auto const index = static_cast<index_t>(&rank - state_->ranks.data());
+      if (rank.dead) { return fail(meeting, lost(meeting.kind, index)); }
+      if (!rank.given_up.ok()) { return fail(meeting, gave_up(meeting.kind, index)); }
     }
   }
-
-  [[nodiscard]] std::string missing(detail::in_process_state::collective const& meeting) const {
-    std::string names;
-    for (std::size_t r = 0; r < meeting.arrived.size(); ++r) {
-      if (meeting.arrived[r] == 0) { names += detail::concat(names.empty() ? "rank " : ", rank ", r); }
+  [[nodiscard]] status compare_sizes(collective const& meeting, std::size_t bytes) const {
+    for (std::size_t r = 0; r < meeting.contributions.size(); ++r) {
+      auto const theirs = meeting.contributions[r].size();
+      if (meeting.expected[r] != 0 && theirs != bytes) {
+        return {errc::disagreement,
+                detail::concat(meeting.kind, ": rank ", rank_, " gave ", bytes, " bytes, rank ", r, " gave ", theirs),
+                static_cast<index_t>(r)};
+      }
     }
-    return names;
+    return {};
+  }
+
+  struct named_ranks {
+    std::string names;
+    index_t first = status::no_rank;
+  };
+  template <class Predicate>
+  [[nodiscard]] named_ranks missing_ranks(Predicate is_missing) const {
+    named_ranks missing;
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      if (!is_missing(state_->at(rank))) { continue; }
+      missing.names += detail::concat(missing.names.empty() ? "rank " : ", rank ", rank);
+      if (missing.first == status::no_rank) { missing.first = rank; }
+    }
+    return missing;
   }
 
   detail::in_process_state* state_;
@@ -390,6 +546,7 @@ private:
   std::vector<unsigned char> received_;
   std::size_t num_received_ = 0;
   std::vector<detail::in_process_state::parcel> parcels_;
+  transfer_turns turns_;
 };
 
 static_assert(message_transport<in_process_endpoint>);
@@ -445,9 +602,11 @@ public:
     state_.at(rank).dead = true;
     state_.wake_all();
   }
-  /// Shut a rank out: its own calls fail from now on, and the membership grows.
+  /// Shut a rank out: its own calls fail from now on, the others' go on without it, and the membership grows. A call
+  /// that waits for it fails.
   void expel(index_t rank) {
     std::lock_guard const lock{state_.mutex};
+    if (state_.at(rank).expelled) { return; }
     state_.at(rank).dead = true;
     state_.at(rank).expelled = true;
     ++state_.membership;
