@@ -6,9 +6,13 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstdint>
 #include <ostream>
 #include <random>
+#include <string>
+#include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -95,4 +99,13 @@ TEST_CASE("a decay outside [0, 1] is refused") {
   CHECK(decay_recorder::validate({.keep = 65537}).message() == "decay_recorder: keep is 65537, must be in [0, 65536]");
   CHECK(decay_recorder::validate({.keep = -1}).code() == errc::invalid_option);
   CHECK_THROWS_AS((decay_recorder{1, 1, {.keep = 70000}}), std::system_error);
+}
+
+TEST_CASE("the options are named") {
+  std::vector<std::pair<std::string, std::uint64_t>> found;
+  decay_recorder const recorder{2, 5, {.keep = 7}};
+  recorder.for_each_option([&](std::string_view option, std::uint64_t bits) { found.emplace_back(option, bits); });
+  std::vector<std::pair<std::string, std::uint64_t>> const expected{
+      {"decay_recorder keep", 7}, {"recorded layers", 2}, {"recorded experts", 5}};
+  CHECK(found == expected);
 }

@@ -6,7 +6,12 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -60,4 +65,13 @@ TEST_CASE("a recorder that may keep nothing is refused") {
   CHECK(pass_recorder::validate({.capacity = 0}).message() ==
         "pass_recorder: capacity is 0 passes, must be at least 1");
   CHECK_THROWS_AS((pass_recorder{1, 1, {.capacity = 0}}), std::system_error);
+}
+
+TEST_CASE("the options are named") {
+  std::vector<std::pair<std::string, std::uint64_t>> found;
+  pass_recorder const recorder{2, 5, {.capacity = 7}};
+  recorder.for_each_option([&](std::string_view option, std::uint64_t bits) { found.emplace_back(option, bits); });
+  std::vector<std::pair<std::string, std::uint64_t>> const expected{
+      {"pass_recorder capacity", 7}, {"recorded layers", 2}, {"recorded experts", 5}};
+  CHECK(found == expected);
 }

@@ -6,8 +6,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <numeric>
+#include <ostream>
+#include <string>
+#include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -150,4 +155,14 @@ TEST_CASE("a window without passes or buckets is refused") {
   CHECK(window_recorder::validate({.passes = 1, .buckets = -2}).message() ==
         "window_recorder: number of buckets is -2, must be at least 1");
   CHECK_THROWS_AS((window_recorder{1, 1, {.passes = 0}}), std::system_error);
+  CHECK_THROWS_AS((window_recorder{1, 1, {.buckets = 0}}), std::system_error);
+}
+
+TEST_CASE("the options are named") {
+  std::vector<std::pair<std::string, std::uint64_t>> found;
+  window_recorder const recorder{2, 5, {.passes = 7, .buckets = 3}};
+  recorder.for_each_option([&](std::string_view option, std::uint64_t bits) { found.emplace_back(option, bits); });
+  std::vector<std::pair<std::string, std::uint64_t>> const expected{
+      {"window_recorder passes", 7}, {"window_recorder buckets", 3}, {"recorded layers", 2}, {"recorded experts", 5}};
+  CHECK(found == expected);
 }

@@ -15,7 +15,7 @@ template <class Recorder>
   std::vector<ballast::load_t> out(static_cast<std::size_t>(recorder.num_buckets()) *
                                    static_cast<std::size_t>(recorder.num_layers()) *
                                    static_cast<std::size_t>(recorder.num_logical()));
-  recorder.history(out);
+  recorder.history(out).or_throw();
   return out;
 }
 

@@ -2,10 +2,14 @@
 #ifndef BALLAST_LOAD_GATE_HPP
 #define BALLAST_LOAD_GATE_HPP
 
+#include <ballast/detail/options.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
 #include <cstdint>
+#include <string_view>
 
 BALLAST_BEGIN_NAMESPACE
 
@@ -28,21 +32,65 @@ struct pass_info {
   bool counted = true;                  ///< false for dummy, idle and warm-up passes
   ballast::phase phase = phase::mixed;  ///< what the batch was
   std::int64_t tokens = 0;              ///< tokens of the batch; of this rank or of all, as the engine's gate wants it
+
+  /// Refuse what is no phase, and negative tokens, naming the value. No gate admits such a pass. @throws nothing
+  [[nodiscard]] status validate() const {
+    if (!is_one_phase(phase)) {
+      return {errc::invalid_option,
+              detail::concat("pass_info: phase is ", to_mask(phase), ", must be 1 (prefill), 2 (decode) or 4 (mixed)")};
+    }
+    if (tokens < 0) {
+      return {errc::invalid_option, detail::concat("pass_info: tokens is ", tokens, ", must not be negative")};
+    }
+    return {};
+  }
+  /// Whether a value is one of those that `phase` names.
+  [[nodiscard]] static constexpr bool is_one_phase(ballast::phase value) noexcept {
+    return value == phase::prefill || value == phase::decode || value == phase::mixed;
+  }
 };
 
 /// Which passes count towards the loads. Data, not control flow, so that a captured graph can read it.
+///
+/// @determinism ranks must share both options. They need not admit the same passes: a pass that one rank counts and
+///              another does not takes its place in the windows of both (`aligned_history`).
 struct pass_gate {
-  phase_mask phases = all_phases;  ///< phases that count
+  phase_mask phases = all_phases;  ///< phases that count, at least one
   std::int64_t min_tokens = 0;     ///< smaller batches do not count
 
-  /// Whether a pass counts.
+  /// Whether a pass counts. One that `pass_info::validate` refuses never does.
   [[nodiscard]] constexpr bool admits(pass_info const& pass) const noexcept {
-    return pass.counted && (phases & to_mask(pass.phase)) != 0 && pass.tokens >= min_tokens;
+    return pass.counted && pass_info::is_one_phase(pass.phase) && (phases & to_mask(pass.phase)) != 0 &&
+           pass.tokens >= min_tokens && pass.tokens >= 0;
   }
-  constexpr void describe(digest& out) const noexcept { out.add(phases).add(min_tokens); }
+
+  /// Refuse a gate that lets nothing through, bits that are no phase, and a negative minimum, naming the value.
+  /// @throws nothing
+  [[nodiscard]] status validate() const {
+    if (phases == 0) { return {errc::invalid_option, "pass_gate: phases is 0: no pass would ever count"}; }
+    if ((phases & ~all_phases) != 0) {
+      return {errc::invalid_option, detail::concat("pass_gate: phases is ", phases, ", which has bits beyond ",
+                                                   all_phases, " that are no phase")};
+    }
+    if (min_tokens < 0) {
+      return {errc::invalid_option, detail::concat("pass_gate: min_tokens is ", min_tokens, ", must not be negative")};
+    }
+    return {};
+  }
+
+  template <class Visit>
+  constexpr void for_each_option(Visit&& visit) const {
+    visit(std::string_view{"gate phases"}, detail::option_bits(phases));
+    visit(std::string_view{"gate min_tokens"}, detail::option_bits(min_tokens));
+  }
+  constexpr void describe(digest& out) const noexcept {
+    for_each_option([&](std::string_view name, std::uint64_t bits) { out.add(name).add(bits); });
+  }
 
   bool operator==(pass_gate const&) const = default;
 };
+
+static_assert(detail::names_options<pass_gate>);
 
 BALLAST_END_NAMESPACE
 

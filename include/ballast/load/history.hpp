@@ -8,6 +8,7 @@
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 #include <span>
@@ -99,6 +100,64 @@ inline constexpr load_t max_layer_tokens = load_t{1} << 44;
     }
   }
   return {};
+}
+
+namespace detail {
+
+/// What is left of a cell that is divided by 2^shift.
+[[nodiscard]] constexpr load_t fitted(load_t tokens, int shift) noexcept {
+  return tokens <= 0 ? tokens : std::max<load_t>(tokens >> shift, 1);
+}
+
+/// Calls `visit` with each cell of one layer until it says false.
+template <class Visit>
+void visit_layer(std::span<load_t> tokens, index_t num_layers, index_t num_logical, index_t layer, Visit visit) {
+  auto const experts = static_cast<std::size_t>(num_logical);
+  auto const bucket = static_cast<std::size_t>(num_layers) * experts;
+  for (auto at = static_cast<std::size_t>(layer) * experts; at < tokens.size(); at += bucket) {
+    for (auto& cell : tokens.subspan(at, experts)) {
+      if (!visit(cell)) { return; }
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Bring layers above `max_layer_tokens` down, so that `validate_loads` does not refuse them: counts of a faulty
+/// kernel, or the sums of many ranks.
+///
+/// All cells of such a layer, over all buckets, are divided by the same power of two, the smallest that does it: what
+/// experts and buckets have in proportion stays. A cell with tokens keeps at least one. Other layers, and negative
+/// cells, are not touched.
+///
+/// @param tokens  in and out: [H, L, E], each in [0, 2^63). Histories that went through here can be added up over
+///                2^18 ranks without overflow.
+/// @pre `tokens.size() == H * L * E`
+/// @complexity O(H L E), times up to 64 for layers that are too large; no allocation.
+/// @throws nothing
+/// @determinism integer arithmetic: the same on every rank that has the same tokens.
+inline void fit_layers(std::span<load_t> tokens, index_t num_buckets, index_t num_layers, index_t num_logical) {
+  BALLAST_EXPECTS(tokens.size() == static_cast<std::size_t>(num_buckets) * static_cast<std::size_t>(num_layers) *
+                                       static_cast<std::size_t>(num_logical),
+                  "fit_layers: element count is not H * L * E");
+  static_cast<void>(num_buckets);
+  auto const fits = [&](index_t layer, int shift) {
+    load_t left = max_layer_tokens;
+    detail::visit_layer(tokens, num_layers, num_logical, layer, [&](load_t cell) {
+      left -= std::clamp<load_t>(detail::fitted(cell, shift), 0, max_layer_tokens + 1);
+      return left >= 0;
+    });
+    return left >= 0;
+  };
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    int shift = 0;
+    while (shift < 63 && !fits(layer, shift)) { ++shift; }
+    if (shift == 0) { continue; }
+    detail::visit_layer(tokens, num_layers, num_logical, layer, [&](load_t& cell) {
+      cell = detail::fitted(cell, shift);
+      return true;
+    });
+  }
 }
 
 BALLAST_END_NAMESPACE

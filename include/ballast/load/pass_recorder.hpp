@@ -5,7 +5,10 @@
 #include <ballast/load/recorder.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <span>
+#include <string_view>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -22,6 +25,10 @@ struct pass_options {
 /// One bucket a pass. The memory grows with the passes kept, by doubling, up to the capacity: when that is reached the
 /// first passes stay and later ones are dropped. `pass_numbers()` tells the passes of several ranks apart or together,
 /// where ranks count different ones.
+///
+/// Added up over ranks, the passes are those that any rank counted, as many as the capacity from the first on.
+///
+/// @determinism integer arithmetic. Ranks must share the capacity, L and E, and make the same calls of `end_pass`.
 class pass_recorder : public pass_counter {
 public:
   static constexpr bool clears_on_dump = true;
@@ -45,7 +52,7 @@ public:
   /// @throws std::bad_alloc
   void reserve(index_t passes) {
     BALLAST_EXPECTS(passes >= 0, "pass_recorder: cannot reserve a negative number of passes");
-    auto const count = static_cast<std::size_t>(std::min(passes, options_.capacity));
+    auto const count = static_cast<std::size_t>(std::clamp<index_t>(passes, 0, options_.capacity));
     tokens_.reserve(count * pass().size());
     numbers_.reserve(count);
   }
@@ -54,6 +61,7 @@ public:
   /// @throws std::bad_alloc beyond what was reserved
   void end_pass(bool counted) {
     if (counted && num_buckets() < options_.capacity) {
+      if (numbers_.size() == numbers_.capacity()) { numbers_.reserve(2 * numbers_.size() + 1); }
       tokens_.insert(tokens_.end(), pass().begin(), pass().end());
       numbers_.push_back(next_number_);
     } else if (counted) {
@@ -70,14 +78,16 @@ public:
   /// Counted passes that found the recorder full since the last `clear()`.
   [[nodiscard]] std::int64_t num_dropped() const noexcept { return num_dropped_; }
 
-  /// Write all passes kept, oldest first.
+  /// Write all passes kept, oldest first, with layers that are too large brought down (`fit_layers`).
   ///
   /// @param out  out: [`num_buckets()`, L, E] tokens.
-  /// @complexity O(H L E), no allocation.
-  /// @throws nothing
-  void history(std::span<load_t> out) const {
-    BALLAST_EXPECTS(out.size() == tokens_.size(), "pass_recorder: output is not [H, L, E]");
+  /// @complexity O(H L E), no allocation on success.
+  /// @throws nothing; the status names a size that is not [H, L, E], nothing is written then.
+  [[nodiscard]] status history(std::span<load_t> out) const {
+    if (auto result = check_output(out.size(), num_buckets()); !result.ok()) { return result; }
     std::copy(tokens_.begin(), tokens_.end(), out.begin());
+    fit_layers(out, num_buckets(), num_layers(), num_logical());
+    return {};
   }
 
   /// Forget the closed passes, keep their memory. The pass in progress stays, and pass numbers go on.
@@ -87,13 +97,37 @@ public:
     num_dropped_ = 0;
   }
 
-  [[nodiscard]] pass_options const& options() const noexcept { return options_; }
-  void describe(digest& out) const noexcept {
-    describe_shape(out.add("pass_recorder"));
-    out.add(options_.capacity);
+  // ---- what ranks tell each other; see `bucket_placing` ----
+
+  [[nodiscard]] index_t num_spans() const noexcept { return num_buckets(); }
+  void spans(std::span<pass_span> out) const {
+    BALLAST_EXPECTS(out.size() == numbers_.size(), "pass_recorder: spans are not [H]");
+    for (std::size_t i = 0; i < out.size(); ++i) { out[i] = {relative(numbers_[i]), relative(numbers_[i]), 1}; }
+  }
+  /// None: what it drops is later than all that it keeps.
+  [[nodiscard]] std::int64_t forgotten() const noexcept { return pass_timeline::none; }
+  /// Each pass at its number among those that any rank counted. @complexity O(H log n) for n passes.
+  [[nodiscard]] index_t place(pass_timeline const& counted, std::span<index_t> places) const {
+    auto const total = counted.num_passes();
+    for (std::size_t i = 0; i < numbers_.size(); ++i) {
+      auto const position = total - counted.passes_after(relative(numbers_[i])) - 1;
+      places[i] = position < options_.capacity ? static_cast<index_t>(position) : -1;
+    }
+    return static_cast<index_t>(std::min<std::int64_t>(total, options_.capacity));
   }
 
+  [[nodiscard]] pass_options const& options() const noexcept { return options_; }
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit(std::string_view{"pass_recorder capacity"}, detail::option_bits(options_.capacity));
+    visit_shape(visit);
+  }
+  void describe(digest& out) const { detail::describe_options(*this, out); }
+
 private:
+  /// The number of a pass, counted back from the last one that has ended.
+  [[nodiscard]] std::int64_t relative(std::int64_t number) const noexcept { return number - (next_number_ - 1); }
+
   pass_options options_;
   std::int64_t next_number_ = 0;
   std::int64_t num_dropped_ = 0;
@@ -101,7 +135,8 @@ private:
   std::vector<std::int64_t> numbers_;
 };
 
-static_assert(load_recorder<pass_recorder>);
+static_assert(load_recorder<pass_recorder> && bucket_placing<pass_recorder>);
+static_assert(detail::names_options<pass_recorder>);
 
 BALLAST_END_NAMESPACE
 

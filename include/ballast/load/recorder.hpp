@@ -2,10 +2,11 @@
 #ifndef BALLAST_LOAD_RECORDER_HPP
 #define BALLAST_LOAD_RECORDER_HPP
 
-#include <ballast/contract.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
+#include <ballast/load/pass_timeline.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -13,8 +14,9 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <span>
-#include <type_traits>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -42,12 +44,14 @@ inline void add_saturated(std::span<load_t const> from, std::span<load_t> to) no
 /// @par Semantics
 /// Every input counts this rank's own tokens and adds to the pass in progress, so a layer may be recorded several times
 /// in a pass; give each token through one input only. Physical and local counts become logical ones at once, under the
-/// map that was in force for that layer during the pass. A refused call adds nothing. `end_pass(counted)` closes the
-/// pass: `false` discards it as if it had never run.
+/// map that was in force for that layer during the pass. Input that does not fit (a layer out of range, another number
+/// of counts, a map that is none, negative counts, prefix sums that fall) is a status that names the value; a refused
+/// call adds nothing. `end_pass(counted)` closes the pass: `false` discards it as if it had never run. Every rank makes
+/// the same calls of `end_pass`, but ranks may count different passes.
 template <class R>
 concept pass_recording = requires(R& recorder, index_t number, std::span<index_t const> ids,
                                   std::span<load_t const> counts, topology const& where) {
-  { recorder.record_top_k(number, ids) } -> std::same_as<void>;
+  { recorder.record_top_k(number, ids) } -> std::same_as<status>;
   { recorder.record_logical(number, counts) } -> std::same_as<status>;
   { recorder.record_physical(number, counts, ids, where) } -> std::same_as<status>;
   { recorder.record_local(number, counts, number, ids, where) } -> std::same_as<status>;
@@ -58,18 +62,48 @@ concept pass_recording = requires(R& recorder, index_t number, std::span<index_t
 /// Hands the counts of closed passes out.
 ///
 /// @par Semantics
-/// `history(out)` writes `[H, L, E]` tokens, `H = num_buckets()`, oldest first. `clear()` forgets the closed passes;
-/// `clears_on_dump` says whether a rebalancer calls it after each dump. `describe` mixes the options in that ranks must
-/// share.
+/// `history(out)` writes `[H, L, E]` tokens, `H = num_buckets()`, oldest first, or says why it cannot; what it writes
+/// can be planned on (`validate_loads`). `clear()` forgets the closed passes; `clears_on_dump` says whether a
+/// rebalancer calls it after each dump. `describe` mixes the options in that ranks must share.
 template <class R>
 concept load_dumping = requires(R& recorder, R const& constant, std::span<load_t> out, digest& description) {
   { constant.num_buckets() } -> std::same_as<index_t>;
   { constant.num_layers() } -> std::same_as<index_t>;
   { constant.num_logical() } -> std::same_as<index_t>;
-  { constant.history(out) } -> std::same_as<void>;
+  { constant.history(out) } -> std::same_as<status>;
   { recorder.clear() } -> std::same_as<void>;
   { constant.describe(description) } -> std::same_as<void>;
   { R::clears_on_dump } -> std::convertible_to<bool>;
+};
+
+/// A recorder that tells which passes it holds, so that the counts of ranks that counted different passes can be added
+/// up; see `aligned_history`. Two kinds of recorders do.
+///
+/// @par Semantics
+/// Passes are numbered backwards from the last one that has ended, counted or not: that is pass 0, the one before it
+/// pass -1. Every rank makes the same calls of `end_pass`, so at a dump all ranks mean the same.
+/// - `num_spans()`, `spans(out)`: what the parts of the recorder hold, oldest first; empty parts have 0 passes.
+/// - `forgotten()`: the last counted pass that it had to let go to make room since `clear()`, or
+///   `pass_timeline::none`. Every rank lets earlier passes go, too.
+template <class R>
+concept pass_telling = requires(R const& recorder, std::span<pass_span> spans) {
+  { recorder.num_spans() } -> std::same_as<index_t>;
+  { recorder.spans(spans) } -> std::same_as<void>;
+  { recorder.forgotten() } -> std::same_as<std::int64_t>;
+};
+/// One kind keeps buckets. They have a span each, and `place(counted, places)` says where they belong once all ranks
+/// have told which passes they counted: it fills `places`, `[num_buckets()]`, with numbers of buckets in [0, H'), -1
+/// for those that are empty or too old, and returns H', the same on every rank.
+template <class R>
+concept bucket_placing =
+    pass_telling<R> && requires(R const& recorder, pass_timeline const& counted, std::span<index_t> places) {
+      { recorder.place(counted, places) } -> std::same_as<index_t>;
+    };
+/// The other kind fades: `fade(counted)` makes good what it would have forgotten, had it known of the passes that only
+/// other ranks counted. What `history` writes after that can be added up.
+template <class R>
+concept load_fading = pass_telling<R> && requires(R& recorder, pass_timeline const& counted) {
+  { recorder.fade(counted) } -> std::same_as<void>;
 };
 
 /// Counts which logical experts this rank's tokens pick, pass by pass.
@@ -78,7 +112,10 @@ concept load_recorder = std::movable<R> && pass_recording<R> && load_dumping<R>;
 
 /// Counting of the pass in progress, `[L, E]`, which every recorder on the host shares.
 ///
-/// Counts are 64 bits wide and stop at `max_layer_tokens` instead of wrapping round. Recording allocates nothing.
+/// Counts are 64 bits wide and stop at `max_layer_tokens` a cell instead of wrapping round. Recording allocates
+/// nothing.
+///
+/// @determinism sums of integers: the order of calls in a pass does not matter.
 class pass_counter {
 public:
   /// @throws std::system_error (`errc::invalid_option`) without layers or experts
@@ -99,10 +136,11 @@ public:
   ///
   /// @param layer        in [0, L).
   /// @param logical_ids  [T * k] logical experts; ids outside [0, E) are padding, masked or reserved, and ignored.
-  /// @complexity O(T k), no allocation.
-  /// @throws nothing
+  /// @complexity O(T k), no allocation on success.
+  /// @throws nothing; the status names a layer out of range.
   template <detail::integer_array Ids>
-  void record_top_k(index_t layer, Ids const& logical_ids) {
+  [[nodiscard]] status record_top_k(index_t layer, Ids const& logical_ids) {
+    if (auto result = check_layer(layer); !result.ok()) { return result; }
     auto const row = layer_row(layer);
     for (auto const id : std::span{logical_ids}) {
       if (std::cmp_greater_equal(id, 0) && std::cmp_less(id, num_logical_)) {
@@ -110,6 +148,7 @@ public:
         tokens = detail::add_saturated(tokens, 1);
       }
     }
+    return {};
   }
 
   /// Add tokens per logical expert of one layer.
@@ -117,11 +156,12 @@ public:
   /// @param layer   in [0, L).
   /// @param counts  [E] tokens; a negative one refuses the call.
   /// @complexity O(E), no allocation on success.
-  /// @throws nothing; the status names layer, expert and value.
+  /// @throws nothing; the status names the layer and what does not fit.
   template <detail::integer_array Counts>
   [[nodiscard]] status record_logical(index_t layer, Counts const& counts) {
     auto const values = std::span{counts};
-    BALLAST_EXPECTS(values.size() == static_cast<std::size_t>(num_logical_), "record_logical: counts are not [E]");
+    if (auto result = check_layer(layer); !result.ok()) { return result; }
+    if (auto result = check_size(layer, values.size(), num_logical_, "[E]"); !result.ok()) { return result; }
     return add(
         layer, "expert", values.size(), [&](std::size_t e) { return values[e]; }, [](std::size_t e) { return e; });
   }
@@ -133,14 +173,16 @@ public:
   /// @param logical_of_slot  [P] the layer's map in force during this pass.
   /// @param where            R, S and F.
   /// @complexity O(P), no allocation on success.
-  /// @throws nothing; the status names layer, physical expert and value of a negative count.
+  /// @throws nothing; the status names the layer and what does not fit.
   template <detail::integer_array Counts>
   [[nodiscard]] status record_physical(index_t layer, Counts const& counts, std::span<index_t const> logical_of_slot,
                                        topology const& where) {
     auto const values = std::span{counts};
-    BALLAST_EXPECTS(values.size() == static_cast<std::size_t>(where.num_physical_ids()),
-                    "record_physical: counts are not [R (S + F)]");
-    BALLAST_EXPECTS(is_map(logical_of_slot, where), "record_physical: the map is not [P] logical experts");
+    if (auto result = check_layer(layer); !result.ok()) { return result; }
+    if (auto result = check_size(layer, values.size(), where.num_physical_ids(), "[R (S + F)]"); !result.ok()) {
+      return result;
+    }
+    if (auto result = check_map(layer, logical_of_slot, where, 0, where.num_slots()); !result.ok()) { return result; }
     auto const slots = static_cast<std::size_t>(where.slots_per_rank());
     auto const stride = slots + static_cast<std::size_t>(where.reserved_slots());
     return add(
@@ -155,26 +197,39 @@ public:
   /// @param layer            in [0, L).
   /// @param counts           [S] or [S + F] tokens by slot in the rank; those of reserved slots are ignored.
   /// @param rank             the rank that counted, in [0, R).
-  /// @param logical_of_slot  [P] the layer's map in force during this pass.
+  /// @param logical_of_slot  [P] the layer's map in force during this pass; only the rank's own part is read.
   /// @param where            R, S and F.
   /// @complexity O(S), no allocation on success.
-  /// @throws nothing; the status names layer, slot and value of a negative count.
+  /// @throws nothing; the status names the layer and what does not fit.
   template <detail::integer_array Counts>
   [[nodiscard]] status record_local(index_t layer, Counts const& counts, index_t rank,
                                     std::span<index_t const> logical_of_slot, topology const& where) {
     auto const values = std::span{counts};
+    if (auto result = check_local(layer, values.size(), rank, logical_of_slot, where); !result.ok()) { return result; }
     return add_local(layer, values.size(), [&](std::size_t i) { return values[i]; }, rank, logical_of_slot, where);
   }
 
   /// As `record_local`, from running sums over the rank's slots: slot i received `sums[i] - sums[i - 1]`.
   ///
-  /// @param sums  [S] or [S + F] inclusive prefix sums. Where a library puts a zero first, pass what follows it.
+  /// @param sums  [S] or [S + F] inclusive prefix sums, none below the one before it. Where a library puts a zero
+  /// first,
+  ///              pass what follows it.
   template <detail::integer_array Sums>
   [[nodiscard]] status record_local_prefix_sums(index_t layer, Sums const& sums, index_t rank,
                                                 std::span<index_t const> logical_of_slot, topology const& where) {
     auto const values = std::span{sums};
+    if (auto result = check_local(layer, values.size(), rank, logical_of_slot, where); !result.ok()) { return result; }
+    for (std::size_t i = 1; i < values.size(); ++i) {
+      if (values[i] < values[i - 1]) {
+        return refuse(layer, "the prefix sum falls from ", values[i - 1], " to ", values[i], " at local slot ", i);
+      }
+    }
+    // Sums ascend: only the first can be negative, and where it is not, no difference overflows.
+    if (!values.empty() && std::cmp_less(values[0], 0)) {
+      return refuse(layer, "the prefix sum at local slot 0 is ", values[0], ", must not be negative");
+    }
     auto const count_of = [&](std::size_t i) {
-      return static_cast<load_t>(values[i]) - (i == 0 ? load_t{0} : static_cast<load_t>(values[i - 1]));
+      return static_cast<std::uint64_t>(values[i]) - (i == 0 ? 0 : static_cast<std::uint64_t>(values[i - 1]));
     };
     return add_local(layer, values.size(), count_of, rank, logical_of_slot, where);
   }
@@ -184,32 +239,76 @@ protected:
   [[nodiscard]] std::span<load_t const> pass() const noexcept { return tokens_; }
   void start_pass() noexcept { std::fill(tokens_.begin(), tokens_.end(), load_t{0}); }
   void describe_shape(digest& out) const noexcept { out.add(num_layers_).add(num_logical_); }
+  /// The options that every recorder has.
+  template <class Visit>
+  void visit_shape(Visit&& visit) const {
+    visit(std::string_view{"recorded layers"}, detail::option_bits(num_layers_));
+    visit(std::string_view{"recorded experts"}, detail::option_bits(num_logical_));
+  }
+  /// Refuse room for a history that is not `[num_buckets, L, E]`. @throws nothing
+  [[nodiscard]] status check_output(std::size_t size, index_t num_buckets) const {
+    if (size == static_cast<std::size_t>(num_buckets) * tokens_.size()) { return {}; }
+    return {errc::invalid_load, detail::concat("recorder: the output has ", size, " cells, must have ", num_buckets,
+                                               " buckets x ", num_layers_, " layers x ", num_logical_, " experts")};
+  }
 
 private:
   static constexpr std::size_t ignored = static_cast<std::size_t>(-1);
 
+  template <class... Parts>
+  [[nodiscard]] static status refuse(index_t layer, Parts const&... parts) {
+    return {errc::invalid_load, detail::concat("recorder: layer ", layer, ", ", parts...)};
+  }
+  [[nodiscard]] status check_layer(index_t layer) const {
+    if (layer >= 0 && layer < num_layers_) { return {}; }
+    return {errc::invalid_load, detail::concat("recorder: layer ", layer, " is not in [0, ", num_layers_, ")")};
+  }
+  [[nodiscard]] static status check_size(index_t layer, std::size_t size, index_t wanted, char const* shape) {
+    if (std::cmp_equal(size, wanted)) { return {}; }
+    return refuse(layer, size, " counts, must be ", wanted, " ", shape);
+  }
+  /// Check the size of a map, and its entries from slot `first` on.
+  [[nodiscard]] status check_map(index_t layer, std::span<index_t const> logical_of_slot, topology const& where,
+                                 index_t first, index_t num_slots) const {
+    if (!std::cmp_equal(logical_of_slot.size(), where.num_slots())) {
+      return refuse(layer, "the map has ", logical_of_slot.size(), " slots, must have ", where.num_slots());
+    }
+    for (auto slot = first; slot < first + num_slots; ++slot) {
+      auto const expert = logical_of_slot[static_cast<std::size_t>(slot)];
+      if (expert < 0 || expert >= num_logical_) {
+        return refuse(layer, "the map holds expert ", expert, " at slot ", slot, ", must be in [0, ", num_logical_,
+                      ")");
+      }
+    }
+    return {};
+  }
+  [[nodiscard]] status check_local(index_t layer, std::size_t size, index_t rank,
+                                   std::span<index_t const> logical_of_slot, topology const& where) const {
+    if (auto result = check_layer(layer); !result.ok()) { return result; }
+    auto const slots = where.slots_per_rank();
+    if (!std::cmp_equal(size, slots) && !std::cmp_equal(size, slots + where.reserved_slots())) {
+      return refuse(layer, size, " counts, must be ", slots, " [S] or ", slots + where.reserved_slots(), " [S + F]");
+    }
+    if (rank < 0 || rank >= where.num_ranks()) {
+      return refuse(layer, "rank ", rank, " is not in [0, ", where.num_ranks(), ")");
+    }
+    return check_map(layer, logical_of_slot, where, where.first_slot(rank), slots);
+  }
+
+  /// @pre the layer is in range
   [[nodiscard]] std::span<load_t> layer_row(index_t layer) {
-    BALLAST_EXPECTS(layer >= 0 && layer < num_layers_, "recorder: layer out of range");
     return std::span{tokens_}.subspan(static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_logical_),
                                       static_cast<std::size_t>(num_logical_));
-  }
-  [[nodiscard]] bool is_map(std::span<index_t const> logical_of_slot, topology const& where) const noexcept {
-    return logical_of_slot.size() == static_cast<std::size_t>(where.num_slots()) &&
-           std::all_of(logical_of_slot.begin(), logical_of_slot.end(),
-                       [this](index_t expert) { return expert >= 0 && expert < num_logical_; });
   }
   [[nodiscard]] static std::size_t expert_in(std::span<index_t const> logical_of_slot, std::size_t slot) noexcept {
     return static_cast<std::size_t>(logical_of_slot[slot]);
   }
 
+  /// @pre `check_local`
   template <class CountOf>
   [[nodiscard]] status add_local(index_t layer, std::size_t size, CountOf count_of, index_t rank,
                                  std::span<index_t const> logical_of_slot, topology const& where) {
     auto const slots = static_cast<std::size_t>(where.slots_per_rank());
-    BALLAST_EXPECTS(size == slots || size == slots + static_cast<std::size_t>(where.reserved_slots()),
-                    "record_local: counts are neither [S] nor [S + F]");
-    BALLAST_EXPECTS(rank >= 0 && rank < where.num_ranks(), "record_local: rank out of range");
-    BALLAST_EXPECTS(is_map(logical_of_slot, where), "record_local: the map is not [P] logical experts");
     auto const first = static_cast<std::size_t>(where.first_slot(rank));
     return add(layer, "local slot", size, count_of,
                [&](std::size_t i) { return i < slots ? expert_in(logical_of_slot, first + i) : ignored; });
@@ -221,8 +320,7 @@ private:
     auto const row = layer_row(layer);
     for (std::size_t i = 0; i < size; ++i) {
       if (std::cmp_less(count_of(i), 0)) {
-        return {errc::invalid_load, detail::concat("recorder: layer ", layer, ", ", what, " ", i, " has ", count_of(i),
-                                                   " tokens, must not be negative")};
+        return refuse(layer, what, " ", i, " has ", count_of(i), " tokens, must not be negative");
       }
     }
     for (std::size_t i = 0; i < size; ++i) {
