@@ -4,6 +4,7 @@
 #include <ballast/placement/deepseek.hpp>
 #include <ballast/placement/group_split.hpp>
 
+#include "support/long_runs.hpp"
 #include "support/random.hpp"
 #include "support/trace_files.hpp"
 
@@ -141,7 +142,7 @@ double tokens(load_t units) { return static_cast<double>(units) / static_cast<do
 
 TEST_CASE("small layers get the best of all placements, and no bound is above it") {
   generator random{1};
-  for (int repeat = 0; repeat < 250; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(250); repeat < count; ++repeat) {
     auto const ranks = random.between(2, 4);
     auto const slots = random.between(1, ranks == 4 ? 2 : 3);
     auto in = make_problem({ranks, 1, slots, 0}, 1, random.between(slots + 1, std::min(ranks * slots, 6)));
@@ -162,7 +163,7 @@ TEST_CASE("small layers get the best of all placements, and no bound is above it
 
 TEST_CASE("no layer is worse than the reference, none wastes a slot") {
   generator random{2};
-  for (int repeat = 0; repeat < 120; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(120); repeat < count; ++repeat) {
     auto const nodes = random.between(1, 3);
     auto const slots = random.between(1, 6);
     topology_shape const sizes{nodes * random.between(1, 5), nodes, slots, 0};
@@ -318,7 +319,7 @@ load_t best_of_all_nodes(std::span<load_t const> groups, std::vector<load_t>& lo
 TEST_CASE("groups are given to nodes in the best of all ways") {
   generator random{5};
   detail::group_assigner assigner;
-  for (int repeat = 0; repeat < 200; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(200); repeat < count; ++repeat) {
     auto const nodes = static_cast<std::size_t>(random.between(1, 4));
     auto const share = random.between(1, nodes == 4 ? 2 : 3);
     std::vector<index_t> ranks(nodes, 4);

@@ -2,6 +2,7 @@
 #include <ballast/placement/balancedness.hpp>
 
 #include <doctest/doctest.h>
+#include <support/long_runs.hpp>
 #include <support/random.hpp>
 #include <support/throwing_contracts.hpp>
 
@@ -67,7 +68,7 @@ TEST_CASE("shares decide where there are any") {
 
 TEST_CASE("a shared load is the product rounded to the unit, up to the largest load") {
   ballast_test::generator random{7};
-  for (int trial = 0; trial < 20'000; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(20'000); trial < count; ++trial) {
     auto const tokens = static_cast<load_t>(random.next() >> (20 + random.below(44)));
     auto const share = static_cast<share_t>(random.next() % (std::uint64_t{share_one} + 1));
     auto const exact =
@@ -109,7 +110,7 @@ TEST_CASE("dead ranks do not count towards the mean") {
 
 TEST_CASE("rank loads hold every token but for the rounding, and balancedness is in (0, 1]") {
   ballast_test::generator random{8};
-  for (int trial = 0; trial < 200; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(200); trial < count; ++trial) {
     auto const ranks = random.between(1, 8);
     topology const where{{.num_ranks = ranks, .slots_per_rank = random.between(1, 6)}};
     auto const experts = random.between(1, where.num_slots());
@@ -130,8 +131,8 @@ TEST_CASE("rank loads hold every token but for the rounding, and balancedness is
 TEST_CASE("sizes that do not match break the contract") {
   topology const where{{.num_ranks = 2}};
   auto const in = trivial_placement({1, 2, 2});
-  CHECK_THROWS_AS((void)balance_of(where, in, 0, loads_t{1, 2, 3}), ballast_test::contract_error);
-  CHECK_THROWS_AS((void)balance_of(topology{}, in, 0, loads_t{1, 2}), ballast_test::contract_error);
+  CHECK_BREAKS_CONTRACT(balance_of(where, in, 0, loads_t{1, 2, 3}));
+  CHECK_BREAKS_CONTRACT(balance_of(topology{}, in, 0, loads_t{1, 2}));
   loads_t out(3);
-  CHECK_THROWS_AS(rank_loads(where, in, 0, loads_t{1, 2}, out), ballast_test::contract_error);
+  CHECK_BREAKS_CONTRACT(rank_loads(where, in, 0, loads_t{1, 2}, out));
 }

@@ -4,6 +4,7 @@
 #include <ballast/placement/deepseek.hpp>
 
 #include <doctest/doctest.h>
+#include <support/long_runs.hpp>
 #include <support/random.hpp>
 
 #include <algorithm>
@@ -39,7 +40,7 @@ TEST_CASE("the history's buckets are added up") {
 
 TEST_CASE("any loads give a placement: zero, equal, one hot, one expert, large counts") {
   ballast_test::generator random{9};
-  for (int trial = 0; trial < 300; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(300); trial < count; ++trial) {
     CAPTURE(trial);
     auto const ranks = random.between(1, 12);
     topology const where{{ranks, 1, random.between(1, 6), 0}};

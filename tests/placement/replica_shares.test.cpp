@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <ostream>
+#include <string>
 #include <vector>
 
 using namespace ballast;
@@ -283,4 +285,33 @@ TEST_CASE("the largest loads do not overflow") {
   placement solved;
   REQUIRE(solved.assign({1, 2, 4}, map).ok());
   REQUIRE(optimal_shares(where, solved, 0, loads, solver).ok());
+}
+
+TEST_CASE("shares of what does not fit together are refused by value, with nothing changed") {
+  topology const where{{2, 1, 3, 0}};
+  auto const before = trivial_placement({2, 4, 6});
+  auto in = before;
+  share_solver solver;
+  auto const refusal = [&](auto const&... arguments) {
+    auto const result = optimal_shares(arguments..., solver);
+    CHECK(in == before);
+    return result;
+  };
+  std::vector<load_t> const good{1, 2, 3, 4};
+  CHECK(refusal(topology{{2, 1, 4, 0}}, std::ref(in), 0, good).message() ==
+        "shares: a map of 6 slots and 0 shares, the topology has 8 slots");
+  CHECK(refusal(where, std::ref(in), 2, good).message() == "shares: layer 2, the placement has 2 layers");
+  CHECK(refusal(where, std::ref(in), -1, good).code() == errc::invalid_placement);
+  CHECK(refusal(where, std::ref(in), 0, std::vector<load_t>{1, 2, 3}).message() ==
+        "shares: loads of 3 experts, the placement has 4");
+  CHECK(refusal(where, std::ref(in), 0, std::vector<load_t>{1, 2, -3, 4}).message().find("expert 2 is -3") !=
+        std::string::npos);
+  CHECK(refusal(where, std::ref(in), 0, std::vector<load_t>{1, max_layer_tokens, 0, 0}).code() == errc::invalid_load);
+  CHECK(refusal(where, std::ref(in), load_history_view{good, 1, 1, 4}).message() ==
+        "shares: loads are for 1 layers x 4 experts, the placement for 2 x 4");
+  CHECK(refusal(where, std::ref(in), load_history_view{good, 1, 2, 2}).code() == errc::invalid_load);
+  std::vector<index_t> const wild{0, 1, 2, 3, 4, 0};
+  CHECK(solver.open(where, wild, good).message() == "shares: slot 4 holds expert 4, must be in [0, 4)");
+  CHECK_FALSE(solver.open(where, std::vector<index_t>{0, 1, 2, 3, -1, 0}, good).ok());
+  CHECK_FALSE(solver.open(where, before.logical_of_slot(0), good, std::vector<share_t>{1, 2}).ok());
 }

@@ -4,6 +4,7 @@
 #include <ballast/placement/detail/replica_counts.hpp>
 #include <ballast/placement/detail/two_slots.hpp>
 
+#include "support/long_runs.hpp"
 #include "support/random.hpp"
 
 #include <doctest/doctest.h>
@@ -71,7 +72,7 @@ solved solve(index_t num_experts, index_t num_ranks, generator& random, std::int
 
 TEST_CASE("counts for two slots a rank are the best of all counts, and known to be") {
   generator random{17};
-  for (int repeat = 0; repeat < 250; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(250); repeat < count; ++repeat) {
     auto const num_ranks = random.between(2, 9);
     auto const num_experts = random.between(std::max(3, 2 * num_ranks - 5), 2 * num_ranks);
     CAPTURE(repeat);
@@ -136,7 +137,7 @@ TEST_CASE("the relaxation never asks for more spares than a solution takes") {
   detail::level_model model;
   detail::level_relaxation relaxation;
   detail::two_slot_counter counter;
-  for (int repeat = 0; repeat < 200; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(200); repeat < count; ++repeat) {
     auto const num_ranks = random.between(3, 8);
     auto const num_experts = std::max(3, 2 * num_ranks - 4);
     auto const loads = random_loads(num_experts, random);

@@ -3,6 +3,7 @@
 #define BALLAST_PLACEMENT_BALANCED_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
@@ -24,6 +25,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <string_view>
@@ -34,7 +36,7 @@ BALLAST_BEGIN_NAMESPACE
 
 /// Where the copies of an expert group may lie.
 enum class group_locality : index_t {
-  whole = 0,    ///< all on one node, where the nodes divide the groups and have the slots; anywhere otherwise
+  whole = 0,    ///< all on one node, where the nodes have the slots; anywhere otherwise
   relaxed = 1,  ///< as `whole`, but experts leave their group where balance gains more than the traffic costs
   free = 2,     ///< anywhere
 };
@@ -166,7 +168,8 @@ private:
   /// Choose a node for each expert; false where groups cannot stay whole.
   [[nodiscard]] bool assign_groups() {
     auto const num_logical = static_cast<index_t>(loads_.size());
-    if (options_.num_groups % where_.num_nodes() != 0 || num_logical % options_.num_groups != 0) { return false; }
+    BALLAST_ASSERT(options_.num_groups % where_.num_nodes() == 0 && num_logical % options_.num_groups == 0,
+                   "balanced: groups do not divide experts, or nodes groups");
     auto const group_size = num_logical / options_.num_groups;
     group_loads_.assign(static_cast<std::size_t>(options_.num_groups), 0);
     for (std::size_t e = 0; e < loads_.size(); ++e) {
@@ -226,7 +229,9 @@ private:
       auto const end = group + where_.num_nodes();
       away += std::accumulate(group, end, load_t{0}) - *std::max_element(group, end);
     }
-    return away / (100 * static_cast<load_t>(live_ranks_.size())) * options_.split_price;
+    // Never so much that a sum with the dearest rank's cost overflows.
+    auto const most = std::numeric_limits<load_t>::max() / 2 / std::max(options_.split_price, 1);
+    return std::min(away / (100 * static_cast<load_t>(live_ranks_.size())), most) * options_.split_price;
   }
 
   void plan_nodes(std::span<index_t> out) {
@@ -286,6 +291,8 @@ private:
 /// with `deepseek_placement` of the same groups, and no rank holds two copies of an expert where that can be avoided.
 template <rank_cost Cost = token_cost>
 struct basic_balanced_placement {
+  static constexpr bool follows_loads = true;
+
   index_t num_groups = 1;  ///< G, consecutive experts that group-limited routing picks together
   group_locality locality = group_locality::whole;
   index_t split_price_percent = 100;      ///< `relaxed`: a token computed off its group's home costs this share of one
@@ -299,13 +306,14 @@ struct basic_balanced_placement {
   /// @param current  [L, P] gives the shape, and the experts on dead ranks.
   /// @param where    ranks, nodes, slots and which ranks are alive.
   /// @param next     out: [L, P]; its storage is reused. With dead ranks it has shares, 0 on their slots.
+  /// @return `errc::invalid_option` naming the option and its value.
   /// @pre `validate_plan_inputs(history, current, where).ok()`
   /// @complexity O(L (P log P + work)); a number of allocations that does not depend on L.
   /// @throws std::bad_alloc
   /// @determinism integer arithmetic throughout; ties go to the lowest id.
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
-    if (auto result = validate(); !result.ok()) { return result; }
+    if (auto result = validate(history.num_logical(), where); !result.ok()) { return result; }
     next.resize(current.shape());
     auto const groups = locality == group_locality::free ? 1 : num_groups;
     detail::balanced_planner<Cost> planner{
@@ -326,26 +334,52 @@ struct basic_balanced_placement {
 
   /// Refuse options out of their range, naming the value.
   [[nodiscard]] status validate() const {
-    auto const refuse = [](char const* name, auto value, char const* range) {
-      return status{errc::invalid_option, detail::concat("balanced: ", name, " is ", value, ", must be ", range)};
-    };
     if (num_groups < 1) { return refuse("num_groups", num_groups, "at least 1"); }
-    if (split_price_percent < 0) { return refuse("split_price_percent", split_price_percent, "at least 0"); }
+    if (locality != group_locality::whole && locality != group_locality::relaxed && locality != group_locality::free) {
+      return refuse("locality", static_cast<index_t>(locality), "in [0, 2]");
+    }
+    if (split_price_percent < 0 || split_price_percent > 1000000) {
+      return refuse("split_price_percent", split_price_percent, "in [0, 1000000]");
+    }
     if (tolerance_ppm < 0 || tolerance_ppm > 1000000) {
       return refuse("tolerance_ppm", tolerance_ppm, "in [0, 1000000]");
     }
     if (work_per_layer < 0) { return refuse("work_per_layer", work_per_layer, "at least 0"); }
     return {};
   }
+  /// Refuse groups that these experts cannot be divided into, or these nodes cannot divide among them, naming both.
+  [[nodiscard]] status validate(index_t num_logical, topology const& where) const {
+    if (auto result = validate(); !result.ok()) { return result; }
+    if (num_logical % num_groups != 0) {
+      return refuse("num_groups", num_groups, "a divisor of the number of experts, ", num_logical);
+    }
+    if (num_groups > 1 && locality != group_locality::free && num_groups % where.num_nodes() != 0) {
+      return refuse("num_groups", num_groups, "1, or a multiple of the number of nodes, ", where.num_nodes(),
+                    ", unless groups may lie anywhere (group_locality::free)");
+    }
+    return {};
+  }
 
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
-    out.add(std::string_view{"balanced_placement"}).add(num_groups).add(static_cast<index_t>(locality));
-    out.add(split_price_percent).add(tolerance_ppm).add(work_per_layer);
-    cost.describe(out);
+    out.add(std::string_view{"balanced_placement"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("num_groups", detail::option_bits(num_groups));
+    visit("locality", detail::option_bits(static_cast<index_t>(locality)));
+    visit("split_price_percent", detail::option_bits(split_price_percent));
+    visit("tolerance_ppm", detail::option_bits(tolerance_ppm));
+    visit("work_per_layer", detail::option_bits(work_per_layer));
+    detail::for_each_option_of("cost", cost, visit);
   }
 
 private:
+  [[nodiscard]] static status refuse(char const* name, auto value, auto const&... range) {
+    return {errc::invalid_option, detail::concat("balanced: ", name, " is ", value, ", must be ", range...)};
+  }
   /// What no layer may be worse than. False where the reference would not keep the groups whole as we do.
   [[nodiscard]] static bool plan_reference(load_history_view history, placement const& current, topology const& where,
                                            index_t groups, placement& out) {

@@ -2,6 +2,7 @@
 #ifndef BALLAST_PLACEMENT_BALANCED_SHARES_HPP
 #define BALLAST_PLACEMENT_BALANCED_SHARES_HPP
 
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
@@ -28,6 +29,8 @@ BALLAST_BEGIN_NAMESPACE
 /// Every layer gets the plan of `headroom_placement`, unless the plan of `balanced_placement` under optimal shares
 /// loads the busiest rank clearly less on the loads at hand. That happens where ranks have few slots: docs/shares.md.
 struct balanced_shares_placement {
+  static constexpr bool follows_loads = true;
+
   headroom_placement with_room{};
   balanced_placement packed{};
   /// How much more load on the busiest rank the room for later loads may cost, in 1 / 1000000: 0 takes the better
@@ -47,10 +50,7 @@ struct balanced_shares_placement {
   /// @determinism integer arithmetic throughout; ties go to the plan with room.
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
-    if (room_price_ppm < 0 || room_price_ppm > whole) {
-      return {errc::invalid_option,
-              detail::concat("balanced_shares: room_price_ppm is ", room_price_ppm, ", must be in [0, ", whole, "]")};
-    }
+    if (auto result = validate(); !result.ok()) { return result; }
     if (auto result = with_room.plan(history, current, where, next); !result.ok()) { return result; }
     placement other;
     if (auto result = packed.plan(history, current, where, other); !result.ok()) { return result; }
@@ -69,11 +69,26 @@ struct balanced_shares_placement {
     return {};
   }
 
+  /// Refuse options out of their range, those of both plans too, naming the value.
+  [[nodiscard]] status validate() const {
+    if (room_price_ppm < 0 || room_price_ppm > whole) {
+      return {errc::invalid_option,
+              detail::concat("balanced_shares: room_price_ppm is ", room_price_ppm, ", must be in [0, ", whole, "]")};
+    }
+    if (auto result = with_room.validate(); !result.ok()) { return result; }
+    return packed.validate();
+  }
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
-    out.add(std::string_view{"balanced_shares"}).add(room_price_ppm);
-    with_room.describe(out);
-    packed.describe(out);
+    out.add(std::string_view{"balanced_shares"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("room_price_ppm", detail::option_bits(room_price_ppm));
+    detail::for_each_option_of("with_room", with_room, visit);
+    detail::for_each_option_of("packed", packed, visit);
   }
 
 private:

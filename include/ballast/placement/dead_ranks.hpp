@@ -14,6 +14,23 @@
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
+/// Split one expert's tokens evenly over its live replicas; those on dead ranks take a share of 0.
+/// @pre `in_out` has shares, and the expert has a live replica
+/// @complexity O(replicas), no allocation.
+inline void share_evenly_among_live(topology const& where, placement& in_out, index_t layer, index_t expert) {
+  auto const shares = in_out.edit_shares(layer);
+  auto const replicas = in_out.replicas_of(layer, expert);
+  auto const is_live = [&where](index_t slot) { return where.is_live(where.rank_of_slot(slot)); };
+  auto const count = static_cast<share_t>(std::count_if(replicas.begin(), replicas.end(), is_live));
+  BALLAST_ASSERT(count > 0, "share_evenly_among_live: an expert is on no live rank");
+  share_t extra = share_one % count;
+  for (auto const slot : replicas) {
+    auto& share = shares[static_cast<std::size_t>(slot)];
+    share = is_live(slot) ? share_one / count + (extra > 0 ? 1 : 0) : 0;
+    if (is_live(slot) && extra > 0) { --extra; }
+  }
+}
+
 /// Finish a plan of which only the live ranks' slots are filled in.
 ///
 /// Slots of dead ranks keep what `current` has there, so that they cost no bytes, and take a share of 0; the live
@@ -38,18 +55,8 @@ inline void finish_plan(placement const& current, topology const& where, placeme
   if (all_live) { return; }
   next.make_shares_even();
   for (index_t layer = 0; layer < next.num_layers(); ++layer) {
-    auto const shares = next.edit_shares(layer);
     for (index_t expert = 0; expert < next.num_logical(); ++expert) {
-      auto const replicas = next.replicas_of(layer, expert);
-      auto const is_live = [&where](index_t slot) { return where.is_live(where.rank_of_slot(slot)); };
-      auto const count = static_cast<share_t>(std::count_if(replicas.begin(), replicas.end(), is_live));
-      BALLAST_ASSERT(count > 0, "finish_plan: an expert is on no live rank");
-      share_t extra = share_one % count;
-      for (auto const slot : replicas) {
-        auto& share = shares[static_cast<std::size_t>(slot)];
-        share = is_live(slot) ? share_one / count + (extra > 0 ? 1 : 0) : 0;
-        if (is_live(slot) && extra > 0) { --extra; }
-      }
+      share_evenly_among_live(where, next, layer, expert);
     }
   }
 }

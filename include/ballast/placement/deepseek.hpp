@@ -5,6 +5,7 @@
 #include <ballast/contract.hpp>
 #include <ballast/detail/descending_order.hpp>
 #include <ballast/detail/float32.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/detail/tournament.hpp>
 #include <ballast/digest.hpp>
@@ -373,6 +374,8 @@ private:
 ///   its build. Group loads are exact sums, rounded once.
 /// @source DeepSeek EPLB `rebalance_experts`
 struct deepseek_placement {
+  static constexpr bool follows_loads = true;
+
   index_t num_groups = 1;  ///< G, routing groups of consecutive experts
 
   /// Say whether every expert group is kept on one node.
@@ -402,12 +405,14 @@ struct deepseek_placement {
     return {};
   }
 
+  /// Refuse options out of their range, naming the value.
+  [[nodiscard]] status validate() const {
+    if (num_groups >= 1) { return {}; }
+    return {errc::invalid_option, detail::concat("deepseek: number of groups is ", num_groups, ", must be at least 1")};
+  }
   /// Refuse a number of groups that the reference cannot plan for, naming the values.
   [[nodiscard]] status validate(index_t num_logical, topology const& where) const {
-    if (num_groups < 1) {
-      return {errc::invalid_option,
-              detail::concat("deepseek: number of groups is ", num_groups, ", must be at least 1")};
-    }
+    if (auto result = validate(); !result.ok()) { return result; }
     if (is_hierarchical(where) && num_logical % num_groups != 0) {
       return {errc::invalid_option,
               detail::concat("deepseek: ", num_logical, " experts cannot be divided into ", num_groups, " groups")};
@@ -416,7 +421,15 @@ struct deepseek_placement {
   }
 
   /// Mix name and options into what the ranks compare.
-  void describe(digest& out) const { out.add(std::string_view{"deepseek_placement"}).add(num_groups); }
+  void describe(digest& out) const {
+    out.add(std::string_view{"deepseek_placement"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("num_groups", detail::option_bits(num_groups));
+  }
 
   bool operator==(deepseek_placement const&) const = default;
 
@@ -453,6 +466,11 @@ private:
 };
 
 static_assert(placement_policy<deepseek_placement>);
+namespace detail {
+/// Every plan of the reference deals all experts of a layer, and fills the inverse in with the map.
+template <>
+inline constexpr bool plans_are_proven<deepseek_placement> = true;
+}  // namespace detail
 
 BALLAST_END_NAMESPACE
 

@@ -3,6 +3,7 @@
 #define BALLAST_PLACEMENT_HEADROOM_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
@@ -278,20 +279,15 @@ private:
 /// With these shares the balance on the given loads is that of the best packing; what the spread buys is the balance on
 /// the next loads, see `docs/shares.md` for both. For engines that split evenly there is `balanced_placement`.
 struct headroom_placement {
+  static constexpr bool follows_loads = true;
+
   index_t id_blocks = 8;              ///< spread each of so many blocks of consecutive experts over all ranks
   index_t tolerance_ppm = 50;         ///< stop when the busiest rank is this close to the mean, in 1 / 1000000
   index_t exchanges_per_layer = 256;  ///< most exchanges tried in a layer
 
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
-    if (id_blocks < 1) {
-      return {errc::invalid_option, detail::concat("headroom: id_blocks is ", id_blocks, ", must be at least 1")};
-    }
-    if (tolerance_ppm < 0 || exchanges_per_layer < 0) {
-      return {errc::invalid_option,
-              detail::concat("headroom: tolerance_ppm is ", tolerance_ppm, ", exchanges_per_layer is ",
-                             exchanges_per_layer, ", must not be negative")};
-    }
+    if (auto result = validate(); !result.ok()) { return result; }
     next.resize(current.shape());
     detail::headroom_planner planner{where, history.num_logical(), id_blocks, tolerance_ppm, exchanges_per_layer};
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
@@ -305,8 +301,29 @@ struct headroom_placement {
     return optimal_shares(where, next, history, solver);
   }
 
+  /// Refuse options out of their range, naming the value.
+  [[nodiscard]] status validate() const {
+    auto const refuse = [](char const* name, index_t value, char const* range) {
+      return status{errc::invalid_option, detail::concat("headroom: ", name, " is ", value, ", must be ", range)};
+    };
+    if (id_blocks < 1) { return refuse("id_blocks", id_blocks, "at least 1"); }
+    if (tolerance_ppm < 0 || tolerance_ppm > 1000000) {
+      return refuse("tolerance_ppm", tolerance_ppm, "in [0, 1000000]");
+    }
+    if (exchanges_per_layer < 0) { return refuse("exchanges_per_layer", exchanges_per_layer, "at least 0"); }
+    return {};
+  }
+  /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
-    out.add(std::string_view{"headroom"}).add(id_blocks).add(tolerance_ppm).add(exchanges_per_layer);
+    out.add(std::string_view{"headroom"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("id_blocks", detail::option_bits(id_blocks));
+    visit("tolerance_ppm", detail::option_bits(tolerance_ppm));
+    visit("exchanges_per_layer", detail::option_bits(exchanges_per_layer));
   }
 };
 static_assert(placement_policy<headroom_placement>);

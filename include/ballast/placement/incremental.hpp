@@ -3,6 +3,7 @@
 #define BALLAST_PLACEMENT_INCREMENTAL_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
@@ -38,18 +39,24 @@ struct move_cost_model {
   std::int64_t layer_nanoseconds = 200'000;            ///< expert computation of one layer and pass, in balance
   std::int64_t passes_until_next_plan = 1'000;         ///< for which a plan pays off
 
-  /// Refuse values that give no price, naming them.
+  /// Refuse values that give no price, naming the first.
   [[nodiscard]] status validate() const {
-    auto const is_within = [](std::int64_t value, std::int64_t least, int most_bits) {
-      return value >= least && value <= std::int64_t{1} << most_bits;
+    struct option {
+      char const* name;
+      std::int64_t value;
+      std::int64_t least;
+      std::int64_t most;
     };
-    if (is_within(bytes_per_expert, 0, 40) && is_within(link_bytes_per_second, 1'000'000, 50) &&
-        is_within(layer_nanoseconds, 1, 36) && is_within(passes_until_next_plan, 1, 26)) {
-      return {};
+    for (auto const& one : {option{"bytes_per_expert", bytes_per_expert, 0, std::int64_t{1} << 40},
+                            option{"link_bytes_per_second", link_bytes_per_second, 1'000'000, std::int64_t{1} << 50},
+                            option{"layer_nanoseconds", layer_nanoseconds, 1, std::int64_t{1} << 36},
+                            option{"passes_until_next_plan", passes_until_next_plan, 1, std::int64_t{1} << 26}}) {
+      if (one.value < one.least || one.value > one.most) {
+        return {errc::invalid_option, detail::concat("move_cost_model: ", one.name, " is ", one.value, ", must be in [",
+                                                     one.least, ", ", one.most, "]")};
+      }
     }
-    return {errc::invalid_option, detail::concat("move_cost_model: ", bytes_per_expert, " bytes an expert, ",
-                                                 link_bytes_per_second, " bytes a second, ", layer_nanoseconds,
-                                                 " ns a layer, ", passes_until_next_plan, " passes: out of range")};
+    return {};
   }
   /// What a move costs, as a part of the mean rank load in units of 1 / 2^20; see `move_limits::price_of`.
   ///
@@ -61,8 +68,14 @@ struct move_cost_model {
         std::min(nanoseconds, std::int64_t{1} << 42) * (load_t{1} << 20) / (layer_nanoseconds * passes_until_next_plan);
     return std::min(std::min(part, load_t{1} << 36) * 18 / 11 / (num_ranks + 8), load_t{1} << 20);
   }
-  void describe(digest& out) const noexcept {
-    out.add(bytes_per_expert).add(link_bytes_per_second).add(layer_nanoseconds).add(passes_until_next_plan);
+  void describe(digest& out) const { detail::describe_options(*this, out); }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("bytes_per_expert", detail::option_bits(bytes_per_expert));
+    visit("link_bytes_per_second", detail::option_bits(link_bytes_per_second));
+    visit("layer_nanoseconds", detail::option_bits(layer_nanoseconds));
+    visit("passes_until_next_plan", detail::option_bits(passes_until_next_plan));
   }
 };
 
@@ -78,6 +91,8 @@ struct move_cost_model {
 /// `Cost` turns the load of a rank into what it costs the step; see `rank_cost`.
 template <rank_cost Cost = token_cost>
 struct basic_incremental_placement {
+  static constexpr bool follows_loads = true;
+
   /// Most moves in any layer: experts that a rank must receive. -1: no budget, `worth` decides.
   index_t max_moves_per_layer = -1;
   /// When a move pays, where there is no budget.
@@ -110,30 +125,47 @@ struct basic_incremental_placement {
   /// @determinism integer arithmetic; limits count candidates, never time.
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
-    if (max_moves_per_layer < -1) {
-      return {errc::invalid_option, detail::concat("incremental_placement: max_moves_per_layer is ",
-                                                   max_moves_per_layer, ", must be -1 or more")};
-    }
-    if (retries_per_layer < 0 || retries_per_layer > 1'000'000) {
-      return {errc::invalid_option, detail::concat("incremental_placement: retries_per_layer is ", retries_per_layer,
-                                                   ", must be in [0, 1000000]")};
-    }
-    if (!detail::cost_is_load<Cost> && shares == share_mode::optimal) {
-      return {errc::invalid_option, "incremental_placement: optimal shares balance tokens; they know no rank cost"};
-    }
-    if (auto result = worth.validate(); !result.ok()) { return result; }
+    if (auto result = validate(); !result.ok()) { return result; }
     next = current;
     next.drop_shares();
     return shares == share_mode::even ? plan_even(history, current, where, next)
                                       : plan_optimal(history, current, where, next);
   }
 
+  /// Refuse options out of their range, naming the value.
+  [[nodiscard]] status validate() const {
+    auto const refuse = [](char const* name, std::int64_t value, char const* range) {
+      return status{errc::invalid_option,
+                    detail::concat("incremental_placement: ", name, " is ", value, ", must be ", range)};
+    };
+    if (max_moves_per_layer < -1) { return refuse("max_moves_per_layer", max_moves_per_layer, "-1 or more"); }
+    if (shares != share_mode::even && shares != share_mode::optimal) {
+      return refuse("shares", static_cast<index_t>(shares), "in [0, 1]");
+    }
+    if (retries_per_layer < 0 || retries_per_layer > 1'000'000) {
+      return refuse("retries_per_layer", retries_per_layer, "in [0, 1000000]");
+    }
+    if (work_per_layer < 1) { return refuse("work_per_layer", work_per_layer, "at least 1"); }
+    if (!detail::cost_is_load<Cost> && shares == share_mode::optimal) {
+      return {errc::invalid_option, "incremental_placement: optimal shares balance tokens; they know no rank cost"};
+    }
+    return worth.validate();
+  }
   /// Mix name and options into what the ranks compare.
-  void describe(digest& out) const noexcept {
-    out.add(std::string_view{"incremental_placement"}).add(max_moves_per_layer).add(stop_when_not_worth);
-    out.add(static_cast<index_t>(shares)).add(retries_per_layer).add(work_per_layer);
-    worth.describe(out);
-    cost.describe(out);
+  void describe(digest& out) const {
+    out.add(std::string_view{"incremental_placement"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("max_moves_per_layer", detail::option_bits(max_moves_per_layer));
+    detail::for_each_option_of("worth", worth, visit);
+    visit("stop_when_not_worth", detail::option_bits(stop_when_not_worth));
+    visit("shares", detail::option_bits(static_cast<index_t>(shares)));
+    visit("retries_per_layer", detail::option_bits(retries_per_layer));
+    visit("work_per_layer", detail::option_bits(work_per_layer));
+    detail::for_each_option_of("cost", cost, visit);
   }
 
 private:

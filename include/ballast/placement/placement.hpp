@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -39,10 +40,22 @@ struct placement_shape {
 class placement {
 public:
   placement() = default;
+  placement(placement const&) = default;
+  placement& operator=(placement const&) = default;
+  /// What was moved from is empty.
+  placement(placement&& other) noexcept { swap(other); }
+  placement& operator=(placement&& other) noexcept {
+    placement taken{std::move(other)};
+    swap(taken);
+    return *this;
+  }
+  ~placement() = default;
 
   /// Say whether `logical_of_slot` `[L, P]` is a placement, naming the first slot or expert that is wrong.
   /// @complexity O(L (P + E)), one allocation of [E] bytes.
-  [[nodiscard]] static status validate(placement_shape shape, std::span<index_t const> logical_of_slot) {
+  /// @param first_layer  number of the map's first layer, for the message.
+  [[nodiscard]] static status validate(placement_shape shape, std::span<index_t const> logical_of_slot,
+                                       index_t first_layer = 0) {
     if (auto const result = validate_shape(shape); !result.ok()) { return result; }
     auto const expected = static_cast<std::size_t>(shape.num_layers) * static_cast<std::size_t>(shape.num_slots);
     if (logical_of_slot.size() != expected) {
@@ -58,15 +71,16 @@ public:
             logical_of_slot[static_cast<std::size_t>(layer) * static_cast<std::size_t>(shape.num_slots) +
                             static_cast<std::size_t>(slot)];
         if (expert < 0 || expert >= shape.num_logical) {
-          return {errc::invalid_placement, detail::concat("placement: layer ", layer, ", slot ", slot, " holds expert ",
-                                                          expert, ", must be in [0, ", shape.num_logical, ")")};
+          return {errc::invalid_placement,
+                  detail::concat("placement: layer ", first_layer + layer, ", slot ", slot, " holds expert ", expert,
+                                 ", must be in [0, ", shape.num_logical, ")")};
         }
         seen[static_cast<std::size_t>(expert)] = 1;
       }
       auto const missing = std::find(seen.begin(), seen.end(), static_cast<unsigned char>(0));
       if (missing != seen.end()) {
-        return {errc::missing_expert,
-                detail::concat("placement: layer ", layer, " has no slot for expert ", missing - seen.begin())};
+        return {errc::missing_expert, detail::concat("placement: layer ", first_layer + layer,
+                                                     " has no slot for expert ", missing - seen.begin())};
       }
     }
     return {};
@@ -231,6 +245,13 @@ public:
   }
 
 private:
+  void swap(placement& other) noexcept {
+    std::swap(shape_, other.shape_);
+    logical_of_slot_.swap(other.logical_of_slot_);
+    replica_offsets_.swap(other.replica_offsets_);
+    replica_slots_.swap(other.replica_slots_);
+    shares_.swap(other.shares_);
+  }
   template <class T>
   [[nodiscard]] std::span<T const> row(std::vector<T> const& elements, index_t layer, index_t width) const {
     BALLAST_EXPECTS(layer >= 0 && layer < shape_.num_layers, "placement: layer out of range");

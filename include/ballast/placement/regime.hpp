@@ -3,6 +3,7 @@
 #define BALLAST_PLACEMENT_REGIME_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
@@ -23,20 +24,40 @@ BALLAST_BEGIN_NAMESPACE
 /// `docs/shares.md`.
 template <placement_policy Policy>
 struct regime_placement {
+  static constexpr bool follows_loads = ballast::follows_loads<Policy>;
+
   [[no_unique_address]] Policy policy{};
   index_t change_percent = default_change_percent;  ///< as in `since_last_change`
 
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
+    if (auto result = validate(); !result.ok()) { return result; }
+    return policy.plan(since_last_change(history, change_percent), current, where, next);
+  }
+  /// Refuse options out of their range, those of the other policy too, naming the value.
+  [[nodiscard]] status validate() const {
+    // Far above any change that is seen; the product with a distance fits 64 bits.
+    constexpr index_t most = 1'000'000;
     if (change_percent <= 100) {
       return {errc::invalid_option,
               detail::concat("regime: change_percent is ", change_percent, ", must be above 100")};
     }
-    return policy.plan(since_last_change(history, change_percent), current, where, next);
+    if (change_percent > most) {
+      return {errc::invalid_option,
+              detail::concat("regime: change_percent is ", change_percent, ", must be at most ", most)};
+    }
+    return policy.validate();
   }
+  /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
-    out.add(std::string_view{"regime"}).add(change_percent);
-    policy.describe(out);
+    out.add(std::string_view{"regime"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("change_percent", detail::option_bits(change_percent));
+    detail::for_each_option_of("policy", policy, visit);
   }
 };
 

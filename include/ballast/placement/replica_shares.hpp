@@ -53,14 +53,13 @@ public:
   /// @param loads            [E] tokens, >= 0, at most `max_layer_tokens` together.
   /// @param start            [P] shares to start from, or empty for even ones. Fewer tokens change their rank when the
   ///                         shares in force are given; the optimum is the same.
-  /// @return `errc::missing_expert` naming the first expert that no live rank holds.
+  /// @return `errc::missing_expert` naming the first expert that no live rank holds; `errc::invalid_placement` or
+  ///         `errc::invalid_load` naming what does not fit the topology, or is out of range.
   /// @complexity O(P + E + R); no allocation when the sizes are not larger than before.
   /// @throws std::bad_alloc
   [[nodiscard]] status open(topology const& where, std::span<index_t const> logical_of_slot,
                             std::span<load_t const> loads, std::span<share_t const> start = {}) {
-    BALLAST_EXPECTS(logical_of_slot.size() == static_cast<std::size_t>(where.num_slots()),
-                    "share_solver: the map is not [P]");
-    BALLAST_EXPECTS(start.empty() || start.size() == logical_of_slot.size(), "share_solver: shares are not [P]");
+    if (auto result = check(where, logical_of_slot, loads, start); !result.ok()) { return result; }
     reset(where, logical_of_slot, loads);
     for (index_t expert = 0; expert < num_logical(); ++expert) {
       if (at(head_, expert) == none) {
@@ -165,6 +164,31 @@ private:
 
   // ---- the graph: the live slots of an expert are a ring ----
 
+  [[nodiscard]] static status check(topology const& where, std::span<index_t const> logical_of_slot,
+                                    std::span<load_t const> loads, std::span<share_t const> start) {
+    auto const slots = static_cast<std::size_t>(where.num_slots());
+    if (logical_of_slot.size() != slots || (!start.empty() && start.size() != slots)) {
+      return {errc::invalid_placement, detail::concat("shares: a map of ", logical_of_slot.size(), " slots and ",
+                                                      start.size(), " shares, the topology has ", slots, " slots")};
+    }
+    for (std::size_t slot = 0; slot < slots; ++slot) {
+      auto const expert = logical_of_slot[slot];
+      if (expert < 0 || static_cast<std::size_t>(expert) >= loads.size()) {
+        return {errc::invalid_placement, detail::concat("shares: slot ", slot, " holds expert ", expert,
+                                                        ", must be in [0, ", loads.size(), ")")};
+      }
+    }
+    load_t total = 0;
+    for (std::size_t expert = 0; expert < loads.size(); ++expert) {
+      if (loads[expert] < 0 || loads[expert] > max_layer_tokens - total) {
+        return {errc::invalid_load,
+                detail::concat("shares: load of expert ", expert, " is ", loads[expert],
+                               ", must not be negative, nor that of all experts above ", max_layer_tokens)};
+      }
+      total += loads[expert];
+    }
+    return {};
+  }
   void reset(topology const& where, std::span<index_t const> logical_of_slot, std::span<load_t const> loads) {
     auto const slots = logical_of_slot.size();
     auto const ranks = static_cast<std::size_t>(where.num_ranks());
@@ -588,7 +612,8 @@ private:
 /// @param layer      in [0, L)
 /// @param loads      [E] tokens, >= 0.
 /// @param solver     working memory, reused between calls.
-/// @return `errc::missing_expert` if an expert has no live replica; `in_out` is then unchanged.
+/// @return `errc::missing_expert` if an expert has no live replica; `errc::invalid_placement` or `errc::invalid_load`
+///         for inputs that do not fit each other. `in_out` is then unchanged.
 /// @post the busiest rank has no more load than under even shares.
 /// @complexity that of `share_solver::solve`; allocates only while sizes grow.
 /// @throws std::bad_alloc
@@ -596,8 +621,14 @@ private:
 [[nodiscard]] inline status optimal_shares(topology const& where, placement& in_out, index_t layer,
                                            std::span<load_t const> loads, share_solver& solver,
                                            share_precision precision = share_precision::exact) {
-  BALLAST_EXPECTS(in_out.num_slots() == where.num_slots(), "optimal_shares: placement and topology differ in slots");
-  BALLAST_EXPECTS(loads.size() == static_cast<std::size_t>(in_out.num_logical()), "optimal_shares: loads are not [E]");
+  if (layer < 0 || layer >= in_out.num_layers()) {
+    return {errc::invalid_placement,
+            detail::concat("shares: layer ", layer, ", the placement has ", in_out.num_layers(), " layers")};
+  }
+  if (loads.size() != static_cast<std::size_t>(in_out.num_logical())) {
+    return {errc::invalid_load,
+            detail::concat("shares: loads of ", loads.size(), " experts, the placement has ", in_out.num_logical())};
+  }
   auto const start = in_out.has_shares() ? in_out.shares(layer) : std::span<share_t const>{};
   if (auto result = solver.open(where, in_out.logical_of_slot(layer), loads, start); !result.ok()) { return result; }
   static_cast<void>(solver.solve(precision));
@@ -612,13 +643,17 @@ private:
 /// @param in_out     in/out: [L, P]; gets shares if it has none. Starts from its shares.
 /// @param history    [H, L, E] tokens, >= 0; buckets are added up.
 /// @param solver     working memory, reused between calls.
-/// @return `errc::missing_expert` if an expert has no live replica; layers before the first such one are then re-split.
+/// @return as above; layers before the first such one are then re-split.
 /// @complexity that of `share_solver::solve` for each layer; with one bucket it allocates only while sizes grow.
 /// @throws std::bad_alloc
 /// @determinism integer arithmetic alone.
 [[nodiscard]] inline status optimal_shares(topology const& where, placement& in_out, load_history_view history,
                                            share_solver& solver, share_precision precision = share_precision::exact) {
-  BALLAST_EXPECTS(history.num_layers() == in_out.num_layers(), "optimal_shares: loads and placement differ in layers");
+  if (history.num_layers() != in_out.num_layers() || history.num_logical() != in_out.num_logical()) {
+    return {errc::invalid_load,
+            detail::concat("shares: loads are for ", history.num_layers(), " layers x ", history.num_logical(),
+                           " experts, the placement for ", in_out.num_layers(), " x ", in_out.num_logical())};
+  }
   bool const must_add = history.num_buckets() != 1;
   std::vector<load_t> sums(must_add ? static_cast<std::size_t>(history.num_logical()) : 0);
   for (index_t layer = 0; layer < in_out.num_layers(); ++layer) {

@@ -7,6 +7,7 @@
 #endif
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 
@@ -161,8 +162,12 @@ struct layers_per_chunk : detail::schedule_base<Filter, Order> {
     std::vector<layer_work> storage;
     detail::sink_chunks(chunks(work, storage), sink);
   }
+  template <class Visit>
+  void for_each_option(Visit visit) const {
+    visit("layers a chunk", detail::option_bits(layers));
+  }
   void describe(digest& out) const {
-    out.add(std::string_view{"layers_per_chunk"}).add(layers);
+    detail::describe_options(*this, out.add(std::string_view{"layers_per_chunk"}));
     this->describe_parts(out);
   }
 };
@@ -189,8 +194,12 @@ struct bytes_per_step : detail::schedule_base<Filter, Order> {
     detail::sink_by_cost(
         this->selected(work, storage), bytes, [](layer_work const& layer) { return layer.bytes; }, sink);
   }
+  template <class Visit>
+  void for_each_option(Visit visit) const {
+    visit("bytes a step", detail::option_bits(bytes));
+  }
   void describe(digest& out) const {
-    out.add(std::string_view{"bytes_per_step"}).add(bytes);
+    detail::describe_options(*this, out.add(std::string_view{"bytes_per_step"}));
     this->describe_parts(out);
   }
 };
@@ -228,9 +237,14 @@ struct time_per_step : detail::schedule_base<Filter, Order> {
     };
     detail::sink_by_cost(this->selected(work, storage), microseconds, cost, sink);
   }
+  template <class Visit>
+  void for_each_option(Visit visit) const {
+    visit("microseconds a step", detail::option_bits(microseconds));
+    visit("link: bytes a microsecond", detail::option_bits(link.bytes_per_microsecond));
+    visit("link: microseconds a layer", detail::option_bits(link.layer_overhead_us));
+  }
   void describe(digest& out) const {
-    out.add(std::string_view{"time_per_step"}).add(microseconds).add(link.bytes_per_microsecond);
-    out.add(link.layer_overhead_us);
+    detail::describe_options(*this, out.add(std::string_view{"time_per_step"}));
     this->describe_parts(out);
   }
 };

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -43,11 +44,17 @@ public:
     }
     auto const level = find_level(ranks, price);
     for (std::size_t node = 0; node < ranks.size(); ++node) {
-      if (ranks[node] > 0) { lower(static_cast<index_t>(node), level, level / 4 * handy, ranks, group_size); }
+      if (ranks[node] > 0) { lower(static_cast<index_t>(node), level, times(level / 4, handy), ranks, group_size); }
     }
   }
 
 private:
+  /// A product that stays at the largest load where it would exceed it. @pre both are >= 0
+  [[nodiscard]] static load_t times(load_t load, index_t factor) noexcept {
+    constexpr auto most = std::numeric_limits<load_t>::max();
+    return factor > 0 && load > most / factor ? most : load * factor;
+  }
+
   /// Load a rank to which it pays to level nodes down.
   [[nodiscard]] load_t find_level(std::span<index_t const> ranks, index_t price) {
     order_.resize(ranks.size());
@@ -76,11 +83,11 @@ private:
     auto const n = static_cast<std::size_t>(node);
     list_experts(node, group_size, handy);
     for (auto const expert : experts_) {
-      auto const excess = load_[n] - level * ranks[n];
+      auto const excess = load_[n] - times(level, ranks[n]);
       if (excess <= 0 || spare_[n] <= 0) { return; }
       if (loads_[expert] == 0 || loads_[expert] > excess) { continue; }
       auto const target = roomiest(level, ranks, n);
-      if (target == ranks.size() || load_[target] + loads_[expert] > level * ranks[target]) { continue; }
+      if (target == ranks.size() || load_[target] + loads_[expert] > times(level, ranks[target])) { continue; }
       move(expert, n, target);
     }
   }
@@ -110,7 +117,7 @@ private:
     load_t most = 0;
     for (std::size_t n = 0; n < ranks.size(); ++n) {
       if (n == except || ranks[n] == 0 || room_[n] <= 0) { continue; }
-      auto const room = level * ranks[n] - load_[n];
+      auto const room = times(level, ranks[n]) - load_[n];
       if (room > most) {
         most = room;
         best = n;
