@@ -9,12 +9,16 @@
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/fwd.hpp>
+#include <ballast/load/alignment.hpp>
 #include <ballast/load/decay_recorder.hpp>
 #include <ballast/load/gate.hpp>
 #include <ballast/load/history.hpp>
+#include <ballast/load/map_history.hpp>
 #include <ballast/load/pass_recorder.hpp>
+#include <ballast/load/pass_timeline.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/load/regime.hpp>
+#include <ballast/load/window_cursor.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/matrix_view.hpp>
 #include <ballast/migration/commit_order.hpp>
@@ -36,6 +40,8 @@
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/placement/regime.hpp>
 #include <ballast/placement/replica_shares.hpp>
+#include <ballast/placement/survivors.hpp>
+#include <ballast/placement/validate.hpp>
 #include <ballast/runtime/cycle_plan.hpp>
 #include <ballast/runtime/device_times.hpp>
 #include <ballast/runtime/host_store.hpp>
@@ -45,6 +51,8 @@
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>
 #include <ballast/runtime/registry.hpp>
+#include <ballast/runtime/replica_check.hpp>
+#include <ballast/runtime/set_up.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -53,6 +61,7 @@
 #include <ballast/transport/engine_control.hpp>
 #include <ballast/transport/segments.hpp>
 #include <ballast/transport/transport.hpp>
+#include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>
 #include <ballast/version.hpp>
 

@@ -7,6 +7,7 @@
 #include <ballast/types.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <span>
 #include <utility>
@@ -37,11 +38,22 @@ public:
   [[nodiscard]] ballast::index_t rank() const noexcept { return inner_->rank(); }
   [[nodiscard]] ballast::index_t num_ranks() const noexcept { return inner_->num_ranks(); }
 
-  [[nodiscard]] ballast::status expose(std::span<ballast::segment const> regions)
+  [[nodiscard]] ballast::status expose(std::span<ballast::segment const> regions, std::uint32_t first)
     requires ballast::peer_copier<Transport>
   {
-    return inner_->expose(regions);
+    return inner_->expose(regions, first);
   }
+  void retract(std::uint32_t first) noexcept
+    requires ballast::peer_copier<Transport>
+  {
+    inner_->retract(first);
+  }
+  [[nodiscard]] std::uint32_t next_region() const noexcept
+    requires ballast::peer_copier<Transport>
+  {
+    return inner_->next_region();
+  }
+  [[nodiscard]] ballast::transfer_turns& turns() noexcept { return inner_->turns(); }
 
   [[nodiscard]] ballast::status start(std::span<ballast::outgoing_message const> sends,
                                       std::span<ballast::incoming_message const> receives) {

@@ -45,6 +45,11 @@ public:
   [[nodiscard]] ballast::vote_result recall(ballast::nanoseconds_t timeout) {
     return between("before recall", "after recall", [&] { return inner_->recall(timeout); });
   }
+  [[nodiscard]] ballast::status regroup(ballast::nanoseconds_t timeout) {
+    return between("before regroup", "after regroup", [&] { return inner_->regroup(timeout); });
+  }
+  void give_up(ballast::status const& why) { inner_->give_up(why); }
+  [[nodiscard]] ballast::status trouble() { return inner_->trouble(); }
 
 private:
   template <class Call>

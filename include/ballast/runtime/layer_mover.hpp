@@ -3,6 +3,7 @@
 #define BALLAST_RUNTIME_LAYER_MOVER_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/migration/commit_order.hpp>
 #include <ballast/migration/transfer_plan.hpp>
@@ -10,12 +11,14 @@
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/transport/transport.hpp>
+#include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -55,13 +58,20 @@ struct transfer_limits {
 
 /// Moves a group of layers that fit staging together: one rank's side of receiving, checking and committing them.
 ///
-/// Call in this order: `open`, `receive` for all rounds in one or several calls, then (after the ranks have voted)
-/// `commit` for each layer or nothing at all.
+/// Call in this order: `open`; `begin_receive` and then `poll` or `wait` until the rounds have arrived, in one or
+/// several portions; then (after the ranks have voted) `commit` for each layer or nothing at all. It takes turns with
+/// others that use the same transport: a portion begins when theirs are over.
 template <data_transport Transport, expert_store Store>
-class layer_mover {
+class layer_mover final : private transfer_turns::user {
 public:
   layer_mover(topology const& where, index_t rank, Transport& transport, Store& store, transfer_limits limits)
       : where_{&where}, rank_{rank}, transport_{&transport}, store_{&store}, limits_{limits} {}
+  layer_mover(layer_mover const&) = delete;
+  layer_mover& operator=(layer_mover const&) = delete;
+  ~layer_mover() { abandon(); }
+
+  /// The store's regions have these numbers from `first` on.
+  void set_first_region(std::uint32_t first) noexcept { first_region_ = first; }
 
   /// Make staging ready for a group and work out this rank's messages.
   ///
@@ -69,9 +79,12 @@ public:
   /// @param tag_base  tags from here on are free; every rank gives the same.
   /// @return why this rank cannot take part; then `receive` must not be called.
   [[nodiscard]] status open(std::span<layer_transfer const* const> group, std::uint64_t tag_base) {
+    BALLAST_EXPECTS(state_ != portion::queued && state_ != portion::moving,
+                    "layer_mover: the group before still moves");
+    state_ = portion::none;
     sends_.clear();
     receives_.clear();
-    receive_time_ = std::min<nanoseconds_t>(batch_time(), 0);
+    receive_time_ = std::min<nanoseconds_t>(batch_time(), 0);  // measured or not
     lay_out(group);
     if (auto result = store_->reserve_staging(staged_bytes_); !result.ok()) { return result; }
     if (auto result = store_->prepare(); !result.ok()) { return result; }
@@ -84,71 +97,93 @@ public:
   /// Messages of the group over all ranks: as many tags are used from `tag_base` on.
   [[nodiscard]] std::size_t num_messages() const noexcept { return num_messages_; }
 
-  /// Bring this rank's arrivals of rounds [first, last) into staging and hand its own experts to their takers.
-  ///
-  /// @param timeout  nanoseconds, of each batch.
-  /// @return the first failure; the live weights are untouched in any case.
-  [[nodiscard]] status receive(index_t first, index_t last, nanoseconds_t timeout) {
-    if (auto result = begin_receive(first, last); !result.ok()) { return result; }
-    while (next_round_ < last_round_) {
-      if (auto result = end_batch(timeout); !result.ok()) { return result; }
-      if (auto result = begin_receive(next_round_, last); !result.ok()) { return result; }
-    }
-    return first < last ? end_batch(timeout) : status{};
+  /// Batches that rounds [first, last) are given to the transport in, the same on every rank.
+  [[nodiscard]] index_t num_batches(index_t first, index_t last) const {
+    index_t count = 0;
+    for (; first < last; first = end_of_batch(first, last)) { ++count; }
+    return count;
   }
 
-  /// The same without waiting: hand the first batch to the transport.
-  [[nodiscard]] status begin_receive(index_t first, index_t last) {
-    last_round_ = last;
-    next_round_ = limits_.rounds_per_batch > 0 ? std::min(first + limits_.rounds_per_batch, last) : last;
-    // What is passed on has to be here first.
-    auto const relay =
-        std::find_if(relay_rounds_.begin(), relay_rounds_.end(), [&](index_t round) { return round > first; });
-    if (relay != relay_rounds_.end()) { next_round_ = std::min(next_round_, *relay); }
-    if (first >= last) { return {}; }
-    return transport_->start(in_rounds(sends_, first, next_round_), in_rounds(receives_, first, next_round_));
-  }
-  /// Make progress on what `begin_receive` began.
+  /// Have this rank's arrivals of rounds [first, last) brought into staging and its own experts handed to their takers,
+  /// as soon as it is this mover's turn.
   ///
-  /// @param arrived  out: whether everything is there.
-  /// @param late     give up a batch that has not ended by now.
-  [[nodiscard]] status poll_receive(bool& arrived, bool late = false) {
-    arrived = false;
-    switch (transport_->poll()) {
-      case transfer_state::pending:
-        if (!late) { return {}; }
-        break;
-      case transfer_state::idle: arrived = true; return {};
-      case transfer_state::done:
-      case transfer_state::failed: break;
+  /// @param timeout  nanoseconds, of each batch.
+  void begin_receive(index_t first, index_t last, nanoseconds_t timeout) {
+    BALLAST_EXPECTS(state_ != portion::queued && state_ != portion::moving,
+                    "layer_mover: the rounds before still move");
+    failure_ = {};
+    timeout_ = timeout;
+    next_round_ = first;
+    last_round_ = last;
+    if (first >= last) {
+      began_at_ = now();
+      state_ = portion::arrived;
+      return;
     }
-    if (auto result = end_batch(0); !result.ok()) { return result; }
-    if (next_round_ < last_round_) { return begin_receive(next_round_, last_round_); }
-    arrived = true;
-    return {};
+    state_ = portion::queued;
+    turns().enter(*this);
+    poll();
+  }
+  /// Make progress on what `begin_receive` began, without waiting.
+  void poll() {
+    if (state_ == portion::queued && turns().is_first(*this)) { start_batch(); }
+    while (state_ == portion::moving) {
+      switch (transport_->poll()) {
+        case transfer_state::pending:
+          if (now() <= deadline_) { return; }
+          return end_late();
+        case transfer_state::idle:
+          return end_portion({errc::transport_failed, concat("rank ", rank_, ": somebody else ended the batch")});
+        case transfer_state::done:
+        case transfer_state::failed: end_batch(transport_->wait(0));
+      }
+    }
+  }
+  /// Make progress until everything has arrived or something has failed. Each batch has the timeout of `begin_receive`,
+  /// and so has each of those of others that come first. @return the failure; the live weights are untouched in any
+  /// case
+  [[nodiscard]] status wait() {
+    await_turn();
+    while (state_ == portion::moving) { end_batch(transport_->wait(time_until(deadline_))); }
+    return failure_;
   }
   /// Give up what `begin_receive` began.
-  void abandon_receive() { static_cast<void>(transport_->wait(0)); }
+  void abandon() noexcept {
+    if (state_ == portion::moving) { static_cast<void>(transport_->wait(0)); }
+    if (state_ == portion::moving || state_ == portion::queued) { turns().leave(*this); }
+    state_ = portion::none;
+    failure_ = {};
+  }
+  /// Everything that `begin_receive` asked for is in staging.
+  [[nodiscard]] bool arrived() const noexcept { return state_ == portion::arrived; }
+  /// Why it will not arrive.
+  [[nodiscard]] status const& failure() const noexcept { return failure_; }
+  /// When the last portion's first batch began on this rank.
+  [[nodiscard]] nanoseconds_t began_at() const noexcept { return began_at_; }
   /// What this rank's batches since `open` took on the device, added up; `not_measured` where the transport does not
   /// measure.
   [[nodiscard]] nanoseconds_t receive_time() const noexcept { return receive_time_; }
 
   /// Digests of what this rank sends, at the group's index of each message. @param out in/out: [num_messages()]
-  void checksum_sends(std::span<std::int64_t> out) {
+  [[nodiscard]] status checksum_sends(std::span<std::int64_t> out) {
     for (auto const& message : sends_) {
-      out[static_cast<std::size_t>(message.tag - tag_base_)] =
-          static_cast<std::int64_t>(store_->checksum(message.segments));
+      std::uint64_t sum = 0;
+      if (auto result = store_->checksum(message.segments, sum); !result.ok()) { return result; }
+      out[static_cast<std::size_t>(message.tag - tag_base_)] = static_cast<std::int64_t>(sum);
     }
+    return {};
   }
   /// Compare what arrived with the senders' digests. @param expected [num_messages()]
   [[nodiscard]] status check_arrivals(std::span<std::int64_t const> expected) {
     for (auto const& message : receives_) {
       auto const index = static_cast<std::size_t>(message.tag - tag_base_);
-      auto const found = store_->checksum(message.segments);
+      std::uint64_t found = 0;
+      if (auto result = store_->checksum(message.segments, found); !result.ok()) { return result; }
       if (found != static_cast<std::uint64_t>(expected[index])) {
         return {errc::corrupted,
                 concat("rank ", rank_, " received other bytes than rank ", message.peer, " sent: checksum ", hex(found),
-                       " against ", hex(static_cast<std::uint64_t>(expected[index])))};
+                       " against ", hex(static_cast<std::uint64_t>(expected[index]))),
+                message.peer};
       }
     }
     return {};
@@ -191,11 +226,70 @@ private:
       return not_measured;
     }
   }
-  [[nodiscard]] status end_batch(nanoseconds_t timeout) {
-    auto result = transport_->wait(timeout);
-    if (result.ok() && receive_time_ >= 0) { receive_time_ += batch_time(); }
-    return result;
+
+  // ---- batches ----
+
+  enum class portion { none, queued, moving, arrived, failed };
+
+  void advance() override { poll(); }
+
+  /// A transport that is not to be shared gives every mover its turn at once.
+  [[nodiscard]] transfer_turns& turns() noexcept {
+    if constexpr (shared_transport<Transport>) {
+      return transport_->turns();
+    } else {
+      return own_turns_;
+    }
   }
+
+  [[nodiscard]] index_t end_of_batch(index_t first, index_t last) const {
+    auto end = limits_.rounds_per_batch > 0 ? std::min(first + limits_.rounds_per_batch, last) : last;
+    // What is passed on has to be here first.
+    auto const relay =
+        std::find_if(relay_rounds_.begin(), relay_rounds_.end(), [&](index_t round) { return round > first; });
+    return relay != relay_rounds_.end() ? std::min(end, *relay) : end;
+  }
+
+  void start_batch() {
+    auto const first = std::exchange(next_round_, end_of_batch(next_round_, last_round_));
+    if (state_ == portion::queued) { began_at_ = now(); }
+    state_ = portion::moving;
+    deadline_ = deadline_after(timeout_);
+    auto started = transport_->start(in_rounds(sends_, first, next_round_), in_rounds(receives_, first, next_round_));
+    if (!started.ok()) { end_portion(std::move(started)); }
+  }
+  void end_batch(status result) {
+    if (result.ok() && receive_time_ >= 0) { receive_time_ += batch_time(); }
+    if (result.ok() && next_round_ < last_round_) { return start_batch(); }
+    end_portion(std::move(result));
+  }
+  void end_late() {
+    auto result = transport_->wait(0);  // says what was missing
+    // The last bytes may have come just now.
+    result.ok() ? end_batch(std::move(result)) : end_portion(std::move(result));
+  }
+  void end_portion(status result) {
+    state_ = result.ok() ? portion::arrived : portion::failed;
+    failure_ = std::move(result);
+    turns().leave(*this);
+  }
+
+  // Others move their batches first; each of those has a deadline. Should one of them forget, this one does not.
+  void await_turn() {
+    auto const deadline = deadline_after(timeout_);
+    for (auto nap = shortest_nap; state_ == portion::queued; nap = std::min(2 * nap, longest_nap)) {
+      turns().advance_first();
+      poll();
+      if (state_ != portion::queued) { return; }
+      if (now() > deadline) {
+        return end_portion(
+            {errc::busy, concat("rank ", rank_, ": the transport is still in use by another rebalancer")});
+      }
+      sleep_for(nap);
+    }
+  }
+  static constexpr nanoseconds_t shortest_nap = 5'000;
+  static constexpr nanoseconds_t longest_nap = 200'000;
 
   void lay_out(std::span<layer_transfer const* const> group) {
     layers_.resize(group.size());
@@ -332,7 +426,9 @@ private:
         item, piece, [&](expert_tensor const& tensor, std::size_t offset, std::size_t first, std::size_t bytes) {
           segments_.push_back({locate(item, tensor, offset, {expert_location::staged, place}) + first, bytes});
           // Staging is not registered memory: what is passed on reaches two-sided transports only.
-          if (move.via < 0) { remotes_.push_back({tensor.region, slot * tensor.stride + first, bytes}); }
+          if (move.via < 0) {
+            remotes_.push_back({first_region_ + tensor.region, slot * tensor.stride + first, bytes});
+          }
         });
     receives_.push_back({source, round_of(item, move, piece), tag, std::span{segments_}.subspan(begin),
                          std::span{remotes_}.subspan(begin_remote)});
@@ -347,15 +443,25 @@ private:
   Transport* transport_;
   Store* store_;
   transfer_limits limits_;
+  transfer_turns own_turns_;
 
   commit_orderer orderer_;
   std::vector<layer_item> layers_;
   std::size_t staged_bytes_ = 0;
   std::size_t num_messages_ = 0;
   index_t num_rounds_ = 0;
-  index_t next_round_ = 0;             // first round after the running batch
   std::vector<index_t> relay_rounds_;  // first relayed round of each layer that has any
-  index_t last_round_ = 0;             // end of what `begin_receive` was asked for
+  std::uint32_t first_region_ = 0;
+
+  // What `begin_receive` was asked for.
+  portion state_ = portion::none;
+  status failure_;
+  nanoseconds_t timeout_ = 0;
+  nanoseconds_t deadline_ = 0;  // of the running batch
+  nanoseconds_t began_at_ = 0;
+  index_t next_round_ = 0;  // first round after the running batch
+  index_t last_round_ = 0;
+
   nanoseconds_t receive_time_ = not_measured;
   std::uint64_t tag_base_ = 0;
   std::vector<segment> segments_;

@@ -3,6 +3,7 @@
 #define BALLAST_RUNTIME_REBALANCER_OPTIONS_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/gate.hpp>
@@ -10,7 +11,7 @@
 #include <ballast/types.hpp>
 
 #include <cstdint>
-#include <cstring>
+#include <string_view>
 
 BALLAST_BEGIN_NAMESPACE
 
@@ -18,8 +19,8 @@ BALLAST_BEGIN_NAMESPACE
 struct rebalancer_options {
   index_t interval = 1000;     ///< N, forward passes between plans, >= 1
   index_t share_interval = 0;  ///< M, passes between refreshes of the shares alone; 0: shares change with plans only
-  double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; 1 always plans
-  nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks
+  double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; in [0, 1], 1 always plans
+  nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks; ranks may differ
   pass_gate gate{};                        ///< which passes count
   bool relay = false;                      ///< see `transfer_options`
   std::int64_t max_message_bytes = 0;      ///< longer messages travel in pieces; 0: no limit
@@ -27,38 +28,47 @@ struct rebalancer_options {
   bool asynchronous = false;  ///< bytes travel while passes run; commits follow the words of `outgoing` and `incoming`
   bool verify = false;        ///< compare checksums of every moved expert before it is committed
   bool adopt_first_plan = false;  ///< when plans differ, every rank takes rank 0's instead of failing
+  bool check_replicas = true;     ///< at `start`, compare a sample of the bytes of all replicas of an expert
+  /// Slots that each call while recording compares whole with the other replicas of their experts; 0: none. What they
+  /// hold is compared at the next dump.
+  index_t checked_slots = 0;
 
   /// Refuse values that make no sense, naming them.
   [[nodiscard]] status validate() const {
-    if (interval < 1) {
-      return {errc::invalid_option, detail::concat("rebalancer: interval is ", interval, ", must be at least 1")};
+    auto const refuse = [](auto const&... parts) {
+      return status{errc::invalid_option, detail::concat("rebalancer: ", parts...)};
+    };
+    if (interval < 1) { return refuse("interval is ", interval, ", must be at least 1"); }
+    if (share_interval < 0) { return refuse("share_interval is ", share_interval, ", must not be negative"); }
+    if (max_message_bytes < 0) { return refuse("max_message_bytes is ", max_message_bytes, ", must not be negative"); }
+    if (rounds_per_batch < 0) { return refuse("rounds_per_batch is ", rounds_per_batch, ", must not be negative"); }
+    if (checked_slots < 0) { return refuse("checked_slots is ", checked_slots, ", must not be negative"); }
+    if (!(utilization_threshold >= 0 && utilization_threshold <= 1)) {
+      return refuse("utilization_threshold is ", utilization_threshold, ", must be in [0, 1]");
     }
-    if (share_interval < 0) {
-      return {errc::invalid_option,
-              detail::concat("rebalancer: share interval is ", share_interval, ", must not be negative")};
-    }
-    if (max_message_bytes < 0 || rounds_per_batch < 0) {
-      return {errc::invalid_option, detail::concat("rebalancer: messages of ", max_message_bytes, " bytes, ",
-                                                   rounds_per_batch, " rounds a batch: must not be negative")};
-    }
-    if (!(utilization_threshold >= 0)) {
-      return {errc::invalid_option,
-              detail::concat("rebalancer: utilisation threshold is ", utilization_threshold, ", must not be negative")};
-    }
-    if (timeout <= 0) {
-      return {errc::invalid_option, detail::concat("rebalancer: timeout is ", timeout, " ns, must be positive")};
-    }
-    return {};
+    if (timeout <= 0) { return refuse("timeout is ", timeout, " ns, must be positive"); }
+    return gate.validate();
   }
 
-  /// Mix what every rank must have alike into a digest. Ranks may differ in how long they wait.
-  void describe(digest& out) const noexcept {
-    std::uint64_t threshold = 0;
-    std::memcpy(&threshold, &utilization_threshold, sizeof threshold);
-    out.add(interval).add(share_interval).add(threshold).add(relay).add(max_message_bytes).add(rounds_per_batch);
-    out.add(asynchronous).add(verify).add(adopt_first_plan);
-    gate.describe(out);
+  /// What every rank must have alike; see `detail::names_options`. Ranks may differ in how long they wait.
+  template <class Visit>
+  void for_each_option(Visit visit) const {
+    using detail::option_bits;
+    visit("interval", option_bits(interval));
+    visit("share_interval", option_bits(share_interval));
+    visit("utilization_threshold", option_bits(utilization_threshold));
+    visit("gate.phases", option_bits(gate.phases));
+    visit("gate.min_tokens", option_bits(gate.min_tokens));
+    visit("relay", option_bits(relay));
+    visit("max_message_bytes", option_bits(max_message_bytes));
+    visit("rounds_per_batch", option_bits(rounds_per_batch));
+    visit("asynchronous", option_bits(asynchronous));
+    visit("verify", option_bits(verify));
+    visit("adopt_first_plan", option_bits(adopt_first_plan));
+    visit("check_replicas", option_bits(check_replicas));
+    visit("checked_slots", option_bits(checked_slots));
   }
+  void describe(digest& out) const { detail::describe_options(*this, out); }
 };
 
 BALLAST_END_NAMESPACE

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// Votes of which a rank does not hear the outcome: what settles them, and what does not.
+#include <ballast/load/window_recorder.hpp>
+#include <ballast/runtime/rebalancer.hpp>
+#include <ballast/transport/in_process.hpp>
+
+#include "../support/few_layers.hpp"
+#include "../support/group_runner.hpp"
+#include "../support/hooked.hpp"
+#include "../support/patterned_weights.hpp"
+#include "../support/policies.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+using namespace ballast_test;
+
+/// A control plane that does not tell how a vote ended while it is silent.
+class reticent_control : public hooked_control<in_process_endpoint> {
+public:
+  explicit reticent_control(in_process_endpoint& inner)
+      : hooked_control<in_process_endpoint>{inner, [](char const*) {}} {}
+
+  bool silent = false;  ///< the next vote and its recall are undecided here
+
+  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
+    auto result = hooked_control<in_process_endpoint>::vote(yes, timeout);
+    if (!silent) { return result; }
+    return {decision::undecided, {errc::deadline_exceeded, "rank 7 did not come in time", 7}};
+  }
+  [[nodiscard]] vote_result recall(nanoseconds_t timeout) {
+    if (!silent) { return hooked_control<in_process_endpoint>::recall(timeout); }
+    return {decision::undecided, {errc::deadline_exceeded, "nobody answers"}};
+  }
+};
+
+topology const where{{2, 1, 3, 0}};
+placement const initial = trivial_placement({2, 5, 6});
+
+struct rank_with_open_vote {
+  explicit rank_with_open_vote(in_process_endpoint& endpoint) : control{endpoint}, transport{&endpoint} {
+    weights.add_to(store);
+    moved.start().or_throw();
+  }
+
+  reticent_control control;
+  in_process_endpoint* transport;
+  patterned_weights weights{where, transport->rank(), initial, {{24, 24}}};
+  hooked_store store{where, 2};
+  rebalancer<window_recorder, rotate_placement, few_layers, in_process_endpoint, hooked_store, reticent_control> moved{
+      where, initial, window_recorder{2, 5}, {}, {2}, *transport, store, control, {.interval = 1, .timeout = patience}};
+};
+
+template <class Body>
+void on_two_ranks(Body body) {
+  in_process_group group{2};
+  in_process_group channel{2};
+  group.run([&](in_process_endpoint& me) {
+    rank_with_open_vote self{me};
+    auto const tell = exchange_over(channel.endpoint(me.rank()));
+    body(self, tell);
+    static_cast<void>(tell(0));
+  });
+}
+
+// Rank 1 is lost in the first vote, which commits on rank 0. @return the words that were told before it
+template <class Tell>
+std::vector<std::uint64_t> lose_rank_1(rank_with_open_vote& self, Tell const& tell) {
+  self.moved.on_forward_pass_end().or_throw();
+  auto const early = tell(self.moved.outgoing());
+  self.control.silent = self.transport->rank() == 1;
+  auto const result = self.moved.on_forward_pass_end();
+  self.control.silent = false;
+  if (self.transport->rank() == 0) {
+    CHECK(result.ok());
+    CHECK(self.moved.epoch(0) == 1);
+  } else {
+    CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+    CHECK(result.rank() == 7);
+    CHECK(result.message() == "rank 7 did not come in time; then nobody answers");
+  }
+  return early;
+}
+
+}  // namespace
+
+TEST_CASE("words that were told before a vote do not settle it in synchronous mode") {
+  on_two_ranks([](rank_with_open_vote& self, auto const& tell) {
+    auto words = lose_rank_1(self, tell);
+    if (self.transport->rank() == 1) {
+      words[1] = self.moved.outgoing();
+      CHECK_FALSE(self.moved.incoming(words).ok());
+      CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+      self.moved.settle(decision::commit).or_throw();
+    }
+    CHECK(self.moved.epoch(0) == 1);
+    CHECK(self.weights.first_error(self.moved.current()) == "");
+  });
+}
+
+TEST_CASE("a rank that was lost and is settled resumes like any other") {
+  on_two_ranks([](rank_with_open_vote& self, auto const& tell) {
+    static_cast<void>(lose_rank_1(self, tell));
+    if (self.transport->rank() == 1) { self.moved.settle(decision::commit).or_throw(); }
+    self.moved.resume().or_throw();
+    for (int step = 0; step < 6; ++step) { self.moved.on_forward_pass_end().or_throw(); }
+    CHECK(self.moved.epoch(0) > 2);
+    CHECK(self.weights.first_error(self.moved.current()) == "");
+  });
+}

@@ -1,0 +1,505 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// What ranks compare before they act, and what becomes of them when a vote or a commit goes wrong.
+#include <ballast/load/decay_recorder.hpp>
+#include <ballast/load/window_recorder.hpp>
+#include <ballast/runtime/rebalancer.hpp>
+#include <ballast/transport/in_process.hpp>
+
+#include "../support/cohort.hpp"
+#include "../support/few_layers.hpp"
+#include "../support/hooked.hpp"
+#include "../support/policies.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+using namespace ballast_test;
+
+topology const where{{2, 1, 3, 0}};
+constexpr index_t num_layers = 2;
+placement const initial = trivial_placement({num_layers, 4, 6});  // 0 1 2 | 3 0 1
+
+// A control plane that does not say what is.
+class lying_control : public hooked_control<in_process_endpoint> {
+public:
+  explicit lying_control(in_process_endpoint& inner) : hooked_control{inner, [](char const*) {}} {}
+
+  std::uint64_t members = 1;
+  bool blind = false;                       // shows every rank its own words as those of the others
+  std::optional<decision> outcome;          // what this rank takes its votes for
+  decision recalled = decision::undecided;  // and what it learns when it asks
+
+  [[nodiscard]] std::uint64_t membership() const { return members; }
+  [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
+                                  nanoseconds_t timeout) {
+    auto result = hooked_control::all_gather(mine, all, timeout);
+    for (auto at = all.begin(); blind && at != all.end(); at += static_cast<std::ptrdiff_t>(mine.size())) {
+      std::ranges::copy(mine, at);
+    }
+    return result;
+  }
+  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
+    auto result = hooked_control::vote(yes, timeout);
+    return outcome ? vote_result{*outcome, {errc::deadline_exceeded, "it was late"}} : result;
+  }
+  [[nodiscard]] vote_result recall(nanoseconds_t /*timeout*/) {
+    return {recalled, {errc::deadline_exceeded, "asked too late"}};
+  }
+};
+
+// Keeps the tags and regions of all messages, and can pass for a transport that reads its peers' memory.
+class noted_wire {
+public:
+  explicit noted_wire(in_process_endpoint& inner) : inner_{&inner} {}
+
+  std::uint32_t used = 0;  // region numbers that others have had
+  std::vector<std::uint64_t> tags;
+  std::vector<std::uint32_t> regions;
+  std::vector<std::uint32_t> exposed;
+  std::vector<std::uint32_t> retracted;
+
+  [[nodiscard]] index_t rank() const noexcept { return inner_->rank(); }
+  [[nodiscard]] index_t num_ranks() const noexcept { return inner_->num_ranks(); }
+  [[nodiscard]] transfer_turns& turns() noexcept { return inner_->turns(); }
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    for (auto const& send : sends) { tags.push_back(send.tag); }
+    for (auto const& receive : receives) {
+      for (auto const& part : receive.source) { regions.push_back(part.region); }
+    }
+    return inner_->start(sends, receives);
+  }
+  [[nodiscard]] transfer_state poll() { return inner_->poll(); }
+  [[nodiscard]] status wait(nanoseconds_t timeout) { return inner_->wait(timeout); }
+  [[nodiscard]] status expose(std::span<segment const> /*regions*/, std::uint32_t first) {
+    exposed.push_back(first);
+    return {};
+  }
+  void retract(std::uint32_t first) noexcept { retracted.push_back(first); }
+  [[nodiscard]] std::uint32_t next_region() const noexcept { return used; }
+
+private:
+  in_process_endpoint* inner_;
+};
+static_assert(peer_copier<noted_wire>);
+
+// A store that refuses a commit of one layer.
+struct refusing_store : host_store {
+  using host_store::host_store;
+  index_t refused = -1;
+  [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
+                              epoch_t epoch) {
+    if (layer == refused) { return {errc::transport_failed, "refusing_store: no"}; }
+    return host_store::commit(layer, copies, tables, epoch);
+  }
+};
+
+struct rank_of_two {
+  rank_of_two(in_process_endpoint& me, rebalancer_options const& options, tensor_shape shape = {48, 48})
+      : control{me},
+        weights{where, me.rank(), initial, {shape}},
+        store{where, num_layers},
+        moved{where, initial, window_recorder{num_layers, 4, {1, 1}}, {}, {2}, me, store, control, options, &log} {
+    weights.add_to(store);
+  }
+  status step(std::vector<index_t> const& ids = {2, 2, 2, 2, 0, 0, 1, 1}) {
+    for (index_t layer = 0; layer < num_layers; ++layer) { moved.record_top_k(layer, ids); }
+    return moved.on_forward_pass_end();
+  }
+  void expect_nothing_has_changed() {
+    CHECK(moved.current() == initial);
+    CHECK(moved.epoch(0) == 0);
+    CHECK(weights.first_error(moved.current()) == "");
+  }
+
+  event_log log;
+  lying_control control;
+  patterned_weights weights;
+  refusing_store store;
+  rebalancer<window_recorder, rotate_placement, few_layers, in_process_endpoint, refusing_store, lying_control> moved;
+};
+
+template <class Body>
+void on_two_ranks(rebalancer_options const& options, Body body) {
+  in_process_group group{2};
+  group.run([&](in_process_endpoint& me) {
+    rank_of_two self{me, options};
+    self.moved.start().or_throw();
+    body(self, me.rank());
+  });
+}
+
+[[nodiscard]] bool says(status const& result, char const* what) {
+  INFO(result.message());
+  return result.message().find(what) != std::string::npos;
+}
+
+[[nodiscard]] placement rotated() {
+  placement target;
+  rotate_placement{}.plan({}, initial, where, target).or_throw();
+  return target;
+}
+[[nodiscard]] placement with_row(std::vector<index_t> const& row) {
+  placement target = initial;
+  std::ranges::copy(row, target.edit(0).logical_of_slot.begin());
+  target.index_replicas(0);
+  return target;
+}
+
+}  // namespace
+
+TEST_CASE("before a byte moves, ranks that have come to differ are told in what") {
+  on_two_ranks({.interval = 1, .timeout = patience}, [](rank_of_two& self, index_t rank) {
+    self.control.members += static_cast<std::uint64_t>(rank);
+    self.step().or_throw();
+    auto const result = self.step();
+    CHECK(result.code() == errc::disagreement);
+    CHECK(result.message() == "rank 1 differs from rank 0 in membership: 2 against 1");
+    self.expect_nothing_has_changed();
+  });
+  on_two_ranks({.interval = 1, .timeout = patience}, [](rank_of_two& self, index_t rank) {
+    if (rank == 1) { self.moved.recorder() = window_recorder{num_layers, 4, {7, 1}}; }
+    self.step().or_throw();
+    auto const result = self.step();
+    CHECK(result.code() == errc::disagreement);
+    CHECK(says(result, "rank 1 differs from rank 0 in configuration"));
+    self.expect_nothing_has_changed();
+  });
+}
+
+TEST_CASE("a rank that was settled otherwise than the others is found when they resume") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t rank) {
+    if (rank == 1) { self.control.outcome = decision::undecided; }
+    auto const applied = self.moved.apply(rotated());
+    CHECK(applied.ok() == (rank == 0));
+    CHECK(self.moved.state() == (rank == 0 ? rebalancer_state::recording : rebalancer_state::cohort_lost));
+    if (rank == 1) {
+      CHECK(self.moved.undecided_layers().size() == 2);
+      self.moved.settle(decision::drop).or_throw();  // and that is wrong
+      CHECK(self.moved.state() == rebalancer_state::failed);
+    }
+    auto const result = self.moved.resume();
+    CHECK(result.code() == errc::disagreement);
+    CHECK(says(result, "rank 1 differs from rank 0 in epochs"));
+  });
+}
+
+TEST_CASE("a rank that learns late that the others have committed commits the same bytes and tables") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t rank) {
+    if (rank == 1) { self.control.outcome = decision::undecided; }
+    CHECK(self.moved.apply(rotated()).ok() == (rank == 0));
+    if (rank == 1) { self.moved.settle(decision::commit).or_throw(); }
+    self.control.outcome = {};
+    self.moved.resume().or_throw();
+    CHECK(self.moved.current() == rotated());
+    CHECK(self.moved.epoch(1) == 1);
+    CHECK(self.weights.first_error(self.moved.current()) == "");
+    self.moved.apply(initial).or_throw();
+  });
+}
+
+TEST_CASE("ranks at the same epochs with other placements are found when they resume") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t rank) {
+    // Each swaps two of its own slots, so that no bytes are missed.
+    self.control.blind = true;
+    self.moved
+        .apply(with_row(rank == 0 ? std::vector<index_t>{1, 0, 2, 3, 0, 1} : std::vector<index_t>{0, 1, 2, 0, 3, 1}))
+        .or_throw();
+    self.control.blind = false;
+    CHECK(self.moved.epoch(0) == 1);
+    auto const result = self.moved.resume();
+    CHECK(result.code() == errc::disagreement);
+    CHECK(says(result, "placement in force"));
+  });
+}
+
+TEST_CASE("a commit that the store refuses leaves the rank lost, of layers and of shares alike") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t rank) {
+    self.store.refused = rank == 1 ? 1 : -1;
+    auto const result = self.moved.apply(rotated());
+    CHECK(result.ok() == (rank == 0));
+    if (rank == 0) { return; }
+    CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+    CHECK(self.moved.undecided_layers().empty());
+    CHECK(self.moved.settle(decision::commit).code() == errc::invalid_option);
+    CHECK(self.moved.resume().message() == result.message());
+  });
+  on_two_ranks({.share_interval = 1, .timeout = patience}, [](rank_of_two& self, index_t rank) {
+    self.store.refused = rank == 1 ? 1 : -1;
+    CHECK(self.step().ok() == (rank == 0));
+    CHECK(self.moved.state() == (rank == 0 ? rebalancer_state::recording : rebalancer_state::cohort_lost));
+  });
+}
+
+TEST_CASE("shares change by a vote: dropped they stay, and what is undecided is settled") {
+  on_two_ranks({.share_interval = 1, .timeout = patience}, [](rank_of_two& self, index_t) {
+    self.control.outcome = decision::drop;
+    CHECK(self.step().code() == errc::deadline_exceeded);
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    self.expect_nothing_has_changed();
+  });
+  for (auto const outcome : {decision::commit, decision::drop}) {
+    on_two_ranks({.share_interval = 1, .timeout = patience}, [&](rank_of_two& self, index_t) {
+      self.control.outcome = decision::undecided;
+      CHECK_FALSE(self.step().ok());
+      CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+      CHECK(self.moved.undecided_layers().size() == 2);
+      self.moved.settle(outcome).or_throw();
+      CHECK(self.moved.current().has_shares() == (outcome == decision::commit));
+      CHECK(self.moved.epoch(0) == (outcome == decision::commit ? 1 : 0));
+      self.control.outcome = {};
+      self.moved.resume().or_throw();
+      self.step().or_throw();
+      CHECK(self.moved.current().has_shares());
+    });
+  }
+}
+
+TEST_CASE("a refresh of shares leaves layers without a token as they are") {
+  on_two_ranks({.share_interval = 1, .timeout = patience}, [](rank_of_two& self, index_t) {
+    self.step().or_throw();
+    self.moved.record_top_k(1, std::vector<index_t>{3, 3, 3, 3, 0, 0, 1, 1});
+    self.moved.on_forward_pass_end().or_throw();
+    CHECK(self.moved.epoch(1) == 2);
+    CHECK(self.moved.epoch(0) == 1);
+  });
+}
+
+TEST_CASE("after a resume, a rank that was behind takes no counts of passes that it has numbered otherwise") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t rank) {
+    for (int call = 0; call < 3 + rank; ++call) { self.step().or_throw(); }
+    self.moved.resume().or_throw();
+    CHECK(self.moved.step() == 4);
+    std::vector<load_t> const counts(6, 1);
+    CHECK(self.moved.record_physical(0, counts, 3).ok() == (rank == 1));
+    CHECK(self.moved.record_physical(0, counts, 5).ok());
+  });
+}
+
+TEST_CASE("ranks that are told other topologies find out") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t rank) {
+    CHECK(self.moved.set_topology(topology{{2, 1, 2, 0}}, initial).code() == errc::invalid_topology);
+    auto const result = self.moved.set_topology(where, rank == 0 ? initial : rotated());
+    CHECK(result.code() == errc::disagreement);
+    CHECK(says(result, "rank 1 differs from rank 0 in new topology"));
+    self.expect_nothing_has_changed();
+  });
+}
+
+TEST_CASE("replicas of large tensors: both ends at the start, all of it in the background, and anew after a commit") {
+  constexpr std::size_t large = std::size_t{200} << 10;
+  // Expert 1 of layer 1 has its second copy in the last slot of rank 1.
+  struct row {
+    std::size_t byte;
+    bool at_start;
+  };
+  for (auto const& flip : {row{0, true}, row{large - 1, true}, row{large / 2, false}}) {
+    CAPTURE(flip.byte);
+    in_process_group group{2};
+    group.run([&](in_process_endpoint& me) {
+      rank_of_two self{me, {.interval = 9, .timeout = patience, .checked_slots = 1}, {large, large}};
+      if (me.rank() == 1) { self.weights.expert(1, 0, 2)[flip.byte] ^= std::byte{1}; }
+      auto result = self.moved.start();
+      CHECK(result.ok() != flip.at_start);
+      for (int call = 0; call < 40 && result.ok(); ++call) { result = self.step(); }
+      CHECK(result.code() == errc::corrupted);
+      CHECK(says(result, "layer 1, expert 1"));
+    });
+  }
+  on_two_ranks({.interval = 9, .timeout = patience, .checked_slots = 9}, [](rank_of_two& self, index_t) {
+    for (int call = 0; call < 5; ++call) { self.step().or_throw(); }
+    self.moved.apply(rotated()).or_throw();
+    for (int call = 0; call < 9; ++call) { self.step().or_throw(); }
+    CHECK(self.moved.epoch(0) == 2);
+  });
+}
+
+TEST_CASE("survivors go on with another topology, at another epoch, and move among themselves") {
+  topology const three{{3, 1, 4, 0}};
+  placement const twice = trivial_placement({num_layers, 6, 12});  // 0 1 2 3 | 4 5 0 1 | 2 3 4 5
+  using rank_of_three = member<keep_placement, few_layers>;
+  in_process_group group{3};
+  std::vector<std::unique_ptr<rank_of_three>> ranks(3);
+  group.run([&](in_process_endpoint& me) {
+    auto& self = ranks[static_cast<std::size_t>(me.rank())];
+    self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, few_layers{2}, me,
+                                           rebalancer_options{.timeout = patience});
+    self->moved.start().or_throw();
+  });
+  group.expel(2);
+  group.run([&](in_process_endpoint& me) {
+    if (me.rank() == 2) { return; }
+    auto& self = *ranks[static_cast<std::size_t>(me.rank())];
+    self.moved.resume().or_throw();
+    topology left = three;
+    left.set_live(2, false);
+    self.moved.set_topology(left, twice).or_throw();
+    CHECK_FALSE(self.moved.where().is_live(2));
+    CHECK(self.moved.epoch(0) == 1);
+    CHECK(self.store.epoch(1) == 1);
+    CHECK(self.log.layers_of("commit") == std::vector<std::vector<index_t>>{{0, 1}});
+    placement target = twice;
+    auto const row = target.edit(0).logical_of_slot;
+    std::swap(row[0], row[4]);
+    target.index_replicas(0);
+    self.moved.apply(target).or_throw();
+    CHECK(self.moved.epoch(0) == 2);
+    CHECK(self.first_error() == "");
+  });
+}
+
+TEST_CASE("start puts the tables in force that the weights were loaded with") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t) {
+    CHECK(self.store.published() == initial);
+    CHECK(self.store.is_published(1));
+    CHECK(self.store.epoch(1) == 0);
+  });
+}
+
+TEST_CASE("ranks with recorders of another kind are told that they are") {
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    patterned_weights weights{where, me.rank(), initial, {{16, 16}}};
+    host_store store{where, num_layers};
+    weights.add_to(store);
+    auto const start = [&](auto recorder) {
+      rebalancer moved{where, initial, recorder, keep_placement{}, few_layers{}, me, store, me, {.timeout = patience}};
+      return moved.start();
+    };
+    auto const result =
+        me.rank() == 0 ? start(window_recorder{num_layers, 4, {1, 1}}) : start(decay_recorder{num_layers, 4});
+    CHECK(result.code() == errc::disagreement);
+    CHECK(says(result, "rank 1 differs from rank 0 in kinds of recorder, policy and schedule"));
+  });
+}
+
+TEST_CASE("while layers move, counts of one that has not moved yet are those of the map in force") {
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    member<rotate_placement, few_layers> self{where, initial, {}, {1}, me, {.interval = 1, .timeout = patience}};
+    self.moved.start().or_throw();
+    for (int call = 0; call < 3; ++call) { self.moved.on_forward_pass_end().or_throw(); }
+    REQUIRE(self.moved.state() == rebalancer_state::moving);
+    REQUIRE(self.moved.epoch(0) == 1);
+    REQUIRE(self.moved.epoch(1) == 0);
+    std::vector<load_t> const by_slot{7, 0, 0, 0, 0, 0};
+    self.moved.record_physical(0, by_slot).or_throw();  // its first slot holds expert 1 now
+    self.moved.record_physical(1, by_slot).or_throw();  // and that of this layer expert 0 still
+    auto& recorder = self.moved.recorder();
+    recorder.end_pass(true);
+    std::vector<load_t> history(2 * 4);
+    recorder.history(history).or_throw();
+    CHECK(history == std::vector<load_t>{0, 7, 0, 0, 7, 0, 0, 0});
+  });
+}
+
+TEST_CASE("a rank that missed the outcome of a vote asks for it") {
+  for (auto const recalled : {decision::commit, decision::drop}) {
+    on_two_ranks({.timeout = patience}, [&](rank_of_two& self, index_t) {
+      self.control.outcome = decision::undecided;
+      self.control.recalled = recalled;
+      CHECK(self.moved.apply(rotated()).ok() == (recalled == decision::commit));
+      CHECK(self.moved.state() ==
+            (recalled == decision::commit ? rebalancer_state::recording : rebalancer_state::failed));
+      CHECK(self.moved.epoch(0) == (recalled == decision::commit ? 1 : 0));
+    });
+  }
+}
+
+TEST_CASE("no tag is used twice, whatever a rebalancer does and whoever comes after it") {
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    noted_wire wire{me};
+    for (int model = 0; model < 2; ++model) {
+      member<rotate_placement, few_layers, host_store, noted_wire> self{
+          where, initial, {}, {1}, me, wire, {.interval = 1, .timeout = patience}};
+      self.moved.start().or_throw();
+      for (int call = 0; call < 12; ++call) { self.moved.on_forward_pass_end().or_throw(); }
+      self.moved.resume().or_throw();
+      self.moved.apply(initial).or_throw();
+      self.moved.apply(rotated()).or_throw();
+    }
+    CHECK(wire.tags.size() > 8);
+    std::ranges::sort(wire.tags);
+    CHECK(std::ranges::adjacent_find(wire.tags) == wire.tags.end());
+  });
+}
+
+TEST_CASE("regions have the same numbers on every rank, those of no one else, and are taken back in the end") {
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    noted_wire wire{me};
+    wire.used = me.rank() == 0 ? 3 : 8;
+    {
+      member<rotate_placement, few_layers, host_store, noted_wire> self{
+          where, initial, {}, {2}, me, wire, {.timeout = patience}};
+      self.moved.start().or_throw();
+      CHECK(wire.exposed == std::vector<std::uint32_t>{8});
+      self.moved.apply(rotated()).or_throw();
+      CHECK(self.moved.epoch(0) == 1);
+      CHECK(wire.retracted.empty());
+    }
+    for (auto const region : wire.regions) { CHECK(region >= 8); }
+    CHECK(wire.retracted == std::vector<std::uint32_t>{8});
+  });
+  // Weights of another layout on one rank: what was exposed before a start fails is taken back too.
+  group.run([](in_process_endpoint& me) {
+    noted_wire wire{me};
+    member<rotate_placement, few_layers, host_store, noted_wire> self{
+        where, initial, {}, {2}, me, wire, {.timeout = patience}};
+    if (me.rank() == 1) { self.weights.expert(1, 0, 2)[0] ^= std::byte{1}; }
+    CHECK(self.moved.start().code() == errc::corrupted);
+    CHECK(wire.exposed.size() == 1);
+    CHECK(wire.retracted == wire.exposed);
+  });
+}
+
+TEST_CASE("a rank that fails while all record is heard of by the others, at their next calls") {
+  on_two_ranks({.interval = 1'000'000, .timeout = patience}, [](rank_of_two& self, index_t rank) {
+    status result;
+    if (rank == 1) {
+      self.moved.record_top_k(99, std::vector<index_t>{1});
+      result = self.moved.on_forward_pass_end();
+    }
+    for (int call = 0; call < 5000 && result.ok(); ++call) {
+      std::this_thread::sleep_for(std::chrono::milliseconds{1});
+      result = self.moved.on_forward_pass_end();
+    }
+    CHECK_FALSE(result.ok());
+    CHECK(says(result, "layer 99"));
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    if (rank == 0) { CHECK(result.rank() == 1); }
+    self.moved.resume().or_throw();
+    CHECK(self.moved.state() == rebalancer_state::recording);
+  });
+}
+
+TEST_CASE("a rank that cannot take its part of a layer that arrives over several steps ends the first of them") {
+  struct one_move_a_step : few_layers {
+    [[nodiscard]] std::int64_t step_bytes() const noexcept { return 1; }
+  };
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    member<rotate_placement, one_move_a_step, hooked_store> self{where, trivial_placement({num_layers, 6, 6}), {}, {},
+                                                                 me,    {.interval = 1, .timeout = patience}};
+    self.store.out_of_memory = [&] { return me.rank() == 1; };
+    self.moved.start().or_throw();
+    for (int call = 0; call < 2; ++call) { self.moved.on_forward_pass_end().or_throw(); }
+    REQUIRE(self.moved.state() == rebalancer_state::moving);
+    CHECK_FALSE(self.moved.on_forward_pass_end().ok());
+    CHECK(self.moved.state() == rebalancer_state::failed);
+  });
+}
