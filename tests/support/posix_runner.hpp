@@ -15,7 +15,9 @@
 
 #include <cstddef>
 #include <deque>
+#include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ballast_test {
@@ -24,6 +26,17 @@ namespace ballast_test {
 [[nodiscard]] inline std::string fresh_group_name() {
   static int count = 0;
   return ballast::detail::concat("test-", ::getpid(), "-", ++count);
+}
+
+/// Files in shared memory that belong to a group of that name, or to any whose name begins so.
+[[nodiscard]] inline std::vector<std::string> files_of_group(std::string const& name) {
+  std::vector<std::string> found;
+  auto const start = "ballast." + name;
+  for (auto const& entry : std::filesystem::directory_iterator{"/dev/shm"}) {
+    auto file = entry.path().filename().string();
+    if (file.compare(0, start.size(), start) == 0) { found.push_back(std::move(file)); }
+  }
+  return found;
 }
 
 /// Memory that peers can map.
@@ -61,14 +74,19 @@ struct basic_posix_runner {
   template <class Body>
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
     auto const name = fresh_group_name();
-    return run_processes(num_ranks, [&](ballast::index_t rank, process_exit exit, law_log& log) {
+    auto complaints = run_processes(num_ranks, [&](ballast::index_t rank, process_exit exit, law_log& log) {
+      ballast::posix::process_group end;  // nobody leaves while others still look at the group
       ballast::posix::process_group group;
+      if (!log.expect_ok(end.join(name + ".end", rank, num_ranks, patience), "join")) { return; }
       if (!log.expect_ok(group.join(name, rank, num_ranks, patience), "join")) { return; }
       ballast::posix::peer_copy transport{group, options};
-      law_endpoint<ballast::posix::process_group, ballast::posix::peer_copy, Memory> self{group, transport,
-                                                                                          [exit] { exit.die(); }};
+      law_endpoint<ballast::posix::process_group, ballast::posix::peer_copy, Memory> self{
+          group, transport, [exit] { exit.die(); }, exchange_over(end)};
       body(self, log);
+      static_cast<void>(end.all_reduce({}, patience));
     });
+    for (auto const& file : files_of_group(name + ".")) { complaints.push_back(file + " is left in shared memory"); }
+    return complaints;
   }
 };
 using posix_runner = basic_posix_runner<host_memory>;

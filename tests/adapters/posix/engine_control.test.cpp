@@ -29,7 +29,7 @@ struct membership_of {
   std::uint64_t operator()() const { return group->membership(); }
 };
 using control = ballast::engine_control<gather_on, membership_of>;
-static_assert(ballast::control_plane<control>);
+static_assert(ballast::regrouping_plane<control>);
 
 struct engine_runner {
   static constexpr bool can_lose_ranks = true;

@@ -19,6 +19,7 @@
 
 using ballast::errc;
 using ballast::posix::process_group;
+using ballast::posix::process_group_options;
 using ballast_test::law_log;
 using ballast_test::millisecond;
 using ballast_test::patience;
@@ -26,9 +27,7 @@ using ballast_test::process_exit;
 
 namespace {
 
-bool exists(std::string const& name) {
-  return ::access(ballast::posix::detail::segment::path_of(name).c_str(), F_OK) == 0;
-}
+bool exists(std::string const& name) { return !ballast_test::files_of_group(name + ".").empty(); }
 
 /// Run `body(group, log)` on ranks that have joined a group.
 template <class Body>
@@ -95,17 +94,22 @@ TEST_CASE("join clears away what a dead run has left") {
 
 TEST_CASE("join refuses the name of a living group, and a group of another size") {
   auto const name = ballast_test::fresh_group_name();
-  ballast_test::child_process other{[&](int) {
+  process_group_options const job{.job = 77};
+  ballast_test::child_process other{[&](int report) {
     process_group group;
-    static_cast<void>(group.join(name, 0, 2, patience));
+    static_cast<void>(group.join(name, 0, 2, patience, job));
+    ballast_test::write_line(report, "joined");
   }};
   while (!exists(name)) { ballast_test::sleep_for(millisecond); }
   process_group group;
-  CHECK(group.join(name, 0, 2, 50 * millisecond).code() == make_error_code(errc::busy));
-  auto const result = group.join(name, 1, 3, patience);
+  CHECK(group.join(name, 0, 2, 50 * millisecond, job).code() == make_error_code(errc::busy));
+  auto const result = group.join(name, 1, 3, patience, job);
   CHECK(result.code() == make_error_code(errc::disagreement));
   CHECK(result.message().find("expects 2 ranks, rank 1 expects 3") != std::string::npos);
-  CHECK(group.join(name, 1, 2, patience).ok());
+  CHECK(group.join(name, 1, 2, patience, job).ok());
+  CHECK(group.join(name, 1, 2, patience, job).code() == make_error_code(errc::busy));
+  REQUIRE(other.finish(ballast::detail::now() + patience));
+  CHECK_FALSE(exists(name));
 }
 
 TEST_CASE("a name can be used again at once") {
@@ -148,7 +152,8 @@ TEST_CASE("survivors go on without an expelled rank, whose calls all fail") {
     log.expect_ok(group.all_gather(mine, all, patience), "all_gather of the survivors");
     log.expect(all == std::array<std::uint64_t, 8>{1, 7, 1, 7, 2, 7, 3, 7}, "all_gather of the survivors is wrong");
     log.expect(group.vote(true, patience).outcome == ballast::decision::commit, "the survivors' vote did not commit");
-    log.expect_failure(group.broadcast(bytes, 0, patience), {errc::peer_lost}, "root 0", "broadcast of the expelled");
+    log.expect_failure(group.broadcast(bytes, 0, patience), {errc::peer_lost}, "root rank 0",
+                       "broadcast of the expelled");
     log.expect_ok(group.broadcast(bytes, 1, patience), "broadcast of a survivor");
   });
 }
@@ -236,4 +241,27 @@ TEST_CASE("a process is told apart from a later one with its number") {
     ::waitpid(child, nullptr, 0);
     CHECK(watch->dead());
   }
+}
+
+TEST_CASE("a rank that is so far behind that the others' words are gone is told so, and takes no later ones for them") {
+  auto const name = ballast_test::fresh_group_name();
+  ballast_test::check_complaints(ballast_test::run_processes(2, [&](ballast::index_t rank, process_exit, law_log& log) {
+    process_group group;
+    process_group aside;
+    if (!log.expect_ok(group.join(name, rank, 2, patience), "join")) { return; }
+    if (!log.expect_ok(aside.join(name + ".aside", rank, 2, patience), "join")) { return; }
+    std::array<std::uint64_t, 2> all{};
+    for (std::uint64_t call = 0; rank == 0 && call <= ballast::posix::detail::mails_kept; ++call) {
+      std::array<std::uint64_t, 1> const mine{call};
+      log.expect(!group.all_gather(mine, all, 0).ok(), "rank 1 was not there");
+    }
+    static_cast<void>(aside.all_reduce({}, patience));
+    if (rank == 1) {
+      std::array<std::uint64_t, 1> const mine{0};
+      auto const result = group.all_gather(mine, all, patience);
+      log.expect(result.code() == make_error_code(errc::deadline_exceeded), "code of: ", result.message());
+      log.expect(result.message().find("rank 1 is late") != std::string::npos, "message: ", result.message());
+    }
+    static_cast<void>(aside.all_reduce({}, patience));
+  }));
 }

@@ -2,27 +2,30 @@
 #ifndef BALLAST_POSIX_PEER_COPY_HPP
 #define BALLAST_POSIX_PEER_COPY_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/peer_map.hpp>
+#include <ballast/posix/detail/read_permission.hpp>
+#include <ballast/posix/detail/region_sets.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
 #include <ballast/posix/process_group.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/segments.hpp>
 #include <ballast/transport/transport.hpp>
+#include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>
 
-#include <sys/prctl.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -41,14 +44,21 @@ using read_peer_function = ::ssize_t (*)(::pid_t peer, ::iovec const* local, uns
   return ::process_vm_readv(peer, local, num_local, remote, num_remote, 0);
 }
 
+/// Whom this process makes an exception for where the kernel only lets ancestors read a process (Yama). An exception
+/// lets them also stop it and write to it. It is taken back when the last `peer_copy` of the process ends.
+enum class readers {
+  nobody,    ///< bytes go through shared memory there, and are copied twice
+  siblings,  ///< if all ranks are children of one process, or of rank 0: that one and its descendants; otherwise nobody
+  anybody,   ///< every process of this user
+};
+
 struct peer_copy_options {
   nanoseconds_t expose_timeout = 30'000'000'000;      ///< for the exchange of addresses
-  std::size_t bytes_per_poll = std::size_t{4} << 20;  ///< what one `poll` copies at most
-  /// Let processes of this user read this one where the kernel only allows that to parents (Yama). Without it, and
-  /// wherever the kernel says no, bytes go through shared memory and are copied twice.
-  bool allow_peers_to_read = true;
+  std::size_t bytes_per_poll = std::size_t{4} << 20;  ///< what one `poll` copies at most, and at least a byte
+  readers allow = readers::siblings;
   bool map_shared_memory = true;  ///< where a peer's weights lie in shared memory, copy them without the kernel
-  read_peer_function read_peer = posix::read_peer;  ///< tests put a refusing kernel here
+  read_peer_function read_peer = posix::read_peer;     ///< tests put a refusing kernel here
+  set_tracer_function set_tracer = posix::set_tracer;  ///< and here one that takes notes
 };
 
 /// Host bytes between the processes of a `process_group`, in one copy: the receiver reads the sender's memory. Where
@@ -60,64 +70,83 @@ struct peer_copy_options {
 /// reading finds its mark refused, so it never accepts bytes that may have changed under it. Where the kernel refuses
 /// the read, the receiver asks for the bytes through two bounce buffers of the pair.
 ///
+/// Several users, such as a target and a draft model, may share a `peer_copy`: each exposes a set of regions of its
+/// own, and they take turns. Peers map memory for reading only.
+///
 /// @par Guarantees
 /// A batch ends on every surviving rank by its deadline, or within milliseconds of the death of a rank that it needs.
 /// After a failed `wait` this process touches none of the batch's memory. Peers may still read from it for a moment;
 /// what they get is discarded.
 ///
-/// @lifetime the group must outlive it; one `peer_copy` per group and process.
+/// @lifetime the group must outlive it; one `peer_copy` per group and process. Its end withdraws what an open batch
+/// still offers. In a fork of the process every call fails, and its end is not seen by the peers.
 /// @threads that of the group.
 class peer_copy {
 public:
+  /// @param group  that has met; otherwise every call fails.
   explicit peer_copy(process_group& group, peer_copy_options const& options = {}) : group_{&group}, options_{options} {
-    BALLAST_EXPECTS(group.joined(), "peer_copy: the group has not met yet");
-    BALLAST_EXPECTS(options.bytes_per_poll > 0, "peer_copy: a poll must copy something");
-    if (options.allow_peers_to_read) { ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0); }
+    options_.bytes_per_poll = std::max<std::size_t>(options.bytes_per_poll, 1);
     is_readable_.assign(static_cast<std::size_t>(num_ranks()), 1);
+    traffic_.resize(static_cast<std::size_t>(num_ranks()));
+    if (options.allow == readers::nobody || !group.is_member()) { return; }
+    auto const tracer =
+        options.allow == readers::anybody ? any_tracer : static_cast<unsigned long>(group.common_ancestor());
+    if (tracer != 0) { permission_ = {tracer, options.set_tracer}; }
+  }
+  peer_copy(peer_copy&&) = delete;
+  ~peer_copy() {
+    if (open_) { close(); }
   }
 
   [[nodiscard]] index_t rank() const noexcept { return group_->rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return group_->num_ranks(); }
+  [[nodiscard]] transfer_turns& turns() noexcept { return turns_; }
 
   /// Tell the peers where this rank's regions lie, and map theirs where that is possible; see `peer_copier`. Calls the
-  /// group's `all_gather` once.
-  [[nodiscard]] status expose(std::span<segment const> regions) {
-    std::vector<std::uint64_t> mine;
-    for (auto const& region : regions) {
-      auto const file = detail::find_file_range(region);
-      for (auto const word : {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(region.data)),
-                              static_cast<std::uint64_t>(region.size), static_cast<std::uint64_t>(file.file),
-                              file.device, file.inode, file.offset}) {
-        mine.push_back(word);
-      }
-    }
+  /// group's `all_gather` twice.
+  ///
+  /// @return `errc::disagreement` naming a rank that exposes another number of regions or another `first`,
+  ///         `errc::invalid_option` when numbers would be used twice, both alike on every rank; what `all_gather`
+  ///         returns.
+  [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
+    auto const deadline = ballast::detail::deadline_after(options_.expose_timeout);
+    if (auto refusal = refuse(); !refusal.ok()) { return refusal; }
+    if (auto result = agree_on_numbers(regions.size(), first, deadline); !result.ok()) { return result; }
+    auto const mine = describe(regions);
     std::vector<std::uint64_t> all(mine.size() * static_cast<std::size_t>(num_ranks()));
-    if (auto result = group_->all_gather(mine, all, options_.expose_timeout); !result.ok()) { return result; }
-    num_regions_ = regions.size();
-    regions_.clear();
-    for (std::size_t at = 0; at < all.size(); at += words_per_region) {
-      auto const owner = static_cast<index_t>(at / std::max<std::size_t>(mine.size(), 1));
-      auto const* const words = all.data() + at;
-      auto& region = regions_.emplace_back(peer_region{words[0], words[1], {}});
-      if (owner == rank() || !options_.map_shared_memory) { continue; }
-      detail::file_range const file{static_cast<int>(words[2]), words[3], words[4], words[5]};
-      region.map = {group_->shared().member_of(owner).process.pid, file, region.size};
+    if (auto result = group_->all_gather(mine, all, ballast::detail::time_until(deadline)); !result.ok()) {
+      return result;
     }
+    std::vector<detail::peer_region> exposed;
+    exposed.reserve(all.size() / words_per_region);
+    for (std::size_t at = 0; at < all.size(); at += words_per_region) {
+      exposed.push_back(peer_region_of(static_cast<index_t>(at / mine.size()), all.data() + at));
+    }
+    sets_.add(first, static_cast<std::uint32_t>(regions.size()), std::move(exposed));
     return {};
   }
+  /// Forget the regions that were exposed with that `first`, on this rank; see `peer_copier`.
+  void retract(std::uint32_t first) noexcept {
+    sets_.retire(first);
+    if (!open_) { sets_.sweep(); }
+  }
+  /// The first number that no region has had; see `peer_copier`.
+  [[nodiscard]] std::uint32_t next_region() const noexcept { return sets_.next(); }
 
   /// Open a batch; see `data_transport`.
+  /// @return `errc::busy` while a batch is open, `errc::transport_failed` for messages that do not fit the group or
+  ///         what its ranks have exposed.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
-    BALLAST_EXPECTS(!open_, "peer_copy: the batch before was not waited for");
-    if (group_->is_expelled(rank())) { return group_->stale(); }
-    failure_ = {};
-    sends_.clear();
-    for (auto const& send : sends) { sends_.push_back({&send}); }
-    receives_.clear();
+    if (open_) { return {errc::busy, "peer_copy: a batch is open already"}; }
+    if (auto refusal = refuse(); !refusal.ok()) { return refusal; }
+    for (auto const& send : sends) {
+      if (auto result = check_peer(send.peer); !result.ok()) { return result; }
+    }
     for (auto const& receive : receives) {
       if (auto result = validate(receive); !result.ok()) { return result; }
-      receives_.push_back({&receive});
     }
+    failure_ = {};
+    list_messages(sends, receives);
     open_ = true;
     active_ = none;
     next_look_around_ = 0;
@@ -129,6 +158,8 @@ public:
   /// Make progress; see `data_transport`. Copies at most `bytes_per_poll` bytes.
   [[nodiscard]] transfer_state poll() {
     if (!open_) { return transfer_state::idle; }
+    if (!group_->is_member()) { failure_ = refuse(); }
+    if (where() != transfer_state::pending) { return where(); }
     group_->give_sign();
     if (failure_.ok()) { offer_messages(); }
     if (failure_.ok()) { receive_some(); }
@@ -139,13 +170,14 @@ public:
   /// Make progress until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return {}; }
-    auto const deadline = process_group::deadline_after(timeout);
+    auto const deadline = ballast::detail::deadline_after(timeout);
     bool in_time = true;
-    do {
-      in_time = group_->await([&] { return poll() != transfer_state::pending || more_to_copy_; }, deadline) &&
+    while (in_time && poll() == transfer_state::pending) {
+      in_time = (more_to_copy_ ||
+                 group_->await([&] { return poll() != transfer_state::pending || more_to_copy_; }, deadline)) &&
                 ballast::detail::now() < deadline;
-    } while (in_time && where() == transfer_state::pending);
-    if (where() == transfer_state::pending) { fail_late(timeout); }
+    }
+    if (where() == transfer_state::pending) { fail_late(); }
     close();
     return std::exchange(failure_, {});
   }
@@ -154,26 +186,41 @@ private:
   using offer_state = detail::offer_state;
   static constexpr std::size_t none = static_cast<std::size_t>(-1);
   static constexpr nanoseconds_t between_looks = 3'000'000;
+  static constexpr nanoseconds_t telling_silence = 20'000'000;  // ranks that wait give a sign every few milliseconds
 
+  // A message in the table of offers.
   struct send_progress {
     outgoing_message const* message = nullptr;
-    detail::offer* entry = nullptr;  // null: not offered yet
+    detail::offer* entry = nullptr;
     std::uint64_t use = 0;
-    bool taken = false;
     std::size_t pushed = 0;  // through the bounce buffers
     std::uint64_t pieces = 0;
   };
-  // What a rank has exposed: its address there, and here if it is mapped.
-  struct peer_region {
-    std::uint64_t address = 0;
-    std::uint64_t size = 0;
-    detail::peer_map map;
-  };
-  static constexpr std::size_t words_per_region = 6;
   struct receive_progress {
     incoming_message const* message = nullptr;
     bool taken = false;
   };
+  struct expected_message {
+    std::uint64_t tag = 0;
+    std::size_t index = 0;  // into receives_
+    auto operator<=>(expected_message const&) const = default;
+  };
+  // What the open batch has for one peer, and expects from it.
+  struct peer_traffic {
+    std::vector<outgoing_message const*> sends;
+    std::size_t num_offered = 0;             // so many of them have had a place in the table
+    std::vector<send_progress> offered;      // have one now
+    std::vector<expected_message> expected;  // by tag
+    std::size_t num_expected = 0;            // not taken yet
+
+    void clear() noexcept {
+      sends.clear();
+      offered.clear();
+      expected.clear();
+      num_offered = num_expected = 0;
+    }
+  };
+  static constexpr std::size_t words_per_region = 6;
   // A place in a list of segments.
   struct cursor {
     std::size_t segment = 0;
@@ -185,10 +232,92 @@ private:
   }
   [[nodiscard]] static offer_state state_in(std::uint64_t word) noexcept { return static_cast<offer_state>(word & 7); }
 
+  [[nodiscard]] peer_traffic& with(index_t peer) noexcept { return traffic_[static_cast<std::size_t>(peer)]; }
+
+  // ---- exposed memory ----
+
+  // All ranks compare what each wants to expose, so that they refuse it alike.
+  [[nodiscard]] status agree_on_numbers(std::size_t count, std::uint32_t first, nanoseconds_t deadline) {
+    using ballast::detail::concat;
+    std::array<std::uint64_t, 3> const mine{count, first, sets_.next()};
+    std::vector<std::uint64_t> all(mine.size() * static_cast<std::size_t>(num_ranks()));
+    if (auto result = group_->all_gather(mine, all, ballast::detail::time_until(deadline)); !result.ok()) {
+      return result;
+    }
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      auto const* const theirs = all.data() + static_cast<std::size_t>(rank) * mine.size();
+      if (theirs[0] != all[0]) {
+        return {errc::disagreement,
+                concat("peer_copy: rank ", rank, " exposes ", theirs[0], " regions, rank 0 exposes ", all[0]), rank};
+      }
+      if (theirs[1] != all[1]) {
+        return {
+            errc::disagreement,
+            concat("peer_copy: rank ", rank, " exposes regions from number ", theirs[1], " on, rank 0 from ", all[1]),
+            rank};
+      }
+    }
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      auto const next = all[static_cast<std::size_t>(rank) * mine.size() + 2];
+      if (first < next) {
+        return {errc::invalid_option,
+                concat("peer_copy: regions from number ", first, " on, but rank ", rank, " has used numbers up to ",
+                       next - 1),
+                rank};
+      }
+    }
+    if (count > std::numeric_limits<std::uint32_t>::max() - first) {
+      return {errc::invalid_option, concat("peer_copy: ", count, " regions from number ", first, " on are too many")};
+    }
+    return {};
+  }
+
+  [[nodiscard]] static std::vector<std::uint64_t> describe(std::span<segment const> regions) {
+    std::vector<std::uint64_t> words;
+    for (auto const& region : regions) {
+      auto const file = detail::find_file_range(region);
+      for (auto const word : {static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(region.data)),
+                              static_cast<std::uint64_t>(region.size), static_cast<std::uint64_t>(file.file),
+                              file.device, file.inode, file.offset}) {
+        words.push_back(word);
+      }
+    }
+    return words;
+  }
+  [[nodiscard]] detail::peer_region peer_region_of(index_t owner, std::uint64_t const* words) const {
+    detail::peer_region region{words[0], words[1], {}};
+    if (owner != rank() && options_.map_shared_memory) {
+      detail::file_range const file{static_cast<int>(words[2]), words[3], words[4], words[5]};
+      region.map = {group_->shared().member_of(owner).process.pid, file, region.size};
+    }
+    return region;
+  }
+  [[nodiscard]] detail::peer_region const& region_of(index_t rank, std::uint32_t region) const {
+    return *sets_.find(rank, region);
+  }
+
+  // ---- what a batch holds ----
+
+  [[nodiscard]] status refuse() const {
+    if (auto refusal = group_->refuse_outsiders(); !refusal.ok()) { return refusal; }
+    if (traffic_.size() == static_cast<std::size_t>(num_ranks())) { return {}; }
+    return {errc::stale_membership, "peer_copy: it was made for another group, or before the group had met"};
+  }
+
+  [[nodiscard]] status check_peer(index_t peer) const {
+    if (peer >= 0 && peer < num_ranks()) { return {}; }
+    return {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", rank(), " of ", num_ranks(),
+                                                            " cannot exchange messages with rank ", peer)};
+  }
   [[nodiscard]] status validate(incoming_message const& receive) const {
+    if (auto result = check_peer(receive.peer); !result.ok()) { return result; }
     std::size_t offered = 0;
     for (auto const& part : receive.source) {
-      auto const size = part.region < num_regions_ ? region_of(receive.peer, part.region).size : 0;
+      if (!sets_.is_current(part.region)) {
+        return {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", rank(), " wants bytes of region ",
+                                                                part.region, ", which is not exposed")};
+      }
+      auto const size = region_of(receive.peer, part.region).size;
       if (part.offset > size || part.size > size - part.offset) {
         return {errc::transport_failed,
                 ballast::detail::concat("peer_copy: rank ", rank(), " wants bytes [", part.offset, ", ",
@@ -204,60 +333,74 @@ private:
     }
     return {};
   }
-  [[nodiscard]] peer_region const& region_of(index_t rank, std::uint32_t region) const {
-    return regions_[static_cast<std::size_t>(rank) * num_regions_ + region];
-  }
 
+  void list_messages(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    num_sends_ = sends.size();
+    for (auto const& send : sends) { with(send.peer).sends.push_back(&send); }
+    num_receives_ = receives.size();
+    first_expected_ = 0;
+    for (auto const& receive : receives) {
+      auto& traffic = with(receive.peer);
+      traffic.expected.push_back({receive.tag, receives_.size()});
+      ++traffic.num_expected;
+      receives_.push_back({&receive});
+    }
+    if (receives.empty()) { return; }
+    for (auto& traffic : traffic_) { std::ranges::sort(traffic.expected); }
+  }
   [[nodiscard]] transfer_state where() const {
     if (!open_) { return transfer_state::idle; }
     if (!failure_.ok()) { return transfer_state::failed; }
-    auto const taken = [](auto const& progress) { return progress.taken; };
-    return std::ranges::all_of(sends_, taken) && std::ranges::all_of(receives_, taken) ? transfer_state::done
-                                                                                       : transfer_state::pending;
+    return num_sends_ == 0 && num_receives_ == 0 ? transfer_state::done : transfer_state::pending;
   }
 
   // ---- the sender's side ----
 
   void offer_messages() {
-    for (auto& send : sends_) {
-      if (send.taken) { continue; }
-      if (send.entry == nullptr) {
-        offer(send);
-      } else {
-        follow(send);
-      }
+    if (num_sends_ == 0) { return; }
+    for (auto& traffic : traffic_) {
+      follow(traffic);
+      while (traffic.num_offered < traffic.sends.size() && offer(traffic)) {}
     }
   }
 
-  void offer(send_progress& send) {
-    auto* const entries = group_->shared().offers(rank(), send.message->peer);
+  // Put the peer's next message into the table. @return false when that is full
+  [[nodiscard]] bool offer(peer_traffic& traffic) {
+    auto const& message = *traffic.sends[traffic.num_offered];
+    auto* const entries = group_->shared().offers(rank(), message.peer);
     auto* const end = entries + detail::offers_per_pair;
     auto* const entry = std::find_if(
         entries, end, [](detail::offer& candidate) { return state_in(candidate.state.load()) == offer_state::vacant; });
-    if (entry == end) { return; }
-    send.entry = entry;
-    send.use = (entry->state.load() >> 3) + 1;
-    entry->tag.store(send.message->tag);
-    entry->bytes.store(ballast::detail::total_size(send.message->segments));
-    entry->state.store(state_word(send.use, offer_state::offered));
-    group_->ring(send.message->peer);
+    if (entry == end) { return false; }
+    auto const use = (entry->state.load() >> 3) + 1;
+    entry->tag.store(message.tag);
+    entry->bytes.store(ballast::detail::total_size(message.segments));
+    entry->state.store(state_word(use, offer_state::offered));
+    traffic.offered.push_back({&message, entry, use, 0, 0});
+    ++traffic.num_offered;
+    group_->ring(message.peer);
+    return true;
   }
 
-  void follow(send_progress& send) {
-    switch (state_in(send.entry->state.load())) {
-      case offer_state::taken:
-        send.taken = true;
-        withdraw(send);
-        break;
-      case offer_state::refused: given_up(send.message->peer, " refused a message of rank "); break;
-      case offer_state::wanted: push(send); break;
-      default: break;
-    }
+  // See what has become of the peer's offers.
+  void follow(peer_traffic& traffic) {
+    std::erase_if(traffic.offered, [&](send_progress& send) {
+      switch (state_in(send.entry->state.load())) {
+        case offer_state::taken:
+          withdraw(send);
+          --num_sends_;
+          return true;
+        case offer_state::refused:
+          if (failure_.ok()) { given_up(send.message->peer, " refused a message of rank "); }
+          return false;
+        case offer_state::wanted: push(send); return false;
+        default: return false;
+      }
+    });
   }
 
-  static void withdraw(send_progress& send) noexcept {
-    if (send.entry != nullptr) { send.entry->state.store(state_word(send.use, offer_state::vacant)); }
-    send.entry = nullptr;
+  static void withdraw(send_progress const& send) noexcept {
+    send.entry->state.store(state_word(send.use, offer_state::vacant));
   }
 
   // ---- the receiver's side ----
@@ -280,33 +423,55 @@ private:
            });
   }
 
-  // Begin with the earliest expected message that a peer offers.
+  // Begin with an expected message that a peer offers: preferably one of the peer that the earliest is expected from.
   [[nodiscard]] bool find_offer() {
-    for (std::size_t i = 0; i < receives_.size(); ++i) {
-      auto const& message = *receives_[i].message;
-      if (receives_[i].taken) { continue; }
-      auto* const entries = group_->shared().offers(message.peer, rank());
-      for (auto* entry = entries; entry != entries + detail::offers_per_pair; ++entry) {
-        auto const word = entry->state.load();
-        if (state_in(word) != offer_state::offered || entry->tag.load() != message.tag) { continue; }
-        active_ = i;
-        entry_ = entry;
-        use_ = word >> 3;
-        begin();
-        return failure_.ok();
-      }
+    while (first_expected_ < receives_.size() && receives_[first_expected_].taken) { ++first_expected_; }
+    if (first_expected_ == receives_.size()) { return false; }
+    auto const preferred = receives_[first_expected_].message->peer;
+    bool found = find_offer_of(preferred);
+    for (index_t peer = 0; peer < num_ranks() && !found; ++peer) { found = peer != preferred && find_offer_of(peer); }
+    if (found) { begin(); }
+    return found && failure_.ok();
+  }
+
+  // The earliest expected message among those that the peer offers becomes the active one.
+  [[nodiscard]] bool find_offer_of(index_t peer) {
+    auto const& traffic = with(peer);
+    if (traffic.num_expected == 0) { return false; }
+    auto* const entries = group_->shared().offers(peer, rank());
+    for (auto* entry = entries; entry != entries + detail::offers_per_pair; ++entry) {
+      auto const word = entry->state.load();
+      if (state_in(word) != offer_state::offered) { continue; }
+      auto const index = expected_with(traffic, entry->tag.load());
+      auto const bytes = entry->bytes.load();
+      if (index >= active_ || entry->state.load() != word) { continue; }  // not expected, or not this offer any more
+      active_ = index;
+      entry_ = entry;
+      use_ = word >> 3;
+      offered_bytes_ = bytes;
     }
-    return false;
+    return active_ != none;
+  }
+  // The earliest message with that tag that has not arrived, or `none`.
+  [[nodiscard]] std::size_t expected_with(peer_traffic const& traffic, std::uint64_t tag) const {
+    auto at = std::ranges::lower_bound(traffic.expected, tag, {}, &expected_message::tag);
+    for (; at != traffic.expected.end() && at->tag == tag; ++at) {
+      if (!receives_[at->index].taken) { return at->index; }
+    }
+    return none;
   }
 
   void begin() {
     auto const& message = *receives_[active_].message;
     rewind();
-    if (auto const bytes = entry_->bytes.load(); bytes != left_) {
+    if (offered_bytes_ != left_) {
+      auto const peer = message.peer;
       finish(offer_state::offered, offer_state::refused);
-      group_->suspect(message.peer, true);
-      failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", message.peer, " sent ", bytes,
-                                                                  " bytes, rank ", rank(), " expects ", left_)};
+      group_->suspect(peer, true);
+      failure_ = {errc::transport_failed,
+                  ballast::detail::concat("peer_copy: rank ", peer, " sent ", offered_bytes_, " bytes, rank ", rank(),
+                                          " expects ", left_),
+                  peer};
       return;
     }
     direct_ = reads_directly(message);
@@ -341,7 +506,11 @@ private:
   }
   void finish(offer_state from, offer_state to) {
     claim(from, to);
-    if (failure_.ok() && to == offer_state::taken) { receives_[active_].taken = true; }
+    if (failure_.ok() && to == offer_state::taken) {
+      receives_[active_].taken = true;
+      --with(active_peer()).num_expected;
+      --num_receives_;
+    }
     active_ = none;
   }
 
@@ -405,8 +574,10 @@ private:
       return;
     }
     if (error != EPERM && error != ENOSYS) {
-      failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", rank(), " cannot read rank ",
-                                                                  active_peer(), ": ", std::strerror(error))};
+      failure_ = {errc::transport_failed,
+                  ballast::detail::concat("peer_copy: rank ", rank(), " cannot read rank ", active_peer(), ": ",
+                                          std::strerror(error)),
+                  active_peer()};
       return;
     }
     is_readable_[static_cast<std::size_t>(active_peer())] = 0;
@@ -524,16 +695,23 @@ private:
       return;
     }
     failure_ = group_->doomed(started_at_);
-    auto const look = [&](auto const& progress) {
-      if (failure_.ok() && !progress.taken && !group_->is_live(progress.message->peer)) {
-        fail_by_loss(progress.message->peer);
+    for (auto& traffic : traffic_) { follow(traffic); }  // they may have been taken before their receiver died
+    for (index_t peer = 0; peer < num_ranks() && failure_.ok(); ++peer) {
+      if (!needs(peer)) { continue; }
+      if (!group_->is_live(peer)) {
+        fail_by_loss(peer);
+      } else if (group_->has_given_up(peer)) {
+        fail_by_giving_up();
       }
-    };
-    std::ranges::for_each(receives_, look);
-    for (auto& send : sends_) {
-      if (send.entry != nullptr) { follow(send); }  // it may have been taken before its receiver died
-      look(send);
     }
+  }
+  [[nodiscard]] bool needs(index_t peer) {
+    auto const& traffic = with(peer);
+    return traffic.num_expected > 0 || !traffic.offered.empty() || traffic.num_offered < traffic.sends.size();
+  }
+  void fail_by_giving_up() {
+    failure_ = group_->gave_up("peer_copy", group_->first_quitter());
+    group_->suspect_of(failure_);
   }
 
   void fail_by_loss(index_t peer) {
@@ -544,7 +722,7 @@ private:
   // A peer has ended the batch before this rank. The cause to name is what made it do so, if it can be known.
   void given_up(index_t peer, std::string_view how) {
     if (fail_by_cause()) { return; }
-    failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", peer, how, rank())};
+    failure_ = {errc::transport_failed, ballast::detail::concat("peer_copy: rank ", peer, how, rank()), peer};
   }
 
   // A rank that is dead, although this batch may not need it, or one that has given the bytes up.
@@ -553,59 +731,70 @@ private:
       if (!group_->is_expelled(other) && group_->is_lost(other)) { fail_by_loss(other); }
     }
     if (failure_.ok()) { failure_ = group_->doomed(started_at_); }
+    if (failure_.ok() && group_->first_quitter() >= 0) { fail_by_giving_up(); }
     return !failure_.ok();
   }
 
-  void fail_late(nanoseconds_t timeout) {
+  void fail_late() {
     if (fail_by_cause()) { return; }
-    auto const open = [](auto const& progress) { return !progress.taken; };
+    index_t culprit = status::no_rank;
     std::string what;
-    if (auto const receive = std::ranges::find_if(receives_, open); receive != receives_.end()) {
-      auto const peer = receive->message->peer;
-      group_->suspect(peer);
-      what = ballast::detail::concat("rank ", rank(), " waited in vain for a message of rank ", peer);
-    } else if (auto const send = std::ranges::find_if(sends_, open); send != sends_.end()) {
-      auto const peer = send->message->peer;
-      group_->suspect(peer);
-      what = ballast::detail::concat("rank ", peer, " did not take a message of rank ", rank(), " in time");
+    if (num_receives_ > 0) {
+      culprit = std::ranges::find_if(receives_, [](auto const& receive) { return !receive.taken; })->message->peer;
+      what = ballast::detail::concat("rank ", rank(), " waited in vain for a message of rank ", culprit);
+    } else {
+      for (culprit = 0; culprit + 1 < num_ranks() && !needs(culprit);) { ++culprit; }
+      what = ballast::detail::concat("rank ", culprit, " did not take a message of rank ", rank(), " in time");
     }
     // A peer that is late may itself be waiting for somebody else.
+    auto const waited = ballast::detail::now() - started_at_;
     auto const silent = group_->most_silent([](index_t) { return true; });
-    if (silent >= 0 && group_->silence_of(silent) > timeout / 2) {
-      group_->suspect(silent);
+    if (silent >= 0 && group_->silence_of(silent) > std::max(waited / 2, telling_silence)) {
+      culprit = silent;
       what += ballast::detail::concat("; rank ", silent, " has given no sign for ",
                                       group_->silence_of(silent) / 1'000'000, " ms");
     }
-    failure_ = {errc::deadline_exceeded, "peer_copy: " + what};
+    group_->suspect(culprit);
+    failure_ = {errc::deadline_exceeded, "peer_copy: " + what, culprit};
   }
 
   // End the batch: take back what nobody took, and turn down what this rank will not take any more.
   void close() {
-    if (!failure_.ok()) { group_->give_up_batch(); }
-    for (auto& send : sends_) { withdraw(send); }
-    if (active_ != none) {
-      for (auto const from : {offer_state::reading, offer_state::wanted}) {
-        auto expected = state_word(use_, from);
-        entry_->state.compare_exchange_strong(expected, state_word(use_, offer_state::refused));
-      }
-      group_->ring(active_peer());
+    if (group_->is_member()) {
+      if (!failure_.ok()) { group_->give_up_batch(); }
+      for (auto const& traffic : traffic_) { std::ranges::for_each(traffic.offered, withdraw); }
+      if (active_ != none) { turn_down(); }
     }
     active_ = none;
-    sends_.clear();
+    more_to_copy_ = false;
+    num_sends_ = num_receives_ = 0;
+    for (auto& traffic : traffic_) { traffic.clear(); }
     receives_.clear();
     open_ = false;
+    sets_.sweep();
+  }
+  void turn_down() {
+    for (auto const from : {offer_state::reading, offer_state::wanted}) {
+      auto expected = state_word(use_, from);
+      entry_->state.compare_exchange_strong(expected, state_word(use_, offer_state::refused));
+    }
+    group_->ring(active_peer());
   }
 
   process_group* group_;
   peer_copy_options options_;
-  std::vector<peer_region> regions_;  // [R, regions]
-  std::size_t num_regions_ = 0;
+  detail::read_permission permission_;
+  detail::region_sets sets_;
+  transfer_turns turns_;
   std::vector<unsigned char> is_readable_;  // [R] the kernel lets this process read that one, as far as is known
 
   bool open_ = false;
   status failure_;
-  std::vector<send_progress> sends_;
+  std::vector<peer_traffic> traffic_;  // [R]
   std::vector<receive_progress> receives_;
+  std::size_t num_sends_ = 0;     // not taken yet
+  std::size_t num_receives_ = 0;  // not taken yet
+  std::size_t first_expected_ = 0;
   nanoseconds_t started_at_ = 0;
   nanoseconds_t next_look_around_ = 0;
 
@@ -613,6 +802,7 @@ private:
   std::size_t active_ = none;  // index into receives_
   detail::offer* entry_ = nullptr;
   std::uint64_t use_ = 0;
+  std::uint64_t offered_bytes_ = 0;
   cursor local_;
   cursor remote_;
   std::size_t left_ = 0;

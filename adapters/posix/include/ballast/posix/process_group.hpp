@@ -2,12 +2,15 @@
 #ifndef BALLAST_POSIX_PROCESS_GROUP_HPP
 #define BALLAST_POSIX_PROCESS_GROUP_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
+#include <ballast/posix/detail/job.hpp>
 #include <ballast/posix/detail/process_watch.hpp>
+#include <ballast/posix/detail/regroup_word.hpp>
+#include <ballast/posix/detail/rendezvous.hpp>
 #include <ballast/posix/detail/segment.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
+#include <ballast/posix/detail/suspicion.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
@@ -15,13 +18,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
-#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,10 +33,24 @@
 BALLAST_BEGIN_NAMESPACE
 namespace posix {
 
+struct process_group_options {
+  /// Number of the job, the same on all of its ranks. Ranks of different jobs do not meet, even under one name, and do
+  /// not disturb each other. 0: what BALLAST_JOB says, any text; else what a launcher has put into the environment
+  /// (PMIx, Slurm, torchrun, Ray); else ranks belong together that are children of one process, or children of rank 0
+  /// and rank 0 itself. Ranks started by hand from several shells, or by wrappers of their own, have to say.
+  std::uint64_t job = 0;
+};
+
 /// The ranks of one host, each a process, and their control plane, in shared memory.
 ///
-/// The processes find each other by a name. From then on no file is left: a crash leaves nothing to clean up. Every
-/// wait ends at its deadline or within some milliseconds of the death of a rank that it waits for.
+/// The processes of a job find each other by a name. From then on no file is left: a crash leaves nothing to clean up.
+/// What a crash while they meet leaves is taken away by the next `join` of this user, under whatever name. Every wait
+/// ends at its deadline or within some milliseconds of the death of a rank that it waits for, or of its `give_up`.
+///
+/// Calls are numbered since the last `regroup`, on every rank whether they succeed or not, so that the next ones match
+/// again where all ranks make the same calls. Where they do not, `regroup` sets all numbers anew: one word in shared
+/// memory holds the outcome of each attempt, so that those that came to it learn the same. On a rank that has missed it
+/// further calls fail at once, and so do the others' that need that rank, until a `regroup` succeeds.
 ///
 /// Votes are atomic: one word in shared memory holds the outcome of each, and the first rank that can decide writes it
 /// by compare-and-swap. A rank that was stopped in a vote and resumes reads what the others read, so no vote is ever
@@ -43,6 +59,9 @@ namespace posix {
 /// `expel` shrinks the group: calls that wait for that rank fail, later ones do without it, and its own all fail. It
 /// adds nothing to `all_reduce`; in `all_gather` the words of the lowest live rank stand in for its own, so that
 /// comparisons hold.
+///
+/// A child that a member forks is no member: its calls fail with `errc::stale_membership`, and nothing that it does
+/// with its copy of this object, its end included, is seen by the group.
 ///
 /// @threads one thread at a time per object.
 class process_group {
@@ -58,50 +77,53 @@ public:
   /// @param rank       this rank, in [0, num_ranks).
   /// @param num_ranks  R, in [1, 64].
   /// @param timeout    nanoseconds until everyone must have joined.
-  /// @pre not joined
-  /// @return `errc::invalid_option` for impossible arguments, `errc::deadline_exceeded` naming who is missing,
-  ///         `errc::busy` when another living group holds the name, `errc::disagreement` when rank 0 expects another R.
+  /// @return `errc::invalid_option` for impossible arguments, `errc::deadline_exceeded` naming who is missing and
+  ///         whether a group of this name exists for another job, `errc::peer_lost` when a rank dies or gives up
+  ///         meanwhile, `errc::busy` when another living group holds the name, another process is this rank, or this
+  ///         object has joined already, `errc::disagreement` when rank 0 expects another R.
   /// @complexity allocates shared memory of about 70 KiB a rank.
   /// @throws std::bad_alloc
-  [[nodiscard]] status join(std::string_view name, index_t rank, index_t num_ranks, nanoseconds_t timeout) {
-    BALLAST_EXPECTS(!joined(), "process_group: already joined");
+  [[nodiscard]] status join(std::string_view name, index_t rank, index_t num_ranks, nanoseconds_t timeout,
+                            process_group_options const& options = {}) {
+    if (joined()) { return {errc::busy, "process_group: already joined"}; }
     if (auto result = validate(name, rank, num_ranks); !result.ok()) { return result; }
-    auto const deadline = deadline_after(timeout);
-    auto const path = detail::segment::path_of(name);
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    detail::rendezvous::clear_away_dead();
+    detail::rendezvous const place{name, detail::this_job(options.job)};
     detail::segment found;
     auto result =
-        rank == 0 ? publish(path, num_ranks, deadline, found) : attach(path, rank, num_ranks, deadline, found);
+        rank == 0 ? place.publish(num_ranks, deadline, found) : place.attach(rank, num_ranks, deadline, found);
     if (!result.ok()) { return result; }
-    segment_ = std::move(found);
-    rank_ = rank;
-    num_ranks_ = num_ranks;
-    self().process = detail::this_process();
-    self().joined.store(1);
-    ring_all();
-    result = meet(deadline);
-    if (rank == 0) { segment_.unpublish(path); }
+    enter(std::move(found), rank, num_ranks);
+    result = meet(place, deadline);
+    if (rank == 0) { place.unpublish(segment_); }
     if (!result.ok()) { leave(); }
     return result;
   }
 
   /// Tell the others that this rank goes. They get `errc::peer_lost` where they would wait for it. Idempotent.
   void leave() noexcept {
-    if (!joined()) { return; }
-    self().left.store(1);
-    ring_all();
+    if (is_member()) {
+      self().left.store(1);
+      ring_all();
+    }
     segment_ = {};
     watches_.clear();
+    watched_ = 0;
     num_ranks_ = 0;
   }
 
   [[nodiscard]] bool joined() const noexcept { return num_ranks_ != 0; }
+  /// Joined, by this process and not by the one that it is a fork of.
+  [[nodiscard]] bool is_member() const noexcept { return joined() && ::getpid() == owner_; }
   [[nodiscard]] index_t rank() const noexcept { return rank_; }
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
 
   // ---- membership ----
 
-  /// 1 plus the number of expelled ranks.
+  /// 1 plus the number of expelled ranks; 0 before `join`.
   [[nodiscard]] std::uint64_t membership() const {
+    if (!joined()) { return 0; }
     return 1 + static_cast<std::uint64_t>(std::popcount(segment_.header().expelled.load()));
   }
   /// Neither expelled, nor dead, nor gone.
@@ -111,9 +133,14 @@ public:
   /// Shut a rank out for good. Any live rank may; of two that expel each other one succeeds.
   ///
   /// @param rank  another rank. Expelling it again changes nothing.
-  /// @return `errc::stale_membership` when this rank was expelled itself.
+  /// @return `errc::stale_membership` when this rank was expelled itself, `errc::invalid_option` for this rank and for
+  ///         none of the group.
   [[nodiscard]] status expel(index_t rank) {
-    BALLAST_EXPECTS(rank >= 0 && rank < num_ranks_ && rank != rank_, "process_group: cannot expel that rank");
+    if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
+    if (rank < 0 || rank >= num_ranks_ || rank == rank_) {
+      return {errc::invalid_option,
+              ballast::detail::concat("process_group: rank ", rank_, " of ", num_ranks_, " cannot expel rank ", rank)};
+    }
     auto& expelled = segment_.header().expelled;
     auto seen = expelled.load();
     do {
@@ -141,8 +168,10 @@ public:
 
   [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
                                   nanoseconds_t timeout) {
-    BALLAST_EXPECTS(all.size() == mine.size() * static_cast<std::size_t>(num_ranks_),
-                    "all_gather: output is not R x words");
+    if (all.size() != mine.size() * static_cast<std::size_t>(num_ranks_)) {
+      return {errc::invalid_option, ballast::detail::concat("all_gather: ", num_ranks_, " ranks with ", mine.size(),
+                                                            " words do not fill ", all.size(), " words")};
+    }
     auto const write = [&](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
       std::copy(words.begin(), words.end(),
                 all.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(rank) * mine.size() + first));
@@ -151,9 +180,12 @@ public:
   }
 
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
-    BALLAST_EXPECTS(root >= 0 && root < num_ranks_, "broadcast: root out of range");
+    if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
+    if (root < 0 || root >= num_ranks_) {
+      return {errc::invalid_option, ballast::detail::concat("broadcast: root rank ", root, " of ", num_ranks_)};
+    }
     if (is_expelled(root)) {
-      return {errc::peer_lost, ballast::detail::concat("broadcast: root ", root, " was expelled")};
+      return {errc::peer_lost, ballast::detail::concat("broadcast: root rank ", root, " was expelled"), root};
     }
     constexpr auto word = sizeof(std::uint64_t);
     std::vector<std::uint64_t> words((bytes.size() + word - 1) / word);
@@ -173,32 +205,87 @@ public:
   }
 
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
-    auto const deadline = deadline_after(timeout);
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    if (auto refusal = refuse_outsiders(); !refusal.ok()) { return {decision::undecided, std::move(refusal)}; }
+    // Without this rank's ballot nobody can commit.
+    if (auto refusal = refuse_quitter("vote"); !refusal.ok()) { return {decision::drop, std::move(refusal)}; }
     auto const expelled_before = segment_.header().expelled.load();
-    if (is_expelled(rank_)) { return {decision::undecided, stale()}; }
-    ++votes_;
+    last_vote_ = ++votes_;
     auto const blamed = yes ? suspicion{} : std::exchange(suspicion_, {});
-    self().ballot.store(votes_ << ballot_shift | static_cast<std::uint64_t>(blamed.culprit) << 8 |
-                        static_cast<std::uint64_t>(blamed.why) << 4 | (yes ? 1u : 0u));
+    self().ballot.store(votes_ << ballot_shift | detail::pack(blamed) << 4 | (yes ? 1u : 0u));
     ring_all();
     bool const in_time = await([&] { return try_to_decide(expelled_before); }, deadline);
     if (!in_time) {
       decide({decision::drop, {cause::late, most_silent([&](index_t rank) { return !has_voted(rank); })}, {}});
     }
     ring_all();
-    return read_decision();
+    return read_decision(last_vote_);
   }
 
   /// Tell the last vote's outcome again; it is in shared memory.
-  [[nodiscard]] vote_result recall(nanoseconds_t /*timeout*/) { return read_decision(); }
+  [[nodiscard]] vote_result recall(nanoseconds_t /*timeout*/) {
+    if (auto refusal = refuse_outsiders(); !refusal.ok()) { return {decision::undecided, std::move(refusal)}; }
+    return read_decision(last_vote_);
+  }
+
+  /// Meet all live ranks and number calls and votes anew; see `control_plane`. It succeeds as soon as all are inside at
+  /// one time, on each that is not stopped meanwhile until after its deadline.
+  ///
+  /// @param timeout  nanoseconds.
+  /// @return `errc::deadline_exceeded` naming who is missing, `errc::peer_lost` naming a rank that is dead and not
+  ///         expelled, at once.
+  [[nodiscard]] status regroup(nanoseconds_t timeout) {
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
+    auto attempt = come_to_attempt();
+    if (attempt > detail::regroup_word::max_attempt) {
+      return {errc::internal, ballast::detail::concat("regroup: ", attempt, " attempts are too many")};
+    }
+    auto const first = attempt;
+    static_cast<void>(await([&] { return settle(attempt, deadline) || is_expelled(rank_); }, deadline));
+    return end_attempt(first, attempt);
+  }
+
+  /// Tell the others that this rank makes no further call until it regroups; see `control_plane`. Their calls that need
+  /// it fail within milliseconds, and name the rank that `why` names, if it is another one.
+  void give_up(status const& why) {
+    if (!is_member() || has_given_up(rank_)) { return; }
+    self().given_up.store(detail::pack_in(generation_, detail::suspicion_of(why, rank_)));
+    ring_all();
+  }
+
+  /// A rank that is dead or has given up; see `control_plane`.
+  /// @complexity O(R) loads, and every few milliseconds O(R) system calls.
+  [[nodiscard]] status trouble() {
+    if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
+    auto const quitter = first_quitter();
+    auto const now = ballast::detail::now();
+    bool const look = quitter >= 0 || now >= next_look_;
+    if (look) { next_look_ = now + nap; }
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      // One that has left in order is missed when it is needed.
+      if (is_expelled(rank) || segment_.member_of(rank).left.load() != 0) { continue; }
+      if (look ? is_lost(rank) : is_known_lost(rank)) { return lost("process_group", rank); }
+    }
+    return quitter >= 0 ? gave_up("process_group", quitter) : status{};
+  }
 
   // ---- for transports of this group ----
 
   [[nodiscard]] detail::segment const& shared() const noexcept { return segment_; }
+  /// A failure when this process may not act for a rank: it has not joined, is a fork of a member, or was expelled.
+  [[nodiscard]] status refuse_outsiders() const {
+    if (!joined()) { return {errc::stale_membership, "process_group: this process has not joined a group"}; }
+    if (auto const pid = ::getpid(); pid != owner_) {
+      return {errc::stale_membership, ballast::detail::concat("process_group: process ", pid, " is a fork of rank ",
+                                                              rank_, ", process ", owner_, ", and no member itself")};
+    }
+    return is_expelled(rank_) ? stale() : status{};
+  }
   /// The failure of this rank's calls once it was expelled.
   [[nodiscard]] status stale() const {
     return {errc::stale_membership,
-            ballast::detail::concat("rank ", rank_, " was expelled; the group is at membership ", membership())};
+            ballast::detail::concat("rank ", rank_, " was expelled; the group is at membership ", membership()), rank_};
   }
   /// Dead, or gone of its own will.
   [[nodiscard]] bool is_lost(index_t rank) {
@@ -209,13 +296,42 @@ public:
     auto const* const how = is_expelled(rank)       ? "was expelled"
                             : peer.left.load() != 0 ? "has left the group"
                                                     : "is dead";
-    return {errc::peer_lost, ballast::detail::concat(who, ": rank ", rank, " (process ", peer.process.pid, ") ", how)};
+    return {errc::peer_lost, ballast::detail::concat(who, ": rank ", rank, " (process ", peer.process.pid, ") ", how),
+            rank};
+  }
+  /// It makes no further call before the group regroups: it has said so, or regroups already.
+  [[nodiscard]] bool has_given_up(index_t rank) const {
+    auto const& peer = segment_.member_of(rank);
+    return detail::is_of(peer.given_up.load(), generation_) || peer.arrived.load() > generation_;
+  }
+  [[nodiscard]] status gave_up(std::string_view who, index_t rank) const {
+    auto const* const how = rank == rank_ ? " must regroup first"
+                            : detail::is_of(segment_.member_of(rank).given_up.load(), generation_) ? " has given up"
+                                                                                                   : " regroups";
+    return detail::blame(ballast::detail::concat(who, ": "), rank, how, reason_of_giving_up(rank));
+  }
+  /// Of the ranks that have given up the one that knows most about why, or -1.
+  [[nodiscard]] index_t first_quitter() const {
+    index_t found = -1;
+    int known = -1;
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      if (is_expelled(rank) || !has_given_up(rank)) { continue; }
+      bool const has_said_so = detail::is_of(segment_.member_of(rank).given_up.load(), generation_);
+      int const knows = (has_said_so ? 1 : 0) + (reason_of_giving_up(rank).why != cause::none ? 1 : 0);
+      if (knows > known) {
+        found = rank;
+        known = knows;
+      }
+    }
+    return found;
   }
   /// Whom to blame if this rank's next vote is a no: the others' reason then names that rank too.
   /// @param at_fault  it sent what it should not have; otherwise it is dead or late
   void suspect(index_t rank, bool at_fault = false) {
     suspicion_ = {at_fault ? cause::wrong : is_live(rank) ? cause::late : cause::lost, rank};
   }
+  /// The same, of a failure that names the rank.
+  void suspect_of(status const& why) { suspicion_ = detail::suspicion_of(why, rank_); }
   /// Wake one rank, or all of them.
   void ring(index_t rank) const noexcept { segment_.member_of(rank).bell.ring(); }
   void ring_all() const noexcept {
@@ -239,7 +355,7 @@ public:
   /// Tell the others that this rank's batch has failed, and by whose fault if `suspect` was called: theirs, should they
   /// still be at work on it, is in vain.
   void give_up_batch() const noexcept {
-    self().distress.store(pack(suspicion_));
+    self().distress.store(detail::pack_in(generation_, suspicion_));
     self().distress_at.store(ballast::detail::now());
     ring_all();
   }
@@ -251,13 +367,27 @@ public:
       auto const& other = segment_.member_of(rank);
       auto const ballot = ballot_of(rank);
       bool const by_ballot = ballot >> ballot_shift == votes_ + 1 && (ballot & 1) == 0;
-      if (!by_ballot && other.distress_at.load() <= since) { continue; }
-      auto const behind_it = unpack(by_ballot ? ballot >> 4 : other.distress.load());
+      bool const by_distress = other.distress_at.load() > since && detail::is_of(other.distress.load(), generation_);
+      if (!by_ballot && !by_distress) { continue; }
+      auto const behind_it = detail::unpack(by_ballot ? ballot >> 4 : other.distress.load());
       if (behind_it.why != cause::none && behind_it.culprit == rank_) { continue; }  // this rank knows better
-      suspicion_ = behind_it.why != cause::none ? behind_it : suspicion{cause::voted_no, rank};
-      return dropped_by(rank, by_ballot ? " voted no" : " gave up", behind_it);
+      suspicion_ = known_cause(behind_it, {cause::failed, rank});
+      return detail::blame("", rank, by_ballot ? " voted no" : " gave up", behind_it);
     }
     return {};
+  }
+  /// The process that all ranks descend from in one step, or are: their parent, or rank 0; 0 when there is none.
+  [[nodiscard]] std::int64_t common_ancestor() const {
+    auto const& first = segment_.member_of(0);
+    for (auto const& ancestor : {first.parent, first.process}) {
+      bool common = ancestor.pid > 1;  // everybody descends from process 1
+      for (index_t rank = 0; rank < num_ranks_ && common; ++rank) {
+        auto const& other = segment_.member_of(rank);
+        common = other.parent == ancestor || other.process == ancestor;
+      }
+      if (common) { return ancestor.pid; }
+    }
+    return 0;
   }
   /// Sleep until `done()` holds; it is asked again at every ring and every few milliseconds. @return false when late
   template <class Done>
@@ -271,13 +401,11 @@ public:
       self().bell.sleep(heard, std::min(left, nap));
     }
   }
-  [[nodiscard]] static nanoseconds_t deadline_after(nanoseconds_t timeout) noexcept {
-    auto const now = ballast::detail::now();
-    return timeout > std::numeric_limits<nanoseconds_t>::max() - now ? std::numeric_limits<nanoseconds_t>::max()
-                                                                     : now + timeout;
-  }
 
 private:
+  using cause = detail::cause;
+  using suspicion = detail::suspicion;
+
   // Nobody rings when a process dies, so sleepers look around this often.
   static constexpr nanoseconds_t nap = 3'000'000;
 
@@ -312,78 +440,177 @@ private:
     return {};
   }
 
-  // Rank 0: put a segment under the name, clearing away what a dead run left there.
-  [[nodiscard]] static status publish(std::string const& path, index_t num_ranks, nanoseconds_t deadline,
-                                      detail::segment& out) {
-    detail::segment made;
-    if (auto result = made.create(num_ranks, detail::this_process()); !result.ok()) { return result; }
-    made.member_of(0).claimed.store(1);
-    while (!made.publish(path)) {
-      if (errno != EEXIST) { return detail::system_failure("process_group: cannot publish the segment", errno); }
-      detail::segment other;
-      if (other.open(path)) {
-        auto const creator = other.header().creator;
-        if (detail::process_watch{creator}.dead() || other.header().abandoned.load() != 0) {
-          other.unpublish(path);
-          continue;
-        }
-        if (ballast::detail::now() >= deadline) {
-          return {errc::busy, ballast::detail::concat("process_group: ", path, " belongs to process ", creator.pid)};
-        }
-      } else if (ballast::detail::now() >= deadline) {
-        return {errc::busy, ballast::detail::concat("process_group: ", path, " is taken by something else")};
-      }
-      ::usleep(poll_microseconds);
-    }
-    out = std::move(made);
-    return {};
+  void enter(detail::segment&& found, index_t rank, index_t num_ranks) {
+    segment_ = std::move(found);
+    rank_ = rank;
+    num_ranks_ = num_ranks;
+    owner_ = ::getpid();
+    generation_ = calls_ = posts_ = votes_ = last_vote_ = watched_ = 0;
+    next_look_ = 0;
+    suspicion_ = {};
+    watches_.resize(static_cast<std::size_t>(num_ranks));
+    self().process = detail::this_process();
+    self().parent = detail::parent_of_this_process();
+    self().joined.store(1);
+    ring_all();
   }
 
-  // Other ranks: wait for a segment whose creator lives and where this rank's place is free.
-  [[nodiscard]] static status attach(std::string const& path, index_t rank, index_t num_ranks, nanoseconds_t deadline,
-                                     detail::segment& out) {
-    using ballast::detail::concat;
-    for (;;) {
-      detail::segment found;
-      if (found.open(path) && !detail::process_watch{found.header().creator}.dead() &&
-          found.header().abandoned.load() == 0) {
-        if (found.header().pid_namespace != detail::pid_namespace()) {
-          return {errc::transport_failed, "process_group: rank 0 lives in another process namespace"};
-        }
-        if (found.header().num_ranks != num_ranks) {
-          return {errc::disagreement, concat("process_group: rank 0 expects ", found.header().num_ranks,
-                                             " ranks, rank ", rank, " expects ", num_ranks)};
-        }
-        std::uint32_t unclaimed = 0;
-        if (found.member_of(rank).claimed.compare_exchange_strong(unclaimed, 1)) {
-          out = std::move(found);
-          return {};
-        }
-      }
-      if (ballast::detail::now() >= deadline) {
-        return {errc::deadline_exceeded, concat("process_group: rank ", rank, " waited in vain for rank 0 at ", path)};
-      }
-      ::usleep(poll_microseconds);
-    }
-  }
-
-  // Wait until everyone has joined, and start to watch them.
-  [[nodiscard]] status meet(nanoseconds_t deadline) {
+  // Wait until everyone has joined. Those who have are watched from then on.
+  [[nodiscard]] status meet(detail::rendezvous const& place, nanoseconds_t deadline) {
     auto& header = segment_.header();
-    detail::process_watch creator{header.creator};
-    bool const met =
-        await([&] { return missing_members().empty() || header.abandoned.load() != 0 || creator.dead(); }, deadline);
+    detail::process_watch creator{header.facts.creator};
+    index_t gone = -1;
+    bool const over = await(
+        [&] {
+          watch_members();
+          if (missing_members().empty()) { return true; }
+          gone = lost_member();
+          return gone >= 0 || header.abandoned.load() != 0 || creator.dead();
+        },
+        deadline);
     auto const missing = missing_members();
-    if (!missing.empty()) {
-      if (rank_ == 0) { header.abandoned.store(1); }
-      return {met ? errc::peer_lost : errc::deadline_exceeded,
-              ballast::detail::concat("process_group: ", missing, " did not join", met ? "; rank 0 gave up" : "")};
+    if (missing.empty()) {
+      watch_members();
+      return {};
     }
-    for (index_t rank = 0; rank < num_ranks_; ++rank) { watches_.emplace_back(segment_.member_of(rank).process); }
-    return {};
+    if (rank_ == 0) { header.abandoned.store(1); }
+    auto const what = ballast::detail::concat("process_group: ", missing, " did not join");
+    if (!over) { return {errc::deadline_exceeded, what + place.hint(), first_missing()}; }
+    if (gone < 0) { return {errc::peer_lost, what + "; rank 0 gave up", 0}; }
+    return {errc::peer_lost, ballast::detail::concat(what, "; ", lost("meanwhile", gone).message()), gone};
   }
+  [[nodiscard]] bool has_joined(index_t rank) const { return segment_.member_of(rank).joined.load() != 0; }
   [[nodiscard]] std::string missing_members() const {
-    return names_of([&](index_t rank) { return segment_.member_of(rank).joined.load() == 0; });
+    return names_of([&](index_t rank) { return !has_joined(rank); });
+  }
+  [[nodiscard]] index_t first_missing() const {
+    index_t rank = 0;
+    while (rank < num_ranks_ && has_joined(rank)) { ++rank; }
+    return rank;
+  }
+  void watch_members() {
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      if ((watched_ >> rank & 1) != 0 || !has_joined(rank)) { continue; }
+      watches_[static_cast<std::size_t>(rank)] = detail::process_watch{segment_.member_of(rank).process};
+      watched_ |= std::uint64_t{1} << rank;
+    }
+  }
+  // A rank that has joined and is dead or gone, or -1.
+  [[nodiscard]] index_t lost_member() {
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      if ((watched_ >> rank & 1) != 0 && is_lost(rank)) { return rank; }
+    }
+    return -1;
+  }
+
+  // ---- regrouping ----
+
+  [[nodiscard]] std::atomic<std::uint64_t>& attempt_word(std::uint64_t attempt) const {
+    return segment_.header().attempts[attempt % detail::num_attempts];
+  }
+  [[nodiscard]] detail::regroup_word outcome_of(std::uint64_t attempt) const {
+    return detail::regroup_word::unpack(attempt_word(attempt).load());
+  }
+
+  // Come to the attempt that is open, or open a new one.
+  [[nodiscard]] std::uint64_t come_to_attempt() {
+    auto& last = segment_.header().last_attempt;
+    auto attempt = last.load();
+    while (outcome_of(attempt).attempt >= attempt) {
+      if (last.compare_exchange_strong(attempt, attempt + 1)) { ++attempt; }
+    }
+    self().arrived.store(attempt);
+    ring_all();
+    return attempt;
+  }
+
+  // Settle the attempt if that can be done. True once it is settled, or too late. When another rank has ended it, the
+  // newest attempt is the one to come to, as long as there is time.
+  [[nodiscard]] bool settle(std::uint64_t& attempt, nanoseconds_t deadline) {
+    using detail::regroup_word;
+    if (auto const outcome = outcome_of(attempt); outcome.attempt >= attempt) {
+      bool const is_for_all = outcome.attempt == attempt &&
+                              (outcome.where == regroup_word::state::complete || outcome.reason.why == cause::lost);
+      if (is_for_all || ballast::detail::now() >= deadline) { return true; }
+      attempt = come_to_attempt();
+      return false;
+    }
+    bool complete = true;
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      if (is_expelled(rank)) { continue; }
+      if (is_lost(rank)) { return conclude({attempt, regroup_word::state::failed, 0, {cause::lost, rank}}); }
+      complete = complete && has_come(rank, attempt);
+    }
+    return complete && conclude({attempt, regroup_word::state::complete, next_vote(), {}});
+  }
+  [[nodiscard]] bool has_come(index_t rank, std::uint64_t attempt) const {
+    return segment_.member_of(rank).arrived.load() >= attempt;
+  }
+  // The first verdict stands. @return true
+  bool conclude(detail::regroup_word const& outcome) const {
+    auto& word = attempt_word(outcome.attempt);
+    auto seen = word.load();
+    while (detail::regroup_word::unpack(seen).attempt < outcome.attempt &&
+           !word.compare_exchange_weak(seen, outcome.pack())) {}
+    ring_all();
+    return true;
+  }
+  // Nobody has used a vote with this number or a later one, nor will a rank that was expelled in mid-vote.
+  [[nodiscard]] std::uint64_t next_vote() const {
+    std::uint64_t last = 0;
+    for (index_t rank = 0; rank < num_ranks_; ++rank) { last = std::max(last, ballot_of(rank) >> ballot_shift); }
+    return last + 1;
+  }
+
+  // This rank waits no longer. It may have come to several attempts, of which `attempt` is the last.
+  [[nodiscard]] status end_attempt(std::uint64_t first, std::uint64_t attempt) {
+    using detail::regroup_word;
+    if (is_expelled(rank_)) { return stale(); }
+    bool all_here = true;
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      all_here = all_here && (is_expelled(rank) || has_come(rank, attempt));
+    }
+    if (all_here) {
+      static_cast<void>(settle(attempt, 0));
+    } else {
+      conclude({attempt, regroup_word::state::failed, 0, {cause::late, rank_}});
+    }
+    auto const outcome = outcome_of(attempt);
+    if (outcome.attempt == attempt && outcome.where == regroup_word::state::complete) {
+      begin_generation(outcome);
+      return {};
+    }
+    if (outcome.attempt == attempt && outcome.reason.why == cause::lost) {
+      return lost("regroup", outcome.reason.culprit);
+    }
+    return missed(first, attempt);
+  }
+  // Those that did not come to any of the attempts are to blame, else those that came at another time.
+  [[nodiscard]] status missed(std::uint64_t first, std::uint64_t attempt) const {
+    for (auto const since : {first, attempt}) {
+      auto const is_missing = [&](index_t rank) { return !is_expelled(rank) && !has_come(rank, since); };
+      auto const missing = names_of(is_missing);
+      if (!missing.empty()) { return late("regroup", missing, most_silent(is_missing)); }
+    }
+    return late("regroup", ballast::detail::concat("rank ", rank_), rank_);
+  }
+  void begin_generation(detail::regroup_word const& outcome) {
+    generation_ = outcome.attempt;
+    calls_ = generation_ << generation_shift;
+    votes_ = outcome.last_vote;
+    suspicion_ = {};
+  }
+
+  [[nodiscard]] suspicion reason_of_giving_up(index_t rank) const {
+    auto const word = segment_.member_of(rank).given_up.load();
+    return detail::is_of(word, generation_) ? detail::unpack(word) : suspicion{};
+  }
+  [[nodiscard]] status refuse_quitter(std::string_view what) const {
+    return has_given_up(rank_) ? gave_up(what, rank_) : status{};
+  }
+  // As far as can be told without asking the kernel.
+  [[nodiscard]] bool is_known_lost(index_t rank) const {
+    return segment_.member_of(rank).left.load() != 0 || watches_[static_cast<std::size_t>(rank)].known_dead();
   }
 
   // ---- collective calls ----
@@ -393,7 +620,9 @@ private:
   template <class Use>
   [[nodiscard]] status exchange(call const& what, std::span<std::uint64_t const> mine, nanoseconds_t timeout, Use use,
                                 bool stand_in) {
-    auto const deadline = deadline_after(timeout);
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
+    if (auto refusal = refuse_quitter(what.name); !refusal.ok()) { return refusal; }
     auto const expelled = segment_.header().expelled.load();
     auto const pieces = std::max<std::size_t>(1, (what.total_words + detail::mail_words - 1) / detail::mail_words);
     auto const first_call = calls_ + 1;
@@ -430,6 +659,7 @@ private:
       return (expelled >> rank & 1) == 0 && segment_.member_of(rank).posted.load() < number;
     };
     index_t gone = -1;
+    index_t quitter = -1;
     bool const in_time = await(
         [&] {
           bool complete = true;
@@ -437,8 +667,9 @@ private:
             if (!is_missing(rank)) { continue; }
             complete = false;
             if (!is_live(rank) && is_missing(rank)) { gone = rank; }
+            if (has_given_up(rank) && is_missing(rank)) { quitter = first_quitter(); }
           }
-          return complete || gone >= 0 || is_expelled(rank_);
+          return complete || gone >= 0 || quitter >= 0 || is_expelled(rank_);
         },
         deadline);
     if (is_expelled(rank_)) { return stale(); }
@@ -446,10 +677,15 @@ private:
       suspect(gone);
       return lost(what.name, gone);
     }
+    if (quitter >= 0) {
+      suspicion_ = known_cause(reason_of_giving_up(quitter), {cause::gave_up, quitter});
+      return gave_up(what.name, quitter);
+    }
     auto const missing = names_of(is_missing);
     if (in_time || missing.empty()) { return {}; }
-    if (auto const silent = most_silent(is_missing); silent >= 0) { suspect(silent); }
-    return late(what.name, missing);
+    auto const silent = most_silent(is_missing);
+    if (silent >= 0) { suspect(silent); }
+    return late(what.name, missing, silent);
   }
 
   template <class Use>
@@ -480,12 +716,14 @@ private:
     if (in.number.load(std::memory_order_relaxed) != number) {
       return {errc::deadline_exceeded,
               ballast::detail::concat(what.name, ": rank ", rank_, " is late: rank ", rank, " is ",
-                                      segment_.member_of(rank).posted.load() - number, " calls further")};
+                                      segment_.member_of(rank).posted.load() - number, " calls further"),
+              rank_};
     }
     if (kind != what.kind || total_words != what.total_words) {
       return {errc::disagreement,
               ballast::detail::concat("rank ", rank_, " calls ", what.name, " with ", what.total_words, " words, rank ",
-                                      rank, " calls ", name_of(kind), " with ", total_words)};
+                                      rank, " calls ", name_of(kind), " with ", total_words),
+              rank};
     }
     return {};
   }
@@ -500,11 +738,6 @@ private:
 
   // ---- votes ----
 
-  enum class cause : std::uint64_t { none, voted_no, lost, late, wrong };
-  struct suspicion {
-    cause why = cause::none;
-    index_t culprit = 0;
-  };
   struct verdict {
     decision outcome;
     suspicion reason;
@@ -518,42 +751,42 @@ private:
 
   // A decision: vote number, the reason behind the reason, the reason, and 1 for commit or 2 for drop.
   static constexpr int decision_shift = 28;
-  [[nodiscard]] static std::uint64_t pack(suspicion const& what) noexcept {
-    return static_cast<std::uint64_t>(what.culprit) << 4 | static_cast<std::uint64_t>(what.why);
-  }
-  [[nodiscard]] static suspicion unpack(std::uint64_t word) noexcept {
-    return {static_cast<cause>(word & 0xf), static_cast<index_t>(word >> 4 & 0xff)};
-  }
   [[nodiscard]] std::uint64_t pack(verdict const& what) const noexcept {
-    return votes_ << decision_shift | pack(what.behind_it) << 16 | pack(what.reason) << 4 |
+    return votes_ << decision_shift | detail::pack(what.behind_it) << 16 | detail::pack(what.reason) << 4 |
            (what.outcome == decision::commit ? 1u : 2u);
   }
-  [[nodiscard]] std::atomic<std::uint64_t>& decision_word() const noexcept {
-    return segment_.header().decisions[votes_ % detail::num_decisions];
+  [[nodiscard]] std::atomic<std::uint64_t>& decision_word(std::uint64_t vote) const noexcept {
+    return segment_.header().decisions[vote % detail::num_decisions];
   }
 
   // The first verdict stands.
   void decide(verdict const& what) const noexcept {
-    auto& word = decision_word();
+    auto& word = decision_word(votes_);
     auto seen = word.load();
     while (seen >> decision_shift < votes_ && !word.compare_exchange_weak(seen, pack(what))) {}
   }
 
   // True once the vote has an outcome, here or elsewhere.
   [[nodiscard]] bool try_to_decide(std::uint64_t expelled_before) {
-    if (decision_word().load() >> decision_shift >= votes_ || is_expelled(rank_)) { return true; }
+    if (decision_word(votes_).load() >> decision_shift >= votes_ || is_expelled(rank_)) { return true; }
     bool complete = true;
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
       if ((expelled_before >> rank & 1) != 0) { continue; }
+      // One look at the ballot must say both that it is there and what it says: a no may come between two looks.
       auto const ballot = ballot_of(rank);
       if (ballot >> ballot_shift == votes_ && (ballot & 1) == 0) {
-        decide({decision::drop, {cause::voted_no, rank}, unpack(ballot >> 4)});
+        decide({decision::drop, {cause::failed, rank}, detail::unpack(ballot >> 4)});
         return true;
       }
-      if (has_voted(rank)) { continue; }
+      if (ballot >> ballot_shift >= votes_) { continue; }
       complete = false;
       if (!is_live(rank) && !has_voted(rank)) {
         decide({decision::drop, {cause::lost, rank}, {}});
+        return true;
+      }
+      if (has_given_up(rank) && !has_voted(rank)) {
+        auto const quitter = first_quitter();
+        decide({decision::drop, {cause::gave_up, quitter}, reason_of_giving_up(quitter)});
         return true;
       }
     }
@@ -561,36 +794,27 @@ private:
     return complete;
   }
 
-  [[nodiscard]] vote_result read_decision() const {
+  [[nodiscard]] vote_result read_decision(std::uint64_t vote) const {
     using ballast::detail::concat;
     if (is_expelled(rank_)) { return {decision::undecided, stale()}; }
-    auto const word = decision_word().load();
-    if (word >> decision_shift != votes_) {
-      return {
-          decision::undecided,
-          {errc::deadline_exceeded, concat("vote ", votes_, ": rank ", rank_, " is too late to learn the outcome")}};
+    auto const word = decision_word(vote).load();
+    if (vote == 0 || word >> decision_shift != vote) {
+      return {decision::undecided,
+              {errc::deadline_exceeded, concat("vote ", vote, ": rank ", rank_, " is too late to learn the outcome"),
+               rank_}};
     }
     if ((word & 0xf) == 1) { return {decision::commit, {}}; }
-    auto const reason = unpack(word >> 4);
+    auto const reason = detail::unpack(word >> 4);
+    auto const behind_it = detail::unpack(word >> 16);
     switch (reason.why) {
       case cause::lost: return {decision::drop, lost("vote", reason.culprit)};
-      case cause::voted_no: return {decision::drop, dropped_by(reason.culprit, " voted no", unpack(word >> 16))};
-      default: return {decision::drop, late("vote", concat("rank ", reason.culprit))};
+      case cause::failed: return {decision::drop, detail::blame("", reason.culprit, " voted no", behind_it)};
+      case cause::gave_up: return {decision::drop, detail::blame("vote: ", reason.culprit, " has given up", behind_it)};
+      default: return {decision::drop, late("vote", concat("rank ", reason.culprit), reason.culprit)};
     }
   }
-  [[nodiscard]] static status dropped_by(index_t rank, char const* how, suspicion const& behind_it) {
-    using ballast::detail::concat;
-    auto const what = concat("rank ", rank, how);
-    switch (behind_it.why) {
-      case cause::voted_no:
-        return {errc::transport_failed, concat(what, " because rank ", behind_it.culprit, " failed")};
-      case cause::lost: return {errc::peer_lost, concat(what, " because rank ", behind_it.culprit, " is lost")};
-      case cause::late:
-        return {errc::deadline_exceeded, concat(what, " because rank ", behind_it.culprit, " was late")};
-      case cause::wrong:
-        return {errc::transport_failed, concat(what, " because of what rank ", behind_it.culprit, " sent")};
-      default: return {errc::transport_failed, what};
-    }
+  [[nodiscard]] static suspicion known_cause(suspicion const& behind_it, suspicion const& otherwise) noexcept {
+    return behind_it.why != cause::none ? behind_it : otherwise;
   }
 
   // ---- words ----
@@ -603,20 +827,25 @@ private:
     }
     return names;
   }
-  [[nodiscard]] static status late(std::string_view what, std::string_view who) {
-    return {errc::deadline_exceeded, ballast::detail::concat(what, ": ", who, " did not come in time")};
+  [[nodiscard]] static status late(std::string_view what, std::string_view who, index_t culprit) {
+    return {errc::deadline_exceeded, ballast::detail::concat(what, ": ", who, " did not come in time"), culprit};
   }
 
-  static constexpr ::useconds_t poll_microseconds = 1000;
+  static constexpr int generation_shift = 40;  // more calls than a process makes between two regroups
 
   detail::segment segment_;
   std::vector<detail::process_watch> watches_;  // [R]
   index_t rank_ = 0;
   index_t num_ranks_ = 0;
-  std::uint64_t calls_ = 0;  // pieces of collective calls, counted alike on every rank
+  ::pid_t owner_ = 0;             // the process that has joined
+  std::uint64_t watched_ = 0;     // bit r: watches_[r] watches
+  nanoseconds_t next_look_ = 0;   // when `trouble` may ask the kernel again
+  std::uint64_t generation_ = 0;  // the attempt to regroup that calls and votes are numbered since
+  std::uint64_t calls_ = 0;       // pieces of collective calls, counted alike on every rank
   std::uint64_t posts_ = 0;
   std::uint64_t votes_ = 0;
-  suspicion suspicion_;  // what the next no will say
+  std::uint64_t last_vote_ = 0;  // that this rank took part in
+  suspicion suspicion_;          // what the next no will say
   std::vector<std::uint64_t> read_words_;
 };
 

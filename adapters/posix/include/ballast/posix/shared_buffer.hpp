@@ -2,13 +2,13 @@
 #ifndef BALLAST_POSIX_SHARED_BUFFER_HPP
 #define BALLAST_POSIX_SHARED_BUFFER_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/shared_mapping.hpp>
 #include <ballast/status.hpp>
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
@@ -26,14 +26,18 @@ public:
   /// Obtain zeroed memory.
   ///
   /// @param bytes  > 0.
-  /// @pre empty
-  /// @return `errc::out_of_memory` when the host has none left.
+  /// @return `errc::out_of_memory` when the host has none left, `errc::busy` when this buffer has memory already,
+  ///         `errc::invalid_option` for 0 bytes.
   [[nodiscard]] status allocate(std::size_t bytes) {
-    BALLAST_EXPECTS(data() == nullptr && bytes > 0, "shared_buffer: already allocated, or of no bytes");
+    if (data() != nullptr) { return {errc::busy, "shared_buffer: already allocated"}; }
+    if (bytes == 0) { return {errc::invalid_option, "shared_buffer: of 0 bytes"}; }
     auto const refuse = [&](int error) {
       return status{errc::out_of_memory,
                     ballast::detail::concat("shared_buffer: no ", bytes, " bytes: ", std::strerror(error))};
     };
+    // Asking for more than there is would take all before it failed, and cost other processes their lives.
+    auto const page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    if (bytes / page >= static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES))) { return refuse(ENOMEM); }
     shared_buffer made;
     made.file_ = detail::file_handle{::memfd_create("ballast weights", MFD_CLOEXEC)};
     if (!made.file_.is_open()) { return refuse(errno); }

@@ -28,27 +28,36 @@ struct process_identity {
   bool operator==(process_identity const&) const = default;
 };
 
-/// When `pid` started, or 0 when it does not run: absent, or dead and not yet waited for.
-[[nodiscard]] inline std::uint64_t start_time_of(std::int64_t pid) {
+/// What /proc tells of a process; all zero when it does not run: absent, or dead and not yet waited for.
+struct process_facts {
+  std::int64_t parent = 0;
+  std::uint64_t start_time = 0;
+};
+[[nodiscard]] inline process_facts facts_of(std::int64_t pid) {
   char path[40];
   std::snprintf(path, sizeof path, "/proc/%lld/stat", static_cast<long long>(pid));
   int const file = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) { return 0; }
+  if (file < 0) { return {}; }
   char text[1024];
   auto const size = ::read(file, text, sizeof text - 1);
   ::close(file);
-  if (size <= 0) { return 0; }
+  if (size <= 0) { return {}; }
   text[size] = '\0';
-  // The command's name, field 2, may hold spaces and parentheses; the state follows its last parenthesis.
+  // The command's name, field 2, may hold spaces and parentheses; state and parent follow its last parenthesis.
   char const* at = std::strrchr(text, ')');
-  if (at == nullptr || at[1] == '\0') { return 0; }
-  char const state = at[2];
-  if (state == 'Z' || state == 'X') { return 0; }
+  if (at == nullptr || std::strlen(at) < 4) { return {}; }
+  if (char const state = at[2]; state == 'Z' || state == 'X') { return {}; }
+  process_facts facts;
+  facts.parent = std::strtoll(at + 3, nullptr, 10);
   for (int field = 2; field < 22 && at != nullptr; ++field) { at = std::strchr(at + 1, ' '); }
-  return at == nullptr ? 0 : std::strtoull(at + 1, nullptr, 10);
+  if (at != nullptr) { facts.start_time = std::strtoull(at + 1, nullptr, 10); }
+  return facts;
 }
 
-[[nodiscard]] inline process_identity this_process() { return {::getpid(), start_time_of(::getpid())}; }
+[[nodiscard]] inline std::uint64_t start_time_of(std::int64_t pid) { return facts_of(pid).start_time; }
+[[nodiscard]] inline process_identity identity_of(std::int64_t pid) { return {pid, start_time_of(pid)}; }
+[[nodiscard]] inline process_identity this_process() { return identity_of(::getpid()); }
+[[nodiscard]] inline process_identity parent_of_this_process() { return identity_of(::getppid()); }
 
 /// Which numbering of processes this one lives in; numbers of another mean nothing here.
 [[nodiscard]] inline std::uint64_t pid_namespace() {
@@ -84,6 +93,8 @@ public:
 
   [[nodiscard]] process_identity const& who() const noexcept { return who_; }
 
+  /// Whether `dead` has found it dead before.
+  [[nodiscard]] bool known_dead() const noexcept { return dead_; }
   /// @complexity one system call while the process lives, none after its death.
   [[nodiscard]] bool dead() {
     if (dead_) { return true; }

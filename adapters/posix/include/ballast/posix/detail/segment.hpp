@@ -31,15 +31,11 @@ namespace posix::detail {
 }
 
 /// The memory that the ranks of a group share. Its file has a name only while the ranks find each other: a run that
-/// dies later leaves nothing behind.
+/// dies later leaves nothing behind. `rendezvous` knows the names.
 class segment {
 public:
-  [[nodiscard]] static std::string path_of(std::string_view name) {
-    return ballast::detail::concat("/dev/shm/ballast.", name);
-  }
-
   /// Make a nameless segment for `num_ranks` ranks.
-  [[nodiscard]] status create(index_t num_ranks, process_identity creator) {
+  [[nodiscard]] status create(index_t num_ranks, process_identity creator, std::uint64_t job) {
     segment made;
     made.file_ = file_handle{::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
     if (!made.file_.is_open()) { return system_failure("process_group: cannot make shared memory in /dev/shm", errno); }
@@ -51,11 +47,7 @@ public:
     if (auto result = made.obtain(0, bounce_offset(ranks)); !result.ok()) { return result; }
     if (auto result = made.map(bytes); !result.ok()) { return result; }
     auto* const start = ::new (made.memory_.data()) segment_header{};
-    start->magic = segment_magic;
-    start->bytes = bytes;
-    start->num_ranks = num_ranks;
-    start->creator = creator;
-    start->pid_namespace = pid_namespace();
+    start->facts = {segment_magic, bytes, num_ranks, creator, pid_namespace(), job};
     *this = std::move(made);
     return {};
   }
@@ -70,14 +62,14 @@ public:
   /// Map the segment of that name. @return false when there is none, or it is not one of ours
   [[nodiscard]] bool open(std::string const& path) {
     segment found;
-    found.file_ = file_handle{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW)};
+    found.file_ = file_handle{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
     struct ::stat facts{};
     if (!found.file_.is_open() || ::fstat(found.file_.get(), &facts) != 0 || facts.st_uid != ::geteuid()) {
       return false;
     }
     auto const bytes = static_cast<std::size_t>(facts.st_size);
     if (bytes < sizeof(segment_header) || !found.map(bytes).ok()) { return false; }
-    auto const& start = found.header();
+    auto const& start = found.header().facts;
     if (start.magic != segment_magic || start.bytes != bytes || start.num_ranks < 1 || start.num_ranks > max_ranks ||
         segment_bytes(static_cast<std::size_t>(start.num_ranks)) != bytes) {
       return false;
@@ -122,7 +114,7 @@ private:
   [[nodiscard]] T& at(std::size_t offset) const noexcept {
     return *std::launder(reinterpret_cast<T*>(memory_.data() + offset));
   }
-  [[nodiscard]] std::size_t num_ranks() const noexcept { return static_cast<std::size_t>(header().num_ranks); }
+  [[nodiscard]] std::size_t num_ranks() const noexcept { return static_cast<std::size_t>(header().facts.num_ranks); }
   [[nodiscard]] std::size_t pair(index_t sender, index_t receiver) const noexcept {
     return static_cast<std::size_t>(sender) * num_ranks() + static_cast<std::size_t>(receiver);
   }

@@ -16,11 +16,12 @@ namespace posix::detail {
 // Everything in this file lies in memory that several processes map. No lock guards it, so that a process may die or be
 // stopped anywhere; each word has one writer, or is changed by compare-and-swap.
 
-inline constexpr std::uint64_t segment_magic = 0x62616c6c61737431;  // "ballast1"
+inline constexpr std::uint64_t segment_magic = 0x62616c6c61737432;  // "ballast2"; the last character tells the layout
 inline constexpr index_t max_ranks = 64;                            // live ranks are bits of one word
 inline constexpr std::size_t mail_words = 1024;
 inline constexpr std::size_t mails_kept = 8;
 inline constexpr std::size_t num_decisions = 4096;
+inline constexpr std::size_t num_attempts = 256;
 inline constexpr std::size_t offers_per_pair = 32;
 inline constexpr std::size_t bounce_bytes = std::size_t{128} << 10;
 
@@ -40,24 +41,38 @@ struct alignas(64) member {
   std::atomic<std::uint32_t> joined;
   std::atomic<std::uint32_t> left;
   process_identity process;  ///< valid once `joined`
+  process_identity parent;
   alignas(64) doorbell bell;
   alignas(64) std::atomic<std::uint64_t> posted;  ///< last call whose mail is complete
   std::atomic<nanoseconds_t> last_sign;           ///< when the rank last was seen at work
   std::atomic<nanoseconds_t> distress_at;         ///< when this rank last gave up a batch
-  std::atomic<std::uint64_t> distress;            ///< and why
+  std::atomic<std::uint64_t> distress;            ///< and why, in which generation
+  std::atomic<std::uint64_t> given_up;            ///< in which generation this rank last gave up, and why
+  std::atomic<std::uint64_t> arrived;             ///< last attempt to regroup that this rank came to
   std::atomic<std::uint64_t> ballot;              ///< number of the vote, and what this rank says
   alignas(64) mail mails[mails_kept];
 };
 
-/// The segment's first bytes.
-struct alignas(64) segment_header {
+/// What a segment is and who made it, in the first bytes of its file. They stay where they are when the layout changes,
+/// so that what a dead run has left is recognised by every version; new ones are added at the end.
+struct segment_facts {
   std::uint64_t magic = 0;
   std::uint64_t bytes = 0;
   index_t num_ranks = 0;
   process_identity creator;
   std::uint64_t pid_namespace = 0;
+  std::uint64_t job = 0;
+};
+/// Some layout's magic.
+[[nodiscard]] constexpr bool is_magic(std::uint64_t word) noexcept { return word >> 8 == segment_magic >> 8; }
+
+/// The segment's first bytes.
+struct alignas(64) segment_header {
+  segment_facts facts;
   std::atomic<std::uint32_t> abandoned;
-  alignas(64) std::atomic<std::uint64_t> expelled;  ///< bit r: rank r was expelled
+  alignas(64) std::atomic<std::uint64_t> expelled;    ///< bit r: rank r was expelled
+  std::atomic<std::uint64_t> last_attempt;            ///< to regroup
+  std::atomic<std::uint64_t> attempts[num_attempts];  ///< `regroup_word`s
   std::atomic<std::uint64_t> decisions[num_decisions];
 };
 
