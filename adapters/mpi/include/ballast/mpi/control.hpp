@@ -2,10 +2,10 @@
 #ifndef BALLAST_MPI_CONTROL_HPP
 #define BALLAST_MPI_CONTROL_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/mpi/detail/mailbox.hpp>
+#include <ballast/mpi/detail/vote_record.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
@@ -17,14 +17,19 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
-#include <limits>
 #include <span>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace mpi {
+
+struct control_options {
+  nanoseconds_t setup_timeout = 10'000'000'000;  ///< for the ranks to make a communicator together
+};
 
 /// A control plane on MPI, from point-to-point messages that never block, so that every wait ends at its deadline.
 ///
@@ -32,9 +37,18 @@ namespace mpi {
 /// the others sent while it was away, and its own late parts disturb nobody. Cost of a call: R - 1 messages a rank.
 ///
 /// Votes are messages too, so a rank that said yes and does not hear from everyone in time is `undecided`: others may
-/// have committed. `recall` asks every other rank, which answers inside any of its control calls. To answer that it has
-/// not committed, a rank gives its word that it will not commit that vote by ballots any more. So when all have
-/// answered and none has committed, all drop.
+/// have committed. `recall` asks every other rank, which answers inside any of its calls, `trouble` and `regroup` too.
+/// To answer that it has not committed, a rank gives its word that it will not commit that vote by ballots any more;
+/// who asks has given it. So when all have said so and none has committed, all drop. Votes keep their numbers for good:
+/// a rank may be asked for one of before a regroup.
+///
+/// `regroup` counts generations. Every rank proposes a number above all that it knows and takes over a larger one of
+/// another rank; it is done when every other rank has given the same number in answer to it. Calls are numbered within
+/// their generation, so nothing of an older one is mistaken. A rank that regroups or gives up says up to where it has
+/// voted and how its last votes ended: nobody waits for its ballots any more. A regroup that fails gives up.
+///
+/// Who needs a rank whose control plane is no more fails at once with `errc::peer_lost`. `trouble` does not speak of
+/// it: that is how every run ends.
 ///
 /// MPI of today ends the whole job when a process dies, unless told otherwise; where it goes on, a dead rank is one
 /// that does not answer: `errc::deadline_exceeded`, or `errc::transport_failed` where MPI reports an error.
@@ -43,13 +57,19 @@ namespace mpi {
 /// @threads one thread at a time; MPI must be initialised for the threads in use.
 class control {
 public:
-  /// Called by all ranks of `borrowed` together.
-  explicit control(MPI_Comm borrowed) : mailbox_{borrowed}, inbox_(static_cast<std::size_t>(mailbox_.num_ranks())) {}
+  /// Called by all ranks of `borrowed` together: each control plane and each transport has a communicator of its own,
+  /// which the ranks make in the same order. After twice `options.setup_timeout` at the latest it is there, or
+  /// `failure()` says why not, and every call fails so. All ranks may then try again; for anything else that ranks do
+  /// together `borrowed` is lost, since some may have begun what others have not.
+  explicit control(MPI_Comm borrowed, control_options const& options = {})
+      : mailbox_{borrowed, options.setup_timeout}, inbox_(static_cast<std::size_t>(mailbox_.num_ranks())) {}
 
   [[nodiscard]] index_t rank() const noexcept { return mailbox_.rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return mailbox_.num_ranks(); }
   /// MPI groups never shrink.
   [[nodiscard]] std::uint64_t membership() const { return 1; }
+  /// Why nothing works: it could not be set up, or the first error that MPI reported.
+  [[nodiscard]] status const& failure() const noexcept { return mailbox_.failure(); }
 
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
     auto result = exchange({letter_kind::reduce, 0, values.size_bytes()}, std::as_bytes(values), timeout);
@@ -65,8 +85,10 @@ public:
 
   [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
                                   nanoseconds_t timeout) {
-    BALLAST_EXPECTS(all.size() == mine.size() * static_cast<std::size_t>(num_ranks()),
-                    "all_gather: output is not R x words");
+    if (all.size() != mine.size() * static_cast<std::size_t>(num_ranks())) {
+      return miss_call({errc::invalid_option, ballast::detail::concat("all_gather: no room for ", num_ranks(), " x ",
+                                                                      mine.size(), " words in ", all.size())});
+    }
     auto result = exchange({letter_kind::gather, 0, mine.size_bytes()}, std::as_bytes(mine), timeout);
     if (!result.ok()) { return result; }
     for (auto const& part : parts_) {
@@ -77,7 +99,10 @@ public:
   }
 
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
-    BALLAST_EXPECTS(root >= 0 && root < num_ranks(), "broadcast: root out of range");
+    if (root < 0 || root >= num_ranks()) {
+      return miss_call(
+          {errc::invalid_option, ballast::detail::concat("broadcast: root ", root, " of ", num_ranks(), " ranks")});
+    }
     auto const mine = rank() == root ? std::span<std::byte const>{bytes} : std::span<std::byte const>{};
     auto result = exchange({letter_kind::broadcast, root, bytes.size()}, mine, timeout);
     if (result.ok()) { copy_bytes(parts_[static_cast<std::size_t>(root)].payload(), bytes); }
@@ -85,51 +110,99 @@ public:
   }
 
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
-    ++votes_;
-    yes = yes && promised_ < votes_;
-    for_each_peer([&](index_t peer) { send(peer, {letter_kind::ballot, votes_, yes ? 1u : 0u, 0}); });
-    outcomes_.push_back(yes ? decision::undecided : decision::drop);
-    if (outcomes_.size() > outcomes_kept) { outcomes_.pop_front(); }
+    if (auto refusal = refuse("vote"); !refusal.ok()) { return {decision::drop, std::move(refusal)}; }
+    collect();
+    auto const number = ++votes_;
+    bool const recalled = promised_ >= number;
+    yes = yes && !recalled;
+    for_each_peer([&](index_t peer) { send(peer, {letter_kind::ballot, number, yes ? 1u : 0u, 0}); });
     for (auto& from : inbox_) {
-      std::erase_if(from.ballots, [&](ballot const& old) { return old.vote < votes_; });
+      std::erase_if(from.ballots, [&](ballot const& old) { return old.vote < number; });
     }
-    voting_ = yes;
-    index_t against = yes ? -1 : rank();
+    record_.add(number, yes ? decision::undecided : decision::drop);
+    why_dropped_ = {};
+    if (!yes) {
+      why_dropped_ = recalled ? came_after_recall(number) : voted_no(rank());
+      return {decision::drop, why_dropped_};
+    }
+    voting_ = true;
+    vote_result result;
     auto const settled = [&] {
-      if (against < 0) { against = first_against(); }
-      return against >= 0 || promised_ >= votes_ || missing_ballots().empty();
+      result = judge(number);
+      return result.outcome != decision::undecided || !result.reason.ok();
     };
-    bool const in_time =
-        mailbox_.collect_until([&](letter what) { take(std::move(what)); }, settled, deadline(timeout));
+    if (!wait(settled, timeout)) {
+      result.reason = late("vote", missing([&](index_t peer) { return ballot_of(box_of(peer), number) == nullptr; }));
+    }
     voting_ = false;
-    auto& outcome = outcomes_.back();
-    if (against >= 0) {
-      outcome = decision::drop;
-      return {outcome, {errc::transport_failed, ballast::detail::concat("rank ", against, " voted no")}};
-    }
-    if (promised_ >= votes_) {
-      return {outcome, {errc::undecided, ballast::detail::concat("vote ", votes_, " was recalled by another rank")}};
-    }
-    if (!in_time) { return {outcome, late("vote", missing_ballots())}; }
-    outcome = decision::commit;
-    return {outcome, {}};
+    record_.settle_last(result.outcome);
+    why_dropped_ = result.reason;
+    return result;
   }
 
-  /// Settle the last vote if it was undecided here; see `control_plane`.
+  /// Settle the last vote that this rank made if it was undecided here; see `control_plane`. Also after a regroup, and
+  /// after giving up; when it has failed, it may be tried again.
   [[nodiscard]] vote_result recall(nanoseconds_t timeout) {
-    BALLAST_EXPECTS(votes_ > 0, "recall: there was no vote");
-    auto& outcome = outcomes_.back();
-    if (outcome == decision::undecided) {
-      promised_ = votes_;
-      for (auto& from : inbox_) { from.answer = answer_kind::none_yet; }
-      for_each_peer([&](index_t peer) { send(peer, {letter_kind::query, votes_, 0, 0}); });
-      auto const settled = [&] { return settle(outcome); };
-      if (!mailbox_.collect_until([&](letter what) { take(std::move(what)); }, settled, deadline(timeout))) {
-        return {outcome, late("recall", missing([](box const& from) { return from.answer == answer_kind::none_yet; }))};
-      }
+    if (record_.empty()) { return {decision::drop, {errc::invalid_option, "recall: there was no vote"}}; }
+    auto const [number, outcome] = record_.last();
+    if (outcome == decision::commit) { return {decision::commit, {}}; }
+    if (outcome == decision::drop) { return {decision::drop, nobody_committed(number)}; }
+    promised_ = std::max(promised_, number);
+    for_each_peer([&, vote = number](index_t peer) { send(peer, {letter_kind::query, vote, 0, 0}); });
+    vote_result result;
+    auto const is_silent = [&, vote = number](index_t peer) {
+      return knowledge_of(box_of(peer), vote) == detail::vote_knowledge::none;
+    };
+    auto const settled = [&, vote = number] {
+      result = settle(vote);
+      bool const is_vain = !is_any_missing([&](index_t peer) { return is_silent(peer) && !mailbox_.has_gone(peer); });
+      return result.outcome != decision::undecided || is_vain;
+    };
+    if (!wait(settled, timeout) || result.outcome == decision::undecided) {
+      return {decision::undecided, late("recall", missing(is_silent))};
     }
-    if (outcome == decision::commit) { return {outcome, {}}; }
-    return {outcome, {errc::deadline_exceeded, ballast::detail::concat("vote ", votes_, ": no rank has committed it")}};
+    record_.settle_last(result.outcome);
+    return result;
+  }
+
+  /// Meet all ranks in a new generation; see `control_plane`.
+  /// @complexity 2 (R - 1) messages a rank, and R - 1 more for each number that it takes over.
+  [[nodiscard]] status regroup(nanoseconds_t timeout) {
+    if (!failure().ok()) { return failure(); }
+    collect();
+    ++attempt_;
+    regrouping_ = true;
+    propose(next_proposal());
+    auto const is_vain = [&](index_t peer) { return !box_of(peer).confirmed && mailbox_.has_gone(peer); };
+    static_cast<void>(wait([&] { return !regrouping_ || is_any_missing(is_vain); }, timeout));
+    if (regrouping_) {
+      regrouping_ = false;
+      gave_up_ = late("regroup", missing([&](index_t peer) { return !box_of(peer).confirmed; }));
+      announce_departure();
+      return gave_up_;
+    }
+    begin_generation();
+    return {};
+  }
+
+  /// Make no call until `regroup`, and say so to the others; see `control_plane`.
+  void give_up(status const& why) {
+    if (!gave_up_.ok() || !failure().ok()) { return; }
+    gave_up_ = why.ok() ? status{errc::transport_failed, "without a reason"} : why;
+    announce_departure();
+  }
+
+  /// A rank that has given up, as far as its word has arrived; see `control_plane`. Looks into the mailbox, waits for
+  /// nobody, and answers those who ask for a vote.
+  [[nodiscard]] status trouble() {
+    if (!failure().ok()) { return failure(); }
+    collect();
+    if (!failure().ok()) { return failure(); }
+    if (!gave_up_.ok()) { return refuse("mpi"); }
+    for (index_t peer = 0; peer < num_ranks(); ++peer) {
+      if (!box_of(peer).why.ok() && box_of(peer).gave_up >= generation_) { return departure("mpi", peer); }
+    }
+    return {};
   }
 
 private:
@@ -142,12 +215,8 @@ private:
     static constexpr std::uint64_t ballot = 4;
     static constexpr std::uint64_t query = 5;
     static constexpr std::uint64_t answer = 6;
-  };
-  enum class answer_kind : std::uint64_t {
-    none_yet,
-    committed,
-    dropped,       ///< it knows that nobody can commit
-    not_committed  ///< and will not, by ballots
+    static constexpr std::uint64_t regroup = 7;
+    static constexpr std::uint64_t give_up = 8;
   };
   // What all ranks must be doing alike.
   struct call {
@@ -159,23 +228,38 @@ private:
     std::uint64_t vote = 0;
     bool yes = false;
   };
+  // What a rank says when it looks for the others.
+  struct proposal {
+    std::uint64_t generation = 0;
+    std::uint64_t attempt = 0;  // counts its calls of `regroup`
+    std::uint64_t echo = 0;     // the attempt of the rank that reads this, as far as known
+  };
   // What one rank has sent and this one has not used yet.
   struct box {
     std::deque<letter> parts;
     std::deque<ballot> ballots;
-    answer_kind answer = answer_kind::none_yet;
+    std::uint64_t queried = 0;  // the last vote that it asked about, and so does not commit by ballots
+    std::uint64_t answered = 0;
+    detail::vote_knowledge answer = detail::vote_knowledge::none;
+    detail::told_votes told;    // of its votes, when it was last heard to leave a generation
+    std::uint64_t left = 0;     // it makes no call of generations before this one
+    std::uint64_t gave_up = 0;  // the last generation it gave up, if it ever did,
+    status why;                 // and the reason
+    proposal last;              // the last one heard,
+    proposal sent;              // and the last one sent to it
+    bool confirmed = false;     // it has given the number that is now proposed, in answer to this rank's attempt,
+    std::uint64_t attempt = 0;  // in this attempt of its own
+    std::uint64_t votes = 0;    // how many votes it had then seen
   };
 
-  static constexpr std::size_t outcomes_kept = 4096;
+  static constexpr int generation_shift = 40;
+  static constexpr std::size_t longest_reason = 512;
 
-  [[nodiscard]] static nanoseconds_t deadline(nanoseconds_t timeout) noexcept {
-    auto const now = ballast::detail::now();
-    return timeout > std::numeric_limits<nanoseconds_t>::max() - now ? std::numeric_limits<nanoseconds_t>::max()
-                                                                     : now + timeout;
-  }
   static void copy_bytes(std::span<std::byte const> from, std::span<std::byte> to) noexcept {
-    if (!to.empty()) { std::memcpy(to.data(), from.data(), to.size()); }
+    if (!from.empty()) { std::memcpy(to.data(), from.data(), from.size()); }
   }
+  [[nodiscard]] box& box_of(index_t peer) { return inbox_[static_cast<std::size_t>(peer)]; }
+  [[nodiscard]] box const& box_of(index_t peer) const { return inbox_[static_cast<std::size_t>(peer)]; }
   template <class Use>
   void for_each_peer(Use use) const {
     for (index_t peer = 0; peer < num_ranks(); ++peer) {
@@ -187,18 +271,29 @@ private:
     copy_bytes(payload, what.payload());
     mailbox_.send(std::move(what));
   }
+  void collect() {
+    mailbox_.collect([&](letter what) { take(std::move(what)); });
+  }
+  template <class Settled>
+  [[nodiscard]] bool wait(Settled settled, nanoseconds_t timeout) {
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    return mailbox_.collect_until([&](letter what) { take(std::move(what)); }, settled, deadline);
+  }
 
   void take(letter what) {
     auto const head = what.head();
-    auto& from = inbox_[static_cast<std::size_t>(what.peer)];
+    auto& from = box_of(what.peer);
     switch (head.kind) {
       case letter_kind::ballot:
         if (head.id >= votes_) { from.ballots.push_back({head.id, head.size != 0}); }
         break;
       case letter_kind::query: answer(what.peer, head.id); break;
       case letter_kind::answer:
-        if (head.id == votes_) { from.answer = static_cast<answer_kind>(head.size); }
+        from.answered = head.id;
+        from.answer = static_cast<detail::vote_knowledge>(head.size);
         break;
+      case letter_kind::regroup: take_proposal(what); break;
+      case letter_kind::give_up: take_departure(what); break;
       default:
         if (head.id >= calls_) { from.parts.push_back(std::move(what)); }
     }
@@ -208,41 +303,74 @@ private:
 
   // Leave every rank's bytes in `parts_`, by rank.
   [[nodiscard]] status exchange(call const& mine, std::span<std::byte const> bytes, nanoseconds_t timeout) {
+    auto const* const name = name_of(mine.kind);
+    if (bytes.size() > detail::largest_payload) {
+      return miss_call({errc::invalid_option, ballast::detail::concat(name, ": ", bytes.size(), " bytes at once")});
+    }
+    if (auto refusal = refuse(name); !refusal.ok()) { return refusal; }
     ++calls_;
     letter::header const head{mine.kind, calls_, mine.bytes, static_cast<std::uint64_t>(mine.root)};
     for_each_peer([&](index_t peer) { send(peer, head, bytes); });
-    for (auto& from : inbox_) {
-      std::erase_if(from.parts, [&](letter const& part) { return part.head().id < calls_; });
+    forget_parts_before(calls_);
+    auto const absent = [&](index_t peer) { return box_of(peer).parts.empty(); };
+    status cause;
+    auto const settled = [&] {
+      cause = find_in_vain(name);
+      return !cause.ok() || !is_any_missing(absent);
+    };
+    if (!wait(settled, timeout)) { return late(name, missing(absent)); }
+    if (!cause.ok()) { return cause; }
+    take_parts(head, bytes);
+    for (auto const& part : parts_) {
+      if (auto result = compare(mine, part); !result.ok()) { return result; }
     }
-    auto const absent = [](box const& from) { return from.parts.empty(); };
-    bool const in_time = mailbox_.collect_until([&](letter what) { take(std::move(what)); },
-                                                [&] { return missing(absent).empty(); }, deadline(timeout));
-    if (!in_time) { return late(name_of(mine.kind), missing(absent)); }
+    return {};
+  }
+  void take_parts(letter::header const& head, std::span<std::byte const> bytes) {
     parts_.clear();
     for (index_t peer = 0; peer < num_ranks(); ++peer) {
       if (peer == rank()) {
         parts_.push_back(detail::write_letter(peer, head, bytes.size()));
         copy_bytes(bytes, parts_.back().payload());
       } else {
-        auto& parts = inbox_[static_cast<std::size_t>(peer)].parts;
+        auto& parts = box_of(peer).parts;
         parts_.push_back(std::move(parts.front()));
         parts.pop_front();
       }
-      if (auto result = compare(mine, parts_.back()); !result.ok()) { return result; }
+    }
+  }
+  void forget_parts_before(std::uint64_t id) {
+    for (auto& from : inbox_) {
+      std::erase_if(from.parts, [&](letter const& part) { return part.head().id < id; });
+    }
+  }
+
+  // Something that can only end this call in vain: its part will never come.
+  [[nodiscard]] status find_in_vain(char const* name) const {
+    for (index_t peer = 0; peer < num_ranks(); ++peer) {
+      auto const& from = box_of(peer);
+      bool const has_part = !from.parts.empty() && from.parts.front().head().id == calls_;
+      if (peer == rank() || has_part) { continue; }
+      if (has_left(box_of(peer)) || mailbox_.has_gone(peer)) { return departure(name, peer); }
+      if (!from.parts.empty()) { return differs(name, peer, from.parts.front().head().id); }
     }
     return {};
   }
-
+  [[nodiscard]] status differs(char const* name, index_t peer, std::uint64_t id) const {
+    constexpr auto mask = (std::uint64_t{1} << generation_shift) - 1;
+    return {errc::deadline_exceeded,
+            ballast::detail::concat(name, ": rank ", peer, " is at call ", id & mask, ", rank ", rank(), " at ",
+                                    calls_ & mask),
+            peer};
+  }
   [[nodiscard]] status compare(call const& mine, letter const& theirs) const {
     auto const head = theirs.head();
-    if (head.id != calls_) {
-      return {errc::deadline_exceeded, ballast::detail::concat("rank ", rank(), " is late: rank ", theirs.peer,
-                                                               " is at call ", head.id, ", this rank at ", calls_)};
-    }
     if (head.kind != mine.kind || head.size != mine.bytes || head.at != static_cast<std::uint64_t>(mine.root)) {
-      return {errc::disagreement, ballast::detail::concat("rank ", rank(), " calls ", name_of(mine.kind), " with ",
-                                                          mine.bytes, " bytes, rank ", theirs.peer, " calls ",
-                                                          name_of(head.kind), " with ", head.size)};
+      return {errc::disagreement,
+              ballast::detail::concat("rank ", rank(), " calls ", describe(mine.kind, mine.bytes, mine.root), ", rank ",
+                                      theirs.peer, " calls ",
+                                      describe(head.kind, head.size, static_cast<index_t>(head.at))),
+              theirs.peer};
     }
     return {};
   }
@@ -253,79 +381,264 @@ private:
       default: return "broadcast";
     }
   }
+  [[nodiscard]] static std::string describe(std::uint64_t kind, std::size_t bytes, index_t root) {
+    auto text = ballast::detail::concat(name_of(kind), " with ", bytes, " bytes");
+    if (kind == letter_kind::broadcast) { text += ballast::detail::concat(" from root ", root); }
+    return text;
+  }
+  // A call that this rank does not take part in is counted all the same, so that the next ones are in step.
+  [[nodiscard]] status miss_call(status why) {
+    ++calls_;
+    return why;
+  }
 
   // ---- votes ----
 
-  [[nodiscard]] ballot const* ballot_of(box const& from) const {
-    auto const found = std::ranges::find(from.ballots, votes_, &ballot::vote);
+  [[nodiscard]] static ballot const* ballot_of(box const& from, std::uint64_t vote) {
+    auto const found = std::ranges::find(from.ballots, vote, &ballot::vote);
     return found == from.ballots.end() ? nullptr : &*found;
   }
-  [[nodiscard]] index_t first_against() const {
+
+  // What the letters so far say about the vote that this rank is making.
+  [[nodiscard]] vote_result judge(std::uint64_t vote) const {
+    bool all_yes = true;
     for (index_t peer = 0; peer < num_ranks(); ++peer) {
-      auto const* const theirs = ballot_of(inbox_[static_cast<std::size_t>(peer)]);
-      if (theirs != nullptr && !theirs->yes) { return peer; }
+      if (peer == rank()) { continue; }
+      auto const* const theirs = ballot_of(box_of(peer), vote);
+      if (theirs != nullptr && !theirs->yes) { return {decision::drop, voted_no(peer)}; }
+      bool const never_votes = has_left(box_of(peer)) || mailbox_.has_gone(peer);
+      if (theirs == nullptr && never_votes) { return {decision::drop, departure("vote", peer)}; }
+      all_yes = all_yes && theirs != nullptr;
     }
-    return -1;
-  }
-  [[nodiscard]] std::string missing_ballots() const {
-    return missing([&](box const& from) { return ballot_of(from) == nullptr; });
+    if (all_yes && promised_ < vote) { return {decision::commit, {}}; }
+    auto result = settle(vote);
+    if (result.outcome == decision::undecided && promised_ >= vote) { result.reason = was_recalled(vote); }
+    return result;
   }
 
   void answer(index_t peer, std::uint64_t vote) {
-    auto known = answer_kind::not_committed;
-    if (vote > votes_ || (vote == votes_ && voting_)) {
-      promised_ = std::max(promised_, vote);
-    } else if (votes_ - vote < outcomes_.size()) {
-      switch (outcomes_[outcomes_.size() - 1 - static_cast<std::size_t>(votes_ - vote)]) {
-        case decision::commit: known = answer_kind::committed; break;
-        case decision::drop: known = answer_kind::dropped; break;
-        case decision::undecided: break;
-      }
+    box_of(peer).queried = vote;
+    // A vote that this rank has not made yet is dropped: it will say no, or never make it.
+    auto const known = record_.find(vote);
+    if (promised_ < vote && (vote > votes_ || (vote == votes_ && voting_))) {
+      promised_ = vote;
+      recaller_ = peer;
     }
     send(peer, {letter_kind::answer, vote, static_cast<std::uint64_t>(known), 0});
   }
 
-  // Do the answers so far settle the vote?
-  [[nodiscard]] bool settle(decision& outcome) const {
-    bool complete = true;
+  [[nodiscard]] detail::vote_knowledge knowledge_of(box const& from, std::uint64_t vote) const {
+    using detail::vote_knowledge;
+    if (from.answered == vote && from.answer != vote_knowledge::none) { return from.answer; }
+    auto const told = from.told.find(vote, has_left(from));
+    if (told != vote_knowledge::none) { return told; }
+    return from.queried == vote ? vote_knowledge::not_by_ballots : vote_knowledge::none;
+  }
+
+  // Does what the others have said settle the vote?
+  [[nodiscard]] vote_result settle(std::uint64_t vote) const {
+    using detail::vote_knowledge;
+    bool nobody_can = promised_ >= vote;
     for (index_t peer = 0; peer < num_ranks(); ++peer) {
       if (peer == rank()) { continue; }
-      switch (inbox_[static_cast<std::size_t>(peer)].answer) {
-        case answer_kind::committed: outcome = decision::commit; return true;
-        case answer_kind::dropped: outcome = decision::drop; return true;
-        case answer_kind::none_yet: complete = false; break;
-        case answer_kind::not_committed: break;
+      switch (knowledge_of(box_of(peer), vote)) {
+        case vote_knowledge::committed: return {decision::commit, {}};
+        case vote_knowledge::dropped: return {decision::drop, dropped_by(peer, vote)};
+        case vote_knowledge::none: nobody_can = false; break;
+        case vote_knowledge::not_by_ballots: break;
       }
     }
-    if (complete) { outcome = decision::drop; }
-    return complete;
+    if (nobody_can) { return {decision::drop, nobody_committed(vote)}; }
+    return {};
+  }
+
+  [[nodiscard]] static status voted_no(index_t who) {
+    return {errc::transport_failed, ballast::detail::concat("rank ", who, " voted no"), who};
+  }
+  [[nodiscard]] status was_recalled(std::uint64_t vote) const {
+    return {errc::undecided, ballast::detail::concat("vote ", vote, " was recalled by rank ", recaller_), recaller_};
+  }
+  [[nodiscard]] status came_after_recall(std::uint64_t vote) const {
+    return {errc::deadline_exceeded,
+            ballast::detail::concat("vote ", vote, ": rank ", recaller_, " recalled it before rank ", rank(), " voted"),
+            rank()};
+  }
+  [[nodiscard]] status dropped_by(index_t peer, std::uint64_t vote) const {
+    if (has_left(box_of(peer)) && ballot_of(box_of(peer), vote) == nullptr) { return departure("vote", peer); }
+    return {errc::deadline_exceeded, ballast::detail::concat("vote ", vote, ": rank ", peer, " has dropped it"), peer};
+  }
+  [[nodiscard]] status nobody_committed(std::uint64_t vote) const {
+    auto const& why = why_dropped_.ok() ? was_recalled(vote) : why_dropped_;
+    return {errc::deadline_exceeded,
+            ballast::detail::concat("vote ", vote, ": no rank has committed it; ", why.message()), why.rank()};
+  }
+
+  // ---- generations ----
+
+  [[nodiscard]] std::uint64_t next_proposal() const {
+    auto largest = std::max(generation_, proposal_) + 1;
+    for_each_peer(
+        [&](index_t peer) { largest = std::max({largest, box_of(peer).last.generation, box_of(peer).left}); });
+    return largest;
+  }
+  // Propose a number to all, and see who has given it already.
+  void propose(std::uint64_t generation) {
+    proposal_ = generation;
+    for_each_peer([&](index_t peer) {
+      send_proposal(peer);
+      box_of(peer).confirmed = false;
+      confirm(box_of(peer));
+    });
+    end_when_confirmed();
+  }
+  void send_proposal(index_t peer) {
+    auto& to = box_of(peer);
+    to.sent = {proposal_, attempt_, to.last.attempt};
+    auto const record = record_.write(votes_);
+    send(peer, {letter_kind::regroup, to.sent.generation, to.sent.attempt, to.sent.echo},
+         std::as_bytes(std::span{record}));
+  }
+  void confirm(box& from) const {
+    if (from.last.generation != proposal_ || from.last.echo != attempt_ || from.left > proposal_) { return; }
+    from.confirmed = true;
+    from.attempt = from.last.attempt;
+    from.votes = from.told.votes();
+  }
+  void end_when_confirmed() {
+    if (!is_any_missing([&](index_t peer) { return !box_of(peer).confirmed; })) { regrouping_ = false; }
+  }
+
+  void take_proposal(letter const& what) {
+    auto const head = what.head();
+    auto& from = box_of(what.peer);
+    from.last = {head.id, head.size, head.at};
+    from.told.read(what.payload());
+    from.left = std::max(from.left, head.id);
+    if (!regrouping_) { return; }
+    if (head.id > proposal_) {
+      // Who gave this rank's number and looks for another one in a later attempt has met all others under that number,
+      // unless it gave it up: this rank will meet them, too.
+      bool const has_met = from.confirmed && from.attempt != head.size && !withdrew(from);
+      if (!has_met) { propose(head.id); }
+      return;
+    }
+    confirm(from);
+    if (from.sent.generation != proposal_ || from.sent.attempt != attempt_ || from.sent.echo != head.size) {
+      send_proposal(what.peer);
+    }
+    end_when_confirmed();
+  }
+  // It gave up what is proposed now.
+  [[nodiscard]] bool withdrew(box const& from) const { return !from.why.ok() && from.gave_up >= proposal_; }
+
+  // Say that this rank has given the last generation up that it knows or looked for.
+  void announce_departure() {
+    auto const text = std::string_view{gave_up_.message()}.substr(0, longest_reason);
+    auto const record = record_.write(votes_);
+    auto const record_bytes = std::as_bytes(std::span{record});
+    for_each_peer([&](index_t peer) {
+      letter::header const head{letter_kind::give_up, proposal_, code_of(gave_up_), record_bytes.size()};
+      auto what = detail::write_letter(peer, head, record_bytes.size() + text.size());
+      copy_bytes(record_bytes, what.payload());
+      copy_bytes(std::as_bytes(std::span{text}), what.payload().subspan(record_bytes.size()));
+      mailbox_.send(std::move(what));
+    });
+  }
+  void take_departure(letter const& what) {
+    auto const head = what.head();
+    auto& from = box_of(what.peer);
+    auto const payload = what.payload();
+    auto const text = payload.subspan(head.at);
+    from.told.read(payload.first(head.at));
+    from.gave_up = head.id;
+    from.left = std::max(from.left, head.id + 1);
+    std::string reason(text.size(), ' ');
+    copy_bytes(text, std::as_writable_bytes(std::span{reason}));
+    from.why = {static_cast<errc>(head.size), std::move(reason)};
+    if (withdrew(from)) { from.confirmed = false; }
+  }
+
+  // It makes no call of this generation any more. What it sent before has arrived before.
+  [[nodiscard]] bool has_left(box const& from) const { return from.left > generation_; }
+  [[nodiscard]] status departure(std::string_view name, index_t peer) const {
+    auto const& from = box_of(peer);
+    if (mailbox_.has_gone(peer)) {
+      return {errc::peer_lost, ballast::detail::concat(name, ": the control plane of rank ", peer, " is no more"),
+              peer};
+    }
+    if (!from.why.ok() && from.gave_up >= generation_) {
+      return {from.why.code(), ballast::detail::concat(name, ": rank ", peer, " has given up: ", from.why.message()),
+              peer};
+    }
+    return {errc::transport_failed, ballast::detail::concat(name, ": rank ", peer, " regroups"), peer};
+  }
+  // What other ranks can make of the code.
+  [[nodiscard]] static std::uint64_t code_of(status const& why) {
+    auto const known = why.code().category() == category();
+    return static_cast<std::uint64_t>(known ? why.code().value() : static_cast<int>(errc::transport_failed));
+  }
+
+  void begin_generation() {
+    generation_ = proposal_;
+    calls_ = generation_ << generation_shift;
+    gave_up_ = {};
+    forget_parts_before(calls_);
+    for_each_peer([&](index_t peer) { votes_ = std::max(votes_, box_of(peer).votes); });
+  }
+  [[nodiscard]] status refuse(char const* name) const {
+    if (!failure().ok()) { return failure(); }
+    if (gave_up_.ok()) { return {}; }
+    return {gave_up_.code(), ballast::detail::concat(name, ": rank ", rank(), " has given up: ", gave_up_.message()),
+            rank()};
   }
 
   // ---- words ----
 
   template <class Predicate>
-  [[nodiscard]] std::string missing(Predicate is_missing) const {
-    std::string names;
-    for_each_peer([&](index_t peer) {
-      if (is_missing(inbox_[static_cast<std::size_t>(peer)])) {
-        names += ballast::detail::concat(names.empty() ? "rank " : ", rank ", peer);
-      }
-    });
-    return names;
+  [[nodiscard]] bool is_any_missing(Predicate is_missing) const {
+    for (index_t peer = 0; peer < num_ranks(); ++peer) {
+      if (peer != rank() && is_missing(peer)) { return true; }
+    }
+    return false;
   }
-  [[nodiscard]] status late(std::string_view what, std::string const& who) const {
-    if (!mailbox_.failure().ok()) { return mailbox_.failure(); }
-    return {errc::deadline_exceeded, ballast::detail::concat(what, ": ", who, " did not come in time")};
+  struct named_ranks {
+    std::string names;
+    index_t first = status::no_rank;
+  };
+  template <class Predicate>
+  [[nodiscard]] named_ranks missing(Predicate is_missing) const {
+    named_ranks found;
+    for_each_peer([&](index_t peer) {
+      if (!is_missing(peer)) { return; }
+      found.names += ballast::detail::concat(found.names.empty() ? "rank " : ", rank ", peer);
+      if (found.first == status::no_rank) { found.first = peer; }
+    });
+    return found;
+  }
+  [[nodiscard]] status late(std::string_view what, named_ranks const& who) const {
+    if (!failure().ok()) { return failure(); }
+    if (who.first != status::no_rank && mailbox_.has_gone(who.first)) { return departure(what, who.first); }
+    return {errc::deadline_exceeded, ballast::detail::concat(what, ": ", who.names, " did not come in time"),
+            who.first};
   }
 
   detail::mailbox mailbox_;
   std::vector<box> inbox_;     // [R]
   std::vector<letter> parts_;  // [R] of the last call
-  std::uint64_t calls_ = 0;
-  std::uint64_t votes_ = 0;
+  std::uint64_t calls_ = 0;    // the generation and the number within it
+  status gave_up_;             // why this rank makes no call
+
+  std::uint64_t votes_ = 0;     // number of the last vote, whether this rank made it or not
   std::uint64_t promised_ = 0;  // up to this vote, this rank has said that it will not commit by ballots
+  index_t recaller_ = status::no_rank;
   bool voting_ = false;
-  std::deque<decision> outcomes_;  // of the last votes
+  detail::vote_record record_;
+  status why_dropped_;
+
+  std::uint64_t generation_ = 0;
+  std::uint64_t proposal_ = 0;  // the last one, which is the generation once all have met
+  std::uint64_t attempt_ = 0;
+  bool regrouping_ = false;  // not all have met yet
 };
 
 static_assert(control_plane<control>);
