@@ -104,6 +104,7 @@ struct keep_placement {
     next = current;
     return {};
   }
+  [[nodiscard]] status validate() const { return {}; }
   void describe(digest& out) const { out.add(std::string_view{"keep_placement"}); }
 };
 

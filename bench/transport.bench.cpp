@@ -223,7 +223,7 @@ private:
     }
     rank_memory memory{rank, task.num_ranks, own.empty() ? std::span{shared.data(), bytes} : std::span{own}};
     segment const regions[] = {memory.region()};
-    wires.expose(regions).or_throw();
+    wires.expose(regions, wires.next_region()).or_throw();
     memory.run(task.what, wires, 0);  // touches all pages
     say(up);
     for (std::uint64_t number = 1; hear(down); ++number) {

@@ -53,7 +53,7 @@ struct rank_state {
       weights.push_back(device_memory<std::byte>::create(bytes * slots));
       store.add(0, std::to_string(weights.size()), weights.back().data(), bytes).or_throw();
     }
-    wires.expose(store.regions()).or_throw();
+    wires.expose(store.regions(), 0).or_throw();
     messages = std::make_unique<layer_messages>(layer, rank, store);
   }
   ballast::cudart::stream compute = ballast::cudart::stream::create();

@@ -101,7 +101,7 @@ ballast_bench::samples pull_a_layer(ballast::posix::process_group& group, std::s
     weights.push_back(device_memory<std::byte>::create(bytes * slots));
     store.add(0, std::to_string(weights.size()), weights.back().data(), bytes).or_throw();
   }
-  wires.expose(store.regions()).or_throw();
+  wires.expose(store.regions(), 0).or_throw();
   ballast_bench::layer_messages messages{layer, group.rank(), store};
   plain_pulls const plain{wires.directory(), messages};
 

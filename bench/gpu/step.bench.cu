@@ -60,7 +60,12 @@ public:
   timed_wires(Wires& inner, parts& times) : inner_{&inner}, times_{&times} {}
   [[nodiscard]] index_t rank() const noexcept { return inner_->rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return inner_->num_ranks(); }
-  [[nodiscard]] status expose(std::span<segment const> regions) { return inner_->expose(regions); }
+  [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
+    return inner_->expose(regions, first);
+  }
+  void retract(std::uint32_t first) noexcept { inner_->retract(first); }
+  [[nodiscard]] std::uint32_t next_region() const noexcept { return inner_->next_region(); }
+  [[nodiscard]] transfer_turns& turns() noexcept { return inner_->turns(); }
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     return times_->starting.time([&] { return inner_->start(sends, receives); });
   }
@@ -117,6 +122,11 @@ public:
   [[nodiscard]] vote_result recall(nanoseconds_t timeout) {
     return times_->waiting.time([&] { return inner_->recall(timeout); });
   }
+  [[nodiscard]] status regroup(nanoseconds_t timeout) {
+    return times_->waiting.time([&] { return inner_->regroup(timeout); });
+  }
+  void give_up(status const& why) { inner_->give_up(why); }
+  [[nodiscard]] status trouble() { return inner_->trouble(); }
 
 private:
   posix::process_group* inner_;
@@ -140,6 +150,7 @@ struct trade_with_neighbour {
     }
     return {};
   }
+  [[nodiscard]] status validate() const { return {}; }
   void describe(digest& out) const { out.add(std::string_view{"trade"}).add(experts); }
 };
 

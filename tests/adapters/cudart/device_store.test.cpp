@@ -17,8 +17,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <barrier>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -137,9 +139,103 @@ std::vector<std::string> update_on_some_steps(engine_shape const& shape, int war
   });
 }
 
+/// A target and a draft model of other sizes, in turn on one transport; every byte of both is compared after every
+/// step.
+std::vector<std::string> rebalance_two_models(index_t num_ranks, bool asynchronous) {
+  using namespace ballast_test;
+  topology const where{{num_ranks, 1, 6, 1}};
+  topology const draft_where{{num_ranks, 1, 4, 0}};
+  rebalancer_options const options{.interval = 3, .asynchronous = asynchronous};
+  return run_ranks(num_ranks, {}, [&](in_process_endpoint& control, transport& copies, law_log& log) {
+    member target{where, spread_placement(where, 3), copies, control, {copies.copy_stream()}, options};
+    member draft{draft_where,
+                 spread_placement(draft_where, 2),
+                 copies,
+                 control,
+                 {copies.copy_stream()},
+                 options,
+                 nullptr,
+                 {{50'000, 50'000}, {100'000, 100'352}, {77, 80}}};
+    member* const models[] = {&target, &draft};
+    for (auto* model : models) {
+      if (!log.expect_ok(model->moved.start(), "start")) { return; }
+    }
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(num_ranks));
+    for (int step = 0; step < 60; ++step) {
+      for (auto* model : models) {
+        std::uint64_t const mine[] = {model->moved.outgoing()};
+        if (!log.expect_ok(control.all_gather(mine, all, patience), "exchange")) { return; }
+        if (!log.expect_ok(model->moved.incoming(all), "incoming")) { return; }
+      }
+      for (auto* model : models) {
+        if (!model->run_step(step, log)) { return; }
+      }
+    }
+    for (auto* model : models) { model->expect_moves(log); }
+    static_cast<void>(control.vote(true, patience));
+  });
+}
+
+/// One rank is late for a call by more than the timeout, or its copies are; then all resume, and go on moving experts
+/// to the right slots.
+std::vector<std::string> heal_after_one_delay(index_t num_ranks, bool asynchronous, bool of_copies) {
+  using namespace ballast_test;
+  topology const where{{num_ranks, 1, 6, 1}};
+  nanoseconds_t const timeout = 500 * millisecond;
+  rebalancer_options const options{.interval = 2, .timeout = timeout, .asynchronous = asynchronous};
+  std::barrier<> all_here{num_ranks};
+  std::atomic<index_t> num_back = 0;
+  return run_ranks(num_ranks, {}, [&](in_process_endpoint& control, transport& copies, law_log& log) {
+    member self{where, spread_placement(where, 3), copies, control, {copies.copy_stream()}, options};
+    log.expect_ok(self.moved.start(), "start");
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(num_ranks));
+    auto const exchange = [&] {
+      std::uint64_t const mine[] = {self.moved.outgoing()};
+      static_cast<void>(control.all_gather(mine, all, timeout));
+      return asynchronous ? self.moved.incoming(all) : status{};
+    };
+    bool has_failed = false;
+    std::optional<busy_stream> stands;
+    auto const pause = asynchronous ? 40 * millisecond : 0;  // of a pass: nobody waits for late copies
+    for (int step = 0; step < 70 && !has_failed; ++step) {
+      bool const is_late =
+          control.rank() == num_ranks - 1 && step > 6 && self.moved.state() == rebalancer_state::moving;
+      if (is_late && of_copies && !stands) { stands.emplace(copies.copy_stream()); }
+      if (is_late && !of_copies) { sleep_for(3 * timeout); }
+      sleep_for(pause);
+      has_failed = !exchange().ok() || !self.moved.on_forward_pass_end().ok();
+    }
+    log.expect(has_failed, "nobody noticed");
+    stands.reset();
+    for (int attempt = 0; attempt < 5; ++attempt) {
+      all_here.arrive_and_wait();
+      num_back = 0;
+      all_here.arrive_and_wait();
+      auto const result = self.moved.resume();
+      if (result.ok()) { ++num_back; }
+      all_here.arrive_and_wait();
+      if (num_back == num_ranks) { break; }
+      log.expect(attempt < 4, "resume failed to the last: ", result.message());
+    }
+    auto const before = self.moved.epoch(0);
+    for (int step = 0; step < 30; ++step) {
+      if (!log.expect_ok(exchange(), "incoming after resume")) { break; }
+      if (!self.run_step(step, log)) { break; }
+    }
+    log.expect(self.moved.epoch(0) >= before + 2, "layer 0 moved ", self.moved.epoch(0) - before, " times afterwards");
+    all_here.arrive_and_wait();
+  });
+}
+
 /// One rank's store over plain memory, and what hooks and commits did to it.
 struct single_store {
   single_store() { store.add(0, "w", weights, 64).or_throw(); }
+  [[nodiscard]] std::uint64_t checksum_of(std::byte* slot) {
+    segment const bytes{slot, 64};
+    std::uint64_t sum = 0;
+    store.checksum({&bytes, 1}, sum).or_throw();
+    return sum;
+  }
   cudart::stream compute = cudart::stream::create();
   ballast_test::gpu_memory memory;
   std::byte* weights = memory.allocate(4 * 64);
@@ -164,6 +260,27 @@ TEST_CASE("every slot holds the expert that the placement names, after every ste
   for (auto const size : ballast_test::rank_counts({1, 2, 4, 8})) {
     CAPTURE(size);
     ballast_test::check_complaints(rebalance(size, {.interval = 2}));
+  }
+}
+
+TEST_CASE("two models share a transport, and each keeps its own experts") {
+  for (auto const size : ballast_test::rank_counts({2, 4})) {
+    for (bool const asynchronous : {false, true}) {
+      CAPTURE(size);
+      CAPTURE(asynchronous);
+      ballast_test::check_complaints(rebalance_two_models(size, asynchronous));
+    }
+  }
+}
+
+TEST_CASE("one late rank, or late copies, and one resume: the same transport moves on") {
+  auto const size = ballast_test::rank_count(3, 2);
+  for (bool const asynchronous : {false, true}) {
+    for (bool const of_copies : {false, true}) {
+      CAPTURE(asynchronous);
+      CAPTURE(of_copies);
+      ballast_test::check_complaints(heal_after_one_delay(size, asynchronous, of_copies));
+    }
   }
 }
 
@@ -198,6 +315,90 @@ TEST_CASE("a store needs a created stream") {
   CHECK_THROWS_AS((cudart::device_store<>{topology{}, 0, trivial_placement({1, 1, 1}), {}}), std::system_error);
 }
 
+TEST_CASE("a store refuses what does not fit its topology") {
+  auto const compute = cudart::stream::create();
+  topology const where{{2, 1, 4, 1}};
+  auto const make = [&](index_t rank, placement const& initial) {
+    cudart::device_store<> const store{where, rank, initial, {.compute_stream = compute.get()}};
+    cudart::device_store<invariant_dispatch_tables> const invariant{
+        where, rank, initial, {.compute_stream = compute.get(), .dispatch = dispatch_mode::round_robin}};
+  };
+  CHECK_THROWS_AS(make(2, trivial_placement({1, 6, 8})), std::system_error);
+  CHECK_THROWS_AS(make(-1, trivial_placement({1, 6, 8})), std::system_error);
+  CHECK_THROWS_AS(make(0, trivial_placement({1, 6, 12})), std::system_error);
+
+  cudart::device_store<> store{where, 1, trivial_placement({2, 6, 8}), {.compute_stream = compute.get()}};
+  CHECK(store.rank() == 1);
+  CHECK(store.num_layers() == 2);
+  CHECK(store.slots_per_rank() == 4);
+  for (index_t const layer : {-1, 2}) {
+    auto const refused = store.commit(layer, {}, trivial_placement({2, 6, 8}), 1);
+    CHECK(refused.code() == errc::invalid_placement);
+    CHECK(refused.message().find(std::to_string(layer)) != std::string::npos);
+  }
+  CHECK(store.commit(0, {}, trivial_placement({2, 7, 8}), 1).code() == errc::invalid_placement);
+  CHECK(store.set_topology(topology{{4, 1, 4, 1}}).code() == errc::invalid_topology);
+  auto survivors = where;
+  survivors.set_live(0, false);
+  CHECK(store.set_topology(survivors).ok());
+}
+
+TEST_CASE("a store of no layers is no failure") {
+  auto const compute = cudart::stream::create();
+  topology const where{{1, 1, 4, 0}};
+  cudart::device_store<> store{where, 0, trivial_placement({0, 4, 4}), {.compute_stream = compute.get()}};
+  CHECK(store.num_layers() == 0);
+  CHECK(store.prepare().ok());
+  CHECK(!store.add(0, "w", &store, 64).ok());
+}
+
+TEST_CASE("impossible tensors are refused before the driver is asked about their memory") {
+  auto const compute = cudart::stream::create();
+  topology const where{{1, 1, 4, 0}};
+  for (bool const exported : {false, true}) {
+    CAPTURE(exported);
+    cudart::device_store<> store{
+        where, 0, trivial_placement({1, 4, 4}), {.compute_stream = compute.get(), .exported = exported}};
+    ballast_test::gpu_memory memory;
+    auto* const base = memory.allocate(4 * 64);
+    auto const is_refused = [&](char const* name, void* at, std::size_t bytes, std::optional<std::ptrdiff_t> stride,
+                                char const* why) {
+      auto const refused = store.add(0, name, at, bytes, stride);
+      CHECK(refused.code() == errc::invalid_weights);
+      CAPTURE(refused.message());
+      CHECK(refused.message().find(why) != std::string::npos);
+    };
+    is_refused("w", base, 64, 0, "stride 0");
+    is_refused("w", base, 64, -64, "-64");
+    is_refused("w", base, 64, 63, "63");
+    is_refused("w", base, 0, {}, "0 bytes");
+    is_refused("w", nullptr, 64, {}, "null");
+    is_refused("w", base, ~std::size_t{0} - 8, {}, "address space");
+    is_refused("w", base, 64, std::ptrdiff_t{1} << 62, "address space");
+    CHECK(store.regions().empty());
+    CHECK(store.add(0, "w", base, 64).ok());
+  }
+}
+
+TEST_CASE("bytes that the device cannot read are a failure, not a checksum") {
+  single_store self;
+  constexpr std::size_t bytes = std::size_t{64} << 20;
+  std::byte* freed = nullptr;
+  {
+    ballast_test::gpu_memory shortly;
+    freed = shortly.allocate(bytes);
+  }
+  std::uint64_t sum = 17;
+  for (segment const gone : {segment{freed, 4096}, segment{nullptr, 64}}) {
+    std::vector<segment> const both{{self.weights, 64}, gone};
+    auto const refused = self.store.checksum(both, sum);
+    CHECK(!refused.ok());
+    CHECK(!refused.message().empty());
+    CHECK(sum == 17);
+  }
+  CHECK(self.checksum_of(self.weights) == self.checksum_of(self.weights));
+}
+
 TEST_CASE("staging grows to its limit and no further") {
   single_store self;
   CHECK(self.store.reserve_staging(600).ok());
@@ -230,10 +431,8 @@ TEST_CASE("phases of a commit run one after the other, and the hook sees the slo
   CHECK(bytes[128] == std::byte{2});
   CHECK(bytes[192] == std::byte{1});
   CHECK(self.hooked == std::vector<index_t>{0, 1, 3});
-  CHECK(self.store.checksum(std::vector<segment>{{slot(0), 64}}) ==
-        self.store.checksum(std::vector<segment>{{slot(3), 64}}));
-  CHECK(self.store.checksum(std::vector<segment>{{slot(0), 64}}) !=
-        self.store.checksum(std::vector<segment>{{slot(1), 64}}));
+  CHECK(self.checksum_of(slot(0)) == self.checksum_of(slot(3)));
+  CHECK(self.checksum_of(slot(0)) != self.checksum_of(slot(1)));
 }
 
 TEST_CASE("a commit without copies changes the tables only") {
@@ -304,35 +503,6 @@ TEST_CASE("the observer hears what each chunk took on the device, one call later
       }));
 }
 
-/// Keeps a stream busy until released, or for a few seconds.
-class busy_stream {
-public:
-  explicit busy_stream(cudaStream_t stream) : stream_{stream} {
-    ballast_test::check_cuda(cudaLaunchHostFunc(stream, &hold, this), "cudaLaunchHostFunc");
-  }
-  busy_stream(busy_stream const&) = delete;
-  busy_stream& operator=(busy_stream const&) = delete;
-  ~busy_stream() {
-    release();
-    static_cast<void>(cudaStreamSynchronize(stream_));
-  }
-  /// @return whether it was busy up to now.
-  bool release() {
-    released_ = true;
-    return !expired_;
-  }
-
-private:
-  static void hold(void* context) {
-    auto& self = *static_cast<busy_stream*>(context);
-    auto const end = ballast::detail::now() + 3'000'000'000;
-    while (!self.released_ && !self.expired_) { self.expired_ = ballast::detail::now() > end; }
-  }
-  cudaStream_t stream_;
-  std::atomic<bool> released_ = false;
-  std::atomic<bool> expired_ = false;
-};
-
 TEST_CASE("a commit waits for no pass, whenever its layer and others were committed before") {
   auto const compute = cudart::stream::create();
   topology const where{{1, 1, 4, 0}};
@@ -340,7 +510,7 @@ TEST_CASE("a commit waits for no pass, whenever its layer and others were commit
   cudart::device_store<> store{where, 0, initial, {.compute_stream = compute.get()}};
   CHECK(store.commit(1, {}, initial, 1).ok());
   ballast_test::check_cuda(cudaStreamSynchronize(compute.get()), "cudaStreamSynchronize");
-  busy_stream pass{compute.get()};
+  ballast_test::busy_stream pass{compute.get()};
   CHECK(store.commit(0, {}, initial, 1).ok());
   CHECK(store.commit(1, {}, initial, 2).ok());
   CHECK(pass.release());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/cudart/ipc_peers.hpp>
 #include <ballast/cudart/peer_copy.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/posix/process_group.hpp>
 
 #include "support/gpu.hpp"
@@ -10,6 +11,8 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -88,9 +91,76 @@ TEST_CASE("memory that no other process can open is refused with the remedy, on 
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     segment mine{self.memory.allocate(4096), 4096};
     if (self.rank() == 1) { mine.data = static_cast<std::byte*>(pooled); }
-    auto const result = self.transport.expose({&mine, 1});
+    auto const result = self.transport.expose({&mine, 1}, 0);
     log.expect(!result.ok(), "pooled memory was accepted");
     auto const* const wanted = self.rank() == 1 ? "cudaMalloc" : "rank 1";
     log.expect(result.message().find(wanted) != std::string::npos, "no ", wanted, " in: ", result.message());
+    log.expect(result.rank() == 1, "rank ", result.rank(), " is blamed");
+    // Numbers of a set that failed are used; the next one makes the group whole.
+    mine.data = self.memory.allocate(4096);
+    log.expect(self.transport.next_region() == 1, "the next number is ", self.transport.next_region());
+    log.expect_ok(self.transport.expose({&mine, 1}, 1), "expose after a failure");
+    meet(self, log);
+  }));
+}
+
+TEST_CASE("sets that differ between processes are refused, on every rank alike") {
+  using namespace ballast_test;
+  ipc_copy_runner<> const runner{{3}};
+  check_complaints(runner.run(3, [](auto& self, law_log& log) {
+    segment const mine[] = {{self.memory.allocate(4096), 4096}, {self.memory.allocate(64), 64}};
+    auto const is_refused = [&](std::size_t count, std::uint32_t first, errc code, index_t blamed, char const* what) {
+      auto const result = self.transport.expose(std::span{mine}.first(count), first);
+      log.expect_failure(result, {code}, ballast::detail::concat("rank ", blamed), what);
+      log.expect(result.rank() == blamed, "rank ", result.rank(), " is blamed for ", what);
+    };
+    is_refused(self.rank() == 2 ? 1u : 2u, 0, errc::disagreement, 2, "another number of regions");
+    is_refused(2, self.rank() == 1 ? 7u : 5u, errc::disagreement, 1, "other numbers");
+    log.expect(self.transport.next_region() == 0, "a refused set took numbers");
+    log.expect_ok(self.transport.expose(mine, 5), "expose");
+    is_refused(2, 6, errc::invalid_option, 0, "numbers that were used");
+    log.expect(self.transport.next_region() == 7, "the next number is ", self.transport.next_region());
+    meet(self, log);
+  }));
+}
+
+TEST_CASE("no batch without memory that was exposed") {
+  using namespace ballast_test;
+  ipc_copy_runner<> const runner{{2}};
+  check_complaints(runner.run(2, [](auto& self, law_log& log) {
+    segment const mine{self.memory.allocate(64), 64};
+    outgoing_message const send{1 - self.rank(), 0, 1, {&mine, 1}};
+    log.expect_failure(self.transport.start({&send, 1}, {}), {errc::transport_failed}, "exposed", "start");
+    log.expect_ok(self.transport.start({}, {}), "start an empty batch");
+    log.expect_ok(self.transport.wait(patience), "wait for an empty batch");
+    meet(self, log);
+  }));
+}
+
+// Memory that is exposed twice is opened once; the second set must outlive the first.
+TEST_CASE("two sets over the same memory come and go by themselves") {
+  using namespace ballast_test;
+  ipc_copy_runner<> const runner{{2}};
+  check_complaints(runner.run(2, [](auto& self, law_log& log) {
+    constexpr std::size_t bytes = 4096;
+    segment const mine{self.memory.allocate(bytes), bytes};
+    segment const target{self.memory.allocate(bytes), bytes};
+    self.memory.write(mine.data, std::vector<std::byte>(bytes, static_cast<std::byte>(40 + self.rank())));
+    for (std::uint32_t set = 0; set < 6; ++set) {
+      if (!log.expect_ok(self.transport.expose({&mine, 1}, set), "expose")) { return; }
+      if (set > 0) { self.transport.retract(set - 1); }
+      self.memory.write(target.data, std::vector<std::byte>(bytes));
+      meet(self, log);
+      remote_segment const source{set, 0, bytes};
+      outgoing_message const send{1 - self.rank(), 0, set + 1, {&mine, 1}};
+      incoming_message const receive{1 - self.rank(), 0, set + 1, {&target, 1}, {&source, 1}};
+      log.expect_ok(self.transport.start({&send, 1}, {&receive, 1}), "start");
+      log.expect_ok(self.transport.wait(patience), "wait");
+      std::vector<std::byte> got(bytes);
+      self.memory.read(target.data, got);
+      log.expect(got == std::vector<std::byte>(bytes, static_cast<std::byte>(41 - self.rank())), "set ", set,
+                 " gave other bytes");
+      meet(self, log);
+    }
   }));
 }

@@ -99,7 +99,7 @@ TEST_CASE("a rank that is killed while its memory is read leaves the readers' de
   check_complaints(run(3, [](posix::process_group& group, transport& wires, process_exit exit, law_log& log) {
     gpu_memory memory;
     segment const mine{memory.allocate(bytes), bytes};
-    log.expect_ok(wires.expose({&mine, 1}), "expose");
+    log.expect_ok(wires.expose({&mine, 1}, 0), "expose");
     segment const target{memory.allocate(bytes), bytes};
     remote_segment const source{0, 0, bytes};
     outgoing_message const sends[] = {{0, 0, 1, {&mine, 1}}, {1, 1, 2, {&mine, 1}}};

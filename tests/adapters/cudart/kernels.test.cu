@@ -4,7 +4,11 @@
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/kernels/kernel_copies.cuh>
 #include <ballast/cudart/kernels/route.cuh>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
 #include <ballast/dispatch/tables.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/load/pass_timeline.hpp>
 #include <ballast/load/window_recorder.hpp>
 
 #include "support/gpu.hpp"
@@ -14,7 +18,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <ostream>
 #include <span>
+#include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -150,7 +157,7 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   auto const read_counts = [&] {
     std::vector<load_t> result(counts.size());
     recorder.end_pass(true);
-    recorder.history(result);
+    recorder.history(result).or_throw();
     return result;
   };
   auto const read_physical = [&] {
@@ -249,15 +256,15 @@ TEST_CASE("a closed gate counts nothing, and is read when a graph runs") {
     replay();
     replay();
     if (open) {
-      twin.record_top_k(0, ids);
-      twin.record_top_k(0, ids);
+      twin.record_top_k(0, ids).or_throw();
+      twin.record_top_k(0, ids).or_throw();
     }
     recorder.end_pass(pass != 4);
     twin.end_pass(pass != 4);
     std::vector<load_t> found(2 * 64);
     std::vector<load_t> wanted(found.size());
-    recorder.history(found);
-    twin.history(wanted);
+    recorder.history(found).or_throw();
+    twin.history(wanted).or_throw();
     CAPTURE(pass);
     CHECK(found == wanted);
   }
@@ -280,7 +287,7 @@ TEST_CASE("the window on the device is the window on the host") {
       cudart::record(stream.get(), recorder.view(), layer,
                      cudart::routing<std::int32_t>{device_ids.data(), static_cast<index_t>(50 * pass), 1, nullptr})
           .or_throw();
-      twin.record_top_k(layer, ids);
+      twin.record_top_k(layer, ids).or_throw();
       std::vector<load_t> const local(41, static_cast<load_t>(pass));
       recorder.record_local(layer, local, 1, holds.logical_of_slot(layer), where).or_throw();
       twin.record_local(layer, local, 1, holds.logical_of_slot(layer), where).or_throw();
@@ -293,12 +300,163 @@ TEST_CASE("the window on the device is the window on the host") {
       }
       std::vector<load_t> found(static_cast<std::size_t>(recorder.num_buckets()) * 3 * 61);
       std::vector<load_t> wanted(found.size());
-      recorder.history(found);
-      twin.history(wanted);
+      recorder.history(found).or_throw();
+      twin.history(wanted).or_throw();
       CHECK(found == wanted);
     }
     CHECK(recorder.failure().ok());
   }
+}
+
+TEST_CASE("ranks that count different passes on devices and on hosts tell each other the same") {
+  auto const stream = cudart::stream::create();
+  cudart::device_recorder recorder{stream.get(), 1, 8, {6, 3}};
+  window_recorder twin{1, 8, {6, 3}};
+  for (int pass = 0; pass < 20; ++pass) {
+    bool const counted = pass % 4 != 1;
+    recorder.end_pass(counted);
+    twin.end_pass(counted);
+    std::vector<pass_span> found(static_cast<std::size_t>(recorder.num_spans()));
+    std::vector<pass_span> wanted(static_cast<std::size_t>(twin.num_spans()));
+    recorder.spans(found);
+    twin.spans(wanted);
+    CAPTURE(pass);
+    CHECK(found == wanted);
+    CHECK(recorder.forgotten() == twin.forgotten());
+    pass_timeline const counted_passes{wanted, twin.forgotten()};
+    std::vector<index_t> places(found.size());
+    std::vector<index_t> wanted_places(found.size());
+    CHECK(recorder.place(counted_passes, places) == twin.place(counted_passes, wanted_places));
+    CHECK(places == wanted_places);
+  }
+  digest of_recorder;
+  digest of_twin;
+  recorder.describe(of_recorder);
+  twin.describe(of_twin);
+  CHECK(of_recorder.value() == of_twin.value());
+}
+
+TEST_CASE("what a recorder hands out can be planned on, whatever a kernel has counted") {
+  auto const stream = cudart::stream::create();
+  cudart::device_recorder recorder{stream.get(), 2, 3, {2, 2}};
+  std::vector<load_t> const huge{max_layer_tokens, max_layer_tokens, 7};
+  std::vector<load_t> found(2 * 2 * 3);
+  for (int pass = 0; pass < 3; ++pass) {
+    for (int again = 0; again < 2; ++again) { recorder.record_logical(1, huge).or_throw(); }  // counters are full
+    recorder.end_pass(true);
+    recorder.history(found).or_throw();
+    CAPTURE(pass);
+    CHECK(validate_loads({found, 2, 2, 3}).ok());
+    CHECK(found[9] == load_t{0xffffffff});  // no wrap
+    CHECK(found[11] == 14);
+  }
+}
+
+TEST_CASE("a recorder refuses what does not fit, and goes on") {
+  auto const stream = cudart::stream::create();
+  auto const refuses = [&](window_options options, index_t const* map, index_t slots) {
+    CHECK_THROWS_AS((cudart::device_recorder{stream.get(), 2, 8, options, map, slots}), std::system_error);
+  };
+  on_device<index_t> const map{std::vector<index_t>(4, 0)};
+  refuses({0, 1}, nullptr, 0);
+  refuses({1, -1}, nullptr, 0);
+  refuses({1, 1}, nullptr, 2);
+  refuses({1, 1}, map.data(), 0);
+  refuses({1, 1}, map.data(), -2);
+  CHECK_THROWS_AS((cudart::device_recorder{stream.get(), -1, 8}), std::system_error);
+
+  cudart::device_recorder recorder{stream.get(), 2, 8, {1, 1}, map.data(), 2};
+  std::vector<std::int32_t> const ids{1, 1, 3};
+  std::vector<load_t> const counts(8, 1);
+  for (index_t const layer : {-1, 2}) {
+    CHECK(recorder.record_top_k(layer, ids).code() == errc::invalid_load);
+    CHECK(recorder.record_logical(layer, counts).code() == errc::invalid_load);
+  }
+  CHECK(recorder.record_logical(0, std::vector<load_t>(7, 1)).code() == errc::invalid_load);
+  std::vector<load_t> small(15);
+  CHECK(recorder.history(small).code() == errc::invalid_load);
+  recorder.record_top_k(1, ids).or_throw();
+  recorder.end_pass(true);
+  std::vector<load_t> found(16);
+  CHECK(recorder.history(found).ok());
+  CHECK(found == std::vector<load_t>{0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0});
+}
+
+TEST_CASE("a recorder of no layers counts nothing") {
+  auto const stream = cudart::stream::create();
+  cudart::device_recorder recorder{stream.get(), 0, 8, {4, 2}};
+  recorder.end_pass(true);
+  std::vector<load_t> nothing;
+  CHECK(recorder.history(nothing).ok());
+  recorder.clear();
+  CHECK(recorder.history(nothing).ok());
+}
+
+TEST_CASE("launches that would read or write elsewhere are refused") {
+  auto const stream = cudart::stream::create();
+  topology const where{{1, 1, 8, 0}};
+  placement_shape const shape{2, 8, 8};
+  cudart::device_tables<> tables{dispatch_tables{where, shape, rank_id{0}, dispatch_mode::even}, where, 0};
+  cudart::device_recorder recorder{stream.get(), 2, 8, {1, 1}, tables.local_map(), 8};
+  cudart::device_recorder other{stream.get(), 2, 9, {1, 1}};
+  on_device<std::int32_t> const ids{std::vector<std::int32_t>(64, 3)};
+  cudart::routing<std::int32_t> const input{ids.data(), 8, 8, nullptr};
+  auto const is_refused = [](status const& result, char const* name) {
+    CHECK(result.code() == errc::invalid_load);
+    CHECK(result.message().find(name) != std::string::npos);
+  };
+  for (index_t const layer : {-1, 2, 1 << 30}) {
+    auto const name = ballast::detail::concat("layer ", layer);
+    is_refused(cudart::record(stream.get(), recorder.view(), layer, input), name.c_str());
+    is_refused(cudart::dispatch(stream.get(), tables.view(), layer, input, ids.data()), name.c_str());
+    is_refused(cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), layer, input, ids.data()),
+               name.c_str());
+    is_refused(
+        cudart::record_arrivals(stream.get(), recorder.view(), layer, cudart::arrivals<std::int32_t>{ids.data()}),
+        name.c_str());
+  }
+  is_refused(cudart::dispatch_and_record(stream.get(), other.view(), tables.view(), 0, input, ids.data()), "9");
+  is_refused(cudart::record_arrivals(stream.get(), other.view(), 0, cudart::arrivals<std::int32_t>{ids.data()}), "map");
+  is_refused(cudart::record_arrivals(stream.get(), recorder.view(), 0, cudart::arrivals<std::int32_t>{}), "null");
+  is_refused(cudart::record_arrivals(stream.get(), recorder.view(), 0,
+                                     cudart::arrivals<std::int32_t>{ids.data(), cudart::count_form::cumulative}),
+             "null");
+  auto wrong = input;
+  wrong.top_k = 0;
+  is_refused(cudart::record(stream.get(), recorder.view(), 0, wrong), "0 choices");
+  wrong = input;
+  wrong.num_tokens = -1;
+  is_refused(cudart::record(stream.get(), recorder.view(), 0, wrong), "-1 tokens");
+  wrong.num_tokens = 1 << 30;
+  is_refused(cudart::record(stream.get(), recorder.view(), 0, wrong), "8589934592");
+  wrong = input;
+  wrong.ids = nullptr;
+  is_refused(cudart::record(stream.get(), recorder.view(), 0, wrong), "null");
+  std::int32_t* const nowhere = nullptr;
+  is_refused(cudart::dispatch(stream.get(), tables.view(), 0, input, nowhere), "null");
+  recorder.end_pass(true);
+  std::vector<load_t> found(16);
+  recorder.history(found).or_throw();
+  CHECK(found == std::vector<load_t>(16));
+}
+
+TEST_CASE("experts beyond what a block's histogram holds are counted all the same") {
+  constexpr index_t num_logical = 20'000;
+  auto const stream = cudart::stream::create();
+  cudart::device_recorder recorder{stream.get(), 1, num_logical, {1, 1}};
+  window_recorder twin{1, num_logical, {1, 1}};
+  auto const ids = make_ids<std::int32_t>(100'000, num_logical, 3);
+  on_device<std::int32_t> const device_ids{ids};
+  cudart::record(stream.get(), recorder.view(), 0, cudart::routing<std::int32_t>{device_ids.data(), 12'500, 8, nullptr})
+      .or_throw();
+  twin.record_top_k(0, ids).or_throw();
+  recorder.end_pass(true);
+  twin.end_pass(true);
+  std::vector<load_t> found(num_logical);
+  std::vector<load_t> wanted(num_logical);
+  recorder.history(found).or_throw();
+  twin.history(wanted).or_throw();
+  CHECK(found == wanted);
 }
 
 TEST_CASE_TEMPLATE("arrivals of an all-to-all library are counted for the experts in the slots", Count, std::int32_t,
@@ -337,8 +495,8 @@ TEST_CASE_TEMPLATE("arrivals of an all-to-all library are counted for the expert
   twin.end_pass(true);
   std::vector<load_t> found(2 * 500);
   std::vector<load_t> wanted(found.size());
-  recorder.history(found);
-  twin.history(wanted);
+  recorder.history(found).or_throw();
+  twin.history(wanted).or_throw();
   CHECK(found == wanted);
 }
 
@@ -370,13 +528,13 @@ TEST_CASE("a graph that was captured before the tables changed reads the new one
   }
   window_recorder twin{2, 256, {100, 1}};
   for (int move = 1; move <= 10; ++move) {
-    twin.record_top_k(1, ids);
+    twin.record_top_k(1, ids).or_throw();
     twin.end_pass(true);
   }
   std::vector<load_t> found(2 * 256);
   std::vector<load_t> wanted(found.size());
-  recorder.history(found);
-  twin.history(wanted);
+  recorder.history(found).or_throw();
+  twin.history(wanted).or_throw();
   CHECK(found == wanted);
   ballast_test::check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
 }

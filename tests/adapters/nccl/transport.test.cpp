@@ -31,8 +31,9 @@ void recovers_from_missed_deadline(Endpoint& self, law_log& log) {
   if (self.rank() == 1) {
     auto const begin = ballast::detail::now();
     log.expect_ok(self.transport.start(view.sends, view.receives), "start");
-    log.expect_failure(self.transport.wait(timeout), {errc::deadline_exceeded}, "rank 0",
-                       "a message without a partner");
+    auto const result = self.transport.wait(timeout);
+    log.expect_failure(result, {errc::deadline_exceeded}, "rank 0", "a message without a partner");
+    log.expect(result.rank() == 0, "rank ", result.rank(), " is blamed");
     log.expect(ballast::detail::now() - begin < timeout + slack, "the deadline passed too late");
     log.expect(self.transport.is_lost(), "the communicator is still in use");
     auto const refused = self.transport.start(view.sends, view.receives);
@@ -87,6 +88,23 @@ void splits_off_the_engines(Endpoint& self, law_log& log) {
   meet(self, log);
 }
 
+/// Null handles and impossible options end in failures on every rank, in time, and leave the group in step.
+template <class Endpoint>
+void refuses_nonsense(Endpoint& self, law_log& log) {
+  nccl::communicator made;
+  auto const options = nccl::communicator_options{self.rank() == 1 ? 0 : 4, 2'000 * millisecond};
+  log.expect(!nccl::communicator::create(self.control, made, options).ok(), "made with 0 thread blocks on a rank");
+  auto const refused = nccl::communicator::split(nullptr, self.control, made);
+  log.expect_failure(refused, {errc::invalid_option}, "null", "split");
+  log.expect(made.is_lost() && nccl::communicator::borrow(nullptr).is_lost(), "made of nothing");
+  log.expect(!nccl::transport::validate(made, {}).ok(), "a transport without a communicator");
+  nccl::communicator fine;
+  if (!log.expect_ok(nccl::communicator::create(self.control, fine), "create")) { return; }
+  auto const groups = nccl::transport::validate(fine, {.rounds_per_group = -3});
+  log.expect_failure(groups, {errc::invalid_option}, "-3", "rounds per group");
+  meet(self, log);
+}
+
 template <class Law>
 void check(std::vector<index_t> sizes, Law law) {
   nccl_runner const runner{};
@@ -106,6 +124,8 @@ TEST_CASE("batches over NCCL arrive byte for byte") {
 TEST_CASE("many messages, large ones, and lists in another order") {
   check({rank_count(2, 2), rank_count(4, 2)}, [](auto& self, law_log& log) {
     transport_law::matches_by_tag(self, log);
+    transport_law::keeps_models_apart(self, log);
+    transport_law::refuses_a_second_batch(self, log);
     transport_law::moves_many_messages(self, log);
     transport_law::moves_large_messages(self, log);
   });
@@ -132,4 +152,8 @@ TEST_CASE("a borrowed communicator is never aborted") {
 
 TEST_CASE("a communicator can be split off the engine's") {
   check({2}, [](auto& self, law_log& log) { splits_off_the_engines(self, log); });
+}
+
+TEST_CASE("null handles and impossible options are refused") {
+  check({2}, [](auto& self, law_log& log) { refuses_nonsense(self, log); });
 }

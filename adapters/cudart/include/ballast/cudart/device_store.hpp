@@ -2,7 +2,6 @@
 #ifndef BALLAST_CUDART_DEVICE_STORE_HPP
 #define BALLAST_CUDART_DEVICE_STORE_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/device_tables.hpp>
 #include <ballast/cudart/error.hpp>
@@ -13,6 +12,7 @@
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/placement/validate.hpp>
 #include <ballast/runtime/registry.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
@@ -24,6 +24,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -67,12 +68,10 @@ public:
   device_store(topology where, index_t rank, placement const& initial, device_store_options const& options)
       : registry_{where.slots_per_rank(), initial.num_layers()},
         options_{options},
+        rank_{rank},
         tables_{make_tables(where, rank, initial, options), where, rank},
         where_{std::move(where)},
         timer_{options.timed} {
-    if (options.compute_stream == nullptr) {
-      status{errc::invalid_option, "device_store: commits need a created stream, not the default stream"}.or_throw();
-    }
     rewritten_.resize(static_cast<std::size_t>(where_.slots_per_rank()));
     for (index_t layer = 0; layer < initial.num_layers(); ++layer) {
       tables_.publish(where_, initial, layer, options.compute_stream).or_throw();
@@ -82,22 +81,25 @@ public:
 
   /// Register one tensor of one layer; see `host_store::add`. With `exported`, its memory is checked too.
   [[nodiscard]] status add(index_t layer, std::string_view name, void* base, std::size_t bytes,
-                           std::size_t stride = 0) {
+                           std::optional<std::ptrdiff_t> stride = {}) {
     auto* const first = static_cast<std::byte*>(base);
-    if (options_.exported && first != nullptr && bytes > 0) {
-      auto const extent = (rewritten_.size() - 1) * (stride == 0 ? bytes : stride) + bytes;
-      std::vector<memory_piece> pieces;
-      if (auto result = find_pieces({first, extent}, pieces); !result.ok()) {
-        return {errc::invalid_weights,
-                ballast::detail::concat("tensor '", name, "' of layer ", layer, ": ", result.message())};
-      }
+    if (options_.exported) {
+      if (auto result = check_exported(layer, name, first, bytes, stride); !result.ok()) { return result; }
     }
     return registry_.add(layer, name, first, bytes, stride);
   }
 
+  [[nodiscard]] index_t num_layers() const noexcept { return registry_.num_layers(); }
+  [[nodiscard]] index_t slots_per_rank() const noexcept { return registry_.slots_per_rank(); }
+  [[nodiscard]] index_t rank() const noexcept { return rank_; }
+
   [[nodiscard]] std::span<expert_tensor const> tensors(index_t layer) const { return registry_.tensors(layer); }
   [[nodiscard]] std::span<segment const> regions() const { return registry_.regions(); }
-  void describe(digest& out) const { registry_.describe(out); }
+  void describe(digest& out) const {
+    registry_.describe(out);
+    // Where no all-to-all follows, all ranks must pick the same replica.
+    if constexpr (!dispatches_for_rank) { out.add(static_cast<int>(options_.dispatch)); }
+  }
 
   [[nodiscard]] std::size_t staging_limit() const noexcept { return options_.staging_limit; }
   /// Largest staging that was reserved so far, in bytes.
@@ -136,6 +138,7 @@ public:
   /// Enqueue the copies of a commit, the hook and the tables on the compute stream; see `expert_store`.
   [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
                               epoch_t /*epoch*/) {
+    if (auto result = check_tables(layer, tables); !result.ok()) { return result; }
     profiler_range const range{"ballast commit"};
     if (auto result = timer_.start(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = collect_copies(copies); !result.ok()) { return result; }
@@ -159,35 +162,88 @@ public:
   [[nodiscard]] dispatch_view view() const noexcept { return tables_.view(); }
   [[nodiscard]] device_tables<Tables, Copies> const& tables() const noexcept { return tables_; }
   /// Take another live mask over; in force for a layer from its next commit on.
-  void set_topology(topology where) {
-    BALLAST_EXPECTS(where.shape() == where_.shape(), "device_store: a topology of another shape");
+  /// @return `errc::invalid_topology` for one of another shape; nothing changes then.
+  [[nodiscard]] status set_topology(topology where) {
+    if (where.shape() != where_.shape()) {
+      return {errc::invalid_topology,
+              ballast::detail::concat("device_store: a topology of ", where.num_ranks(), " ranks with ",
+                                      where.slots_per_rank(), " and ", where.reserved_slots(),
+                                      " slots, the store is for ", where_.num_ranks(), " with ",
+                                      where_.slots_per_rank(), " and ", where_.reserved_slots())};
+    }
     where_ = std::move(where);
+    return {};
   }
 
   /// The digest of bytes in device memory, for verification mode. Waits for the commits so far.
-  [[nodiscard]] std::uint64_t checksum(std::span<segment const> segments) {
+  /// @return the device's failure to read them; `out` is as it was then.
+  [[nodiscard]] status checksum(std::span<segment const> segments, std::uint64_t& out) {
     digest sum;
     std::vector<std::byte> bytes;
     for (auto const& part : segments) {
+      if (part.data == nullptr && part.size > 0) {
+        return {errc::invalid_weights,
+                ballast::detail::concat("device_store: checksum of ", part.size, " bytes at address 0")};
+      }
       bytes.resize(part.size);
-      auto result =
+      auto const read =
           cudaMemcpyAsync(bytes.data(), part.data, part.size, cudaMemcpyDeviceToHost, options_.compute_stream);
-      if (result == cudaSuccess) { result = cudaStreamSynchronize(options_.compute_stream); }
-      // A digest of something else than the bytes: the ranks will not agree.
-      if (result != cudaSuccess) { sum.add("unreadable").add(static_cast<int>(result)); }
+      if (auto result = to_status(read, "cudaMemcpyAsync"); !result.ok()) { return result; }
+      auto const done = cudaStreamSynchronize(options_.compute_stream);
+      if (auto result = to_status(done, "cudaStreamSynchronize"); !result.ok()) { return result; }
       sum.add_bytes(bytes);
     }
-    return sum.value();
+    out = sum.value();
+    return {};
   }
 
 private:
+  static constexpr bool dispatches_for_rank =
+      std::constructible_from<Tables, topology const&, placement_shape, rank_id, dispatch_mode>;
+
+  /// Before anything is made on the device.
+  [[nodiscard]] static status validate(topology const& where, index_t rank, placement const& initial,
+                                       device_store_options const& options) {
+    if (options.compute_stream == nullptr) {
+      return {errc::invalid_option, "device_store: commits need a created stream, not the default stream"};
+    }
+    if (rank < 0 || rank >= where.num_ranks()) {
+      return {errc::invalid_option,
+              ballast::detail::concat("device_store: there is no rank ", rank, " among ", where.num_ranks())};
+    }
+    return validate_placement(initial, {initial.num_layers(), initial.num_logical(), where.num_slots()});
+  }
   [[nodiscard]] static Tables make_tables(topology const& where, index_t rank, placement const& initial,
                                           device_store_options const& options) {
-    if constexpr (std::constructible_from<Tables, topology const&, placement_shape, rank_id, dispatch_mode>) {
+    validate(where, rank, initial, options).or_throw();
+    if constexpr (dispatches_for_rank) {
       return Tables{where, initial.shape(), rank_id{rank}, options.dispatch};
     } else {
       return Tables{where, initial.shape(), options.dispatch};
     }
+  }
+
+  [[nodiscard]] status check_exported(index_t layer, std::string_view name, std::byte* base, std::size_t bytes,
+                                      std::optional<std::ptrdiff_t> stride) const {
+    ballast::detail::tensor_registry alone{slots_per_rank(), num_layers()};
+    if (auto result = alone.add(layer, name, base, bytes, stride); !result.ok()) { return result; }
+    std::vector<memory_piece> pieces;
+    auto result = find_pieces(alone.regions().front(), pieces);
+    if (result.ok()) { return result; }
+    return {errc::invalid_weights,
+            ballast::detail::concat("tensor '", name, "' of layer ", layer, ": ", result.message())};
+  }
+
+  [[nodiscard]] status check_tables(index_t layer, placement const& tables) const {
+    auto const expected = tables_.host().shape();
+    if (layer < 0 || layer >= expected.num_layers) {
+      return {errc::invalid_placement,
+              ballast::detail::concat("device_store: layer ", layer, ", there are ", expected.num_layers, " layers")};
+    }
+    if (tables.shape() == expected) { return {}; }
+    return {errc::invalid_placement,
+            ballast::detail::concat("device_store: tables of ", ballast::detail::shape_text(tables.shape()),
+                                    ", the store is for ", ballast::detail::shape_text(expected))};
   }
 
   /// Enqueue all phases but the last, which the tables can join.
@@ -227,6 +283,7 @@ private:
 
   ballast::detail::tensor_registry registry_;
   device_store_options options_;
+  index_t rank_;
   device_tables<Tables, Copies> tables_;
   topology where_;
   stage_timer timer_;

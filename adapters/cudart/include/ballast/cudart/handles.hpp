@@ -116,7 +116,7 @@ public:
     if (data_ != nullptr) { static_cast<void>(cudaFreeHost(data_)); }
   }
   [[nodiscard]] status allocate(std::size_t bytes) {
-    if (data_ != nullptr) { return {}; }
+    if (data_ != nullptr || bytes == 0) { return {}; }
     auto result = to_status(cudaMallocHost(&data_, bytes), "cudaMallocHost");
     size_ = result.ok() ? bytes : 0;
     return result;

@@ -2,7 +2,6 @@
 #ifndef BALLAST_CUDART_IPC_PEERS_HPP
 #define BALLAST_CUDART_IPC_PEERS_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/cudart/detail/descriptor_exchange.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
 #include <ballast/cudart/detail/shared_boards.hpp>
@@ -14,6 +13,7 @@
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/transport/transport.hpp>
+#include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>
 
 #include <cuda_runtime_api.h>
@@ -258,8 +258,9 @@ private:
 /// One process for each rank, all on one host: memory and events are shared by CUDA IPC or by file descriptors, boards
 /// lie in shared memory.
 ///
-/// @tparam Control  carries the handles, once; `posix::process_group` or any other control plane.
-/// @lifetime the control plane must outlive it; exported memory must outlive every peer's `ipc_peers`.
+/// @tparam Control  carries the handles; `posix::process_group` or any other control plane.
+/// @lifetime the control plane must outlive it; exported memory must outlive every peer's `ipc_peers`, or what every
+///           peer does with its set until it retracts it.
 template <control_plane Control>
 class ipc_peers {
 public:
@@ -269,7 +270,6 @@ public:
   explicit ipc_peers(Control& control, nanoseconds_t timeout = 30'000'000'000)
       : control_{&control}, timeout_{timeout}, state_{std::make_unique<state>()} {
     state_->readable.resize(static_cast<std::size_t>(control.num_ranks()));
-    state_->memory.resize(state_->readable.size());
     own_readable() = event::create(cudaEventDisableTiming | cudaEventInterprocess);
     to_status(cudaGetDevice(&device_), "cudaGetDevice").or_throw();
   }
@@ -277,9 +277,16 @@ public:
   [[nodiscard]] index_t rank() const noexcept { return control_->rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return control_->num_ranks(); }
 
-  /// Export this rank's memory and open the peers'; called by all ranks together, once.
-  [[nodiscard]] status expose(std::span<segment const> regions) {
-    if (state_->boards.is_open()) { return {errc::busy, "ipc_peers: memory is exposed already"}; }
+  /// Export a set of this rank's regions and open the peers'; called by all ranks together, once for each set. The
+  /// boards and events are shared with the first set that succeeds.
+  ///
+  /// @return on every rank alike, `errc::invalid_option` for numbers that some rank has used, and `errc::disagreement`
+  ///         for sets that differ; nothing changes then. After other failures the numbers are used.
+  [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
+    detail::region_numbers const numbers{first, regions.size()};
+    std::vector<announcement> all;
+    if (auto result = announce(numbers, all); !result.ok()) { return result; }
+    state_->next_region = static_cast<std::uint32_t>(numbers.end());
     detail::memory_exporter exporter;
     detail::ipc_words readable{};
     auto mine = detail::meet(*control_, export_all(regions, exporter, readable), timeout_);
@@ -289,31 +296,117 @@ public:
         !result.ok()) {
       return result;
     }
-    if (auto result = state_->boards.open(*control_, timeout_); !result.ok()) { return result; }
-    return open_peers(words, exporter.descriptors());
+    if (auto result = open_boards(all); !result.ok()) { return result; }
+    exposed_set set;
+    set.numbers = numbers;
+    auto result = open_peers(all, words, exporter.descriptors(), set);
+    if (!result.ok()) { return result; }
+    state_->all_connected = true;
+    state_->sets.push_back(std::move(set));
+    return {};
   }
+  /// Regions of a set that was retracted are found no more.
+  void retract(std::uint32_t first) noexcept {
+    for (auto& set : state_->sets) { set.retracted = set.retracted || set.numbers.first == first; }
+  }
+  /// Close the peers' memory of sets that were retracted. @pre no copy reads it any more
+  void close_retracted() noexcept {
+    std::erase_if(state_->sets, [](exposed_set const& set) { return set.retracted; });
+  }
+  [[nodiscard]] std::uint32_t next_region() const noexcept { return state_->next_region; }
 
-  [[nodiscard]] std::size_t num_regions(index_t peer) const { return memory(peer).size(); }
-  [[nodiscard]] segment region(index_t peer, std::uint32_t i) const { return memory(peer)[i]; }
+  [[nodiscard]] bool exposes(std::uint32_t number) const noexcept { return live_set_with(number) != nullptr; }
+  [[nodiscard]] segment region(index_t peer, std::uint32_t number) const {
+    auto const* const set = live_set_with(number);
+    if (set == nullptr) { return {}; }
+    auto const& memory = set->memory[static_cast<std::size_t>(peer)];
+    return memory == nullptr ? segment{} : memory->regions()[number - set->numbers.first];
+  }
   /// The peers' memory is mapped for this rank's device.
   [[nodiscard]] int device(index_t /*peer*/) const noexcept { return device_; }
   [[nodiscard]] event const& readable(index_t peer) const { return state_->readable[static_cast<std::size_t>(peer)]; }
+  [[nodiscard]] bool is_connected() const noexcept { return state_->boards != nullptr; }
   [[nodiscard]] pair_board& board(index_t sender, index_t receiver) const {
-    return state_->boards.at(sender, receiver);
+    return state_->boards->at(sender, receiver);
   }
+  [[nodiscard]] transfer_turns& turns() noexcept { return state_->turns; }
 
 private:
+  struct exposed_set {
+    detail::region_numbers numbers;
+    std::vector<std::unique_ptr<detail::imported_memory>> memory;  // [R], null for this rank and absent ones
+    bool retracted = false;
+  };
   struct state {
-    detail::shared_boards boards;
+    std::unique_ptr<detail::shared_boards> boards;
+    bool all_connected = false;  // as far as this rank knows, all have these boards
     std::vector<event> readable;
-    std::vector<std::unique_ptr<detail::imported_memory>> memory;
+    std::vector<exposed_set> sets;
+    std::uint32_t next_region = 0;
+    transfer_turns turns;
+  };
+  /// What a rank says before it exposes.
+  struct announcement {
+    static constexpr std::size_t num_words = 5;
+    index_t rank = 0;  // an expelled rank's words are those of another
+    detail::region_numbers numbers;
+    std::uint32_t next_region = 0;
+    std::uint64_t connected = 0;
+
+    [[nodiscard]] std::array<std::uint64_t, num_words> to_words() const noexcept {
+      return {static_cast<std::uint64_t>(rank), numbers.first, numbers.count, next_region, connected};
+    }
+    [[nodiscard]] static announcement from_words(std::span<std::uint64_t const> words) noexcept {
+      return {static_cast<index_t>(words[0]),
+              {static_cast<std::uint32_t>(words[1]), static_cast<std::size_t>(words[2])},
+              static_cast<std::uint32_t>(words[3]),
+              words[4]};
+    }
   };
 
+  [[nodiscard]] exposed_set const* live_set_with(std::uint32_t number) const noexcept {
+    auto const has_it = [number](exposed_set const& set) { return !set.retracted && set.numbers.holds(number); };
+    auto const found = std::find_if(state_->sets.begin(), state_->sets.end(), has_it);
+    return found == state_->sets.end() ? nullptr : &*found;
+  }
   [[nodiscard]] event& own_readable() { return state_->readable[static_cast<std::size_t>(rank())]; }
-  [[nodiscard]] std::vector<segment> const& memory(index_t peer) const {
-    static std::vector<segment> const nothing;
-    auto const& imported = state_->memory[static_cast<std::size_t>(peer)];
-    return imported == nullptr ? nothing : imported->regions();
+
+  /// Tell the others what this rank is about to expose, and compare. All ranks see the same words and refuse alike.
+  [[nodiscard]] status announce(detail::region_numbers const& numbers, std::vector<announcement>& all) {
+    announcement const mine{rank(), numbers, state_->next_region, state_->all_connected ? 1u : 0u};
+    auto const words = mine.to_words();
+    std::vector<std::uint64_t> gathered(words.size() * static_cast<std::size_t>(num_ranks()));
+    if (auto result = control_->all_gather(words, gathered, timeout_); !result.ok()) { return result; }
+    for (std::size_t at = 0; at < gathered.size(); at += words.size()) {
+      all.push_back(announcement::from_words(std::span{gathered}.subspan(at, words.size())));
+    }
+    auto const& head = all.front();
+    for (auto const& each : all) {
+      if (each.numbers != head.numbers) {
+        return detail::different_sets("ipc_peers", head.rank, head.numbers, each.rank, each.numbers);
+      }
+    }
+    for (auto const& each : all) {
+      if (auto result = numbers.validate(each.next_region, "ipc_peers", each.rank); !result.ok()) { return result; }
+    }
+    return {};
+  }
+  [[nodiscard]] static bool is_present(std::vector<announcement> const& all, std::size_t rank) noexcept {
+    return all[rank].rank == static_cast<index_t>(rank);
+  }
+  /// The lowest rank that takes part: one whose words are its own.
+  [[nodiscard]] static index_t lowest_of(std::vector<announcement> const& all) noexcept { return all.front().rank; }
+
+  /// Share new boards, unless all ranks have some.
+  [[nodiscard]] status open_boards(std::vector<announcement> const& all) {
+    if (std::all_of(all.begin(), all.end(), [](announcement const& each) { return each.connected != 0; })) {
+      return {};
+    }
+    state_->all_connected = false;
+    auto fresh = std::make_unique<detail::shared_boards>();
+    auto result = fresh->open(*control_, lowest_of(all), timeout_);
+    if (result.ok()) { state_->boards = std::move(fresh); }
+    return result;
   }
 
   [[nodiscard]] status export_all(std::span<segment const> regions, detail::memory_exporter& exporter,
@@ -321,7 +414,7 @@ private:
     for (std::size_t i = 0; i < regions.size(); ++i) {
       if (auto result = exporter.add(regions[i]); !result.ok()) {
         return {result.code(),
-                ballast::detail::concat("ipc_peers: region ", i, " of rank ", rank(), ": ", result.message())};
+                ballast::detail::concat("ipc_peers: region ", i, " of rank ", rank(), ": ", result.message()), rank()};
       }
     }
     cudaIpcEventHandle_t handle{};
@@ -330,12 +423,16 @@ private:
     return result;
   }
 
-  [[nodiscard]] status open_peers(std::span<std::vector<std::uint64_t> const> words,
-                                  std::span<detail::owned_descriptor const> descriptors) {
+  [[nodiscard]] status open_peers(std::vector<announcement> const& present,
+                                  std::span<std::vector<std::uint64_t> const> words,
+                                  std::span<detail::owned_descriptor const> descriptors, exposed_set& set) {
     std::vector<detail::exported_memory> all(words.size());
     std::vector<detail::ipc_words> events(words.size());
     std::vector<std::size_t> counts(words.size());
+    std::vector<bool> absent(words.size());
     for (std::size_t r = 0; r < words.size(); ++r) {
+      absent[r] = !is_present(present, r);
+      if (absent[r]) { continue; }
       detail::from_words(words[r], all[r], events[r]);
       counts[r] = static_cast<std::size_t>(
           std::count_if(all[r].pieces.begin(), all[r].pieces.end(), [](detail::exported_piece const& piece) {
@@ -343,28 +440,41 @@ private:
           }));
     }
     std::vector<std::vector<detail::owned_descriptor>> received(all.size());
-    if (auto result = detail::exchange_descriptors(*control_, descriptors, counts, received, timeout_); !result.ok()) {
+    if (auto result = detail::exchange_descriptors(*control_, descriptors, counts, absent, lowest_of(present), received,
+                                                   timeout_);
+        !result.ok()) {
       return result;
     }
+    set.memory.resize(all.size());
     status result;
     for (std::size_t r = 0; r < all.size() && result.ok(); ++r) {
-      if (static_cast<index_t>(r) != rank()) { result = open_peer(r, all[r], events[r], received[r]); }
+      if (static_cast<index_t>(r) != rank() && !absent[r]) {
+        result = open_peer(r, all[r], events[r], received[r], set.memory[r]);
+      }
     }
     return detail::meet(*control_, std::move(result), timeout_);
   }
 
   [[nodiscard]] status open_peer(std::size_t peer, detail::exported_memory const& memory,
                                  detail::ipc_words const& readable,
-                                 std::span<detail::owned_descriptor const> descriptors) {
+                                 std::span<detail::owned_descriptor const> descriptors,
+                                 std::unique_ptr<detail::imported_memory>& imported) {
+    auto result = open_event(readable, state_->readable[peer]);
+    if (!result.ok()) { return result; }
+    imported = std::make_unique<detail::imported_memory>();
+    result = imported->open(memory, descriptors);
+    if (result.ok()) { return result; }
+    return {result.code(), ballast::detail::concat("ipc_peers: memory of rank ", peer, ": ", result.message()),
+            static_cast<index_t>(peer)};
+  }
+  /// A peer's event is the same for all sets.
+  [[nodiscard]] static status open_event(detail::ipc_words const& readable, event& out) {
+    if (out.get() != nullptr) { return {}; }
     cudaEvent_t opened = nullptr;
     auto result = to_status(cudaIpcOpenEventHandle(&opened, std::bit_cast<cudaIpcEventHandle_t>(readable)),
                             "cudaIpcOpenEventHandle");
-    if (!result.ok()) { return result; }
-    state_->readable[peer] = event::adopt(opened);
-    state_->memory[peer] = std::make_unique<detail::imported_memory>();
-    result = state_->memory[peer]->open(memory, descriptors);
-    if (result.ok()) { return result; }
-    return {result.code(), ballast::detail::concat("ipc_peers: memory of rank ", peer, ": ", result.message())};
+    if (result.ok()) { out = event::adopt(opened); }
+    return result;
   }
 
   Control* control_;

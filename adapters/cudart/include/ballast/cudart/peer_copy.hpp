@@ -48,7 +48,7 @@ using peer_access_test = bool (*)(int from, int to);
 /// Options of `peer_copy`.
 struct peer_copy_options {
   index_t num_streams = 3;                            ///< messages are dealt over that many streams at most
-  peer_access_test can_access = &enable_peer_access;  ///< where it says no, bytes go through the host
+  peer_access_test can_access = &enable_peer_access;  ///< where it says no, bytes go through the host; not null
   std::size_t bounce_bytes = std::size_t{4} << 20;    ///< pinned memory of each stream for copies through the host
   /// How long copies from the first peers wait for the last, to go out together. Longer where processes share a device:
   /// their contexts take turns, and what comes late waits for the next.
@@ -61,7 +61,11 @@ struct peer_copy_options {
 /// A rank that opens a batch offers its messages to each peer, as a digest of tags and sizes. Where its commits are not
 /// done yet, it records an event behind them first, and a peer that expects just these messages orders its copies
 /// behind that event: no copy waits for anything that a host has still to do. A batch is over on a rank when its own
-/// copies are done and every peer that reads from it has said the same. An offer that nobody expects is never read.
+/// copies are done and every peer that reads from it has said the same. An offer that nobody expects is never read, and
+/// a batch that ends, well or not, takes its offers back.
+///
+/// After a failed `wait` copies may still be under way that the device did not finish in time; the status says so.
+/// Until they are done, `start` says so too.
 ///
 /// @tparam Directory  where the peers' memory is: `local_peers::member`, `ipc_peers`.
 /// @tparam Copies     what copies: `copy_batch`, or `kernel_copies`, which takes multiprocessors but costs the host the
@@ -74,11 +78,7 @@ public:
   /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`)
   explicit peer_copy(Directory directory, peer_copy_options options = {})
       : directory_{std::move(directory)}, options_{options} {
-    if (options.num_streams < 1 || options.bounce_bytes == 0) {
-      status{errc::invalid_option, ballast::detail::concat("peer_copy: ", options.num_streams, " streams and ",
-                                                           options.bounce_bytes, " bounce bytes must be positive")}
-          .or_throw();
-    }
+    validate(options).or_throw();
     lanes_.resize(static_cast<std::size_t>(options.num_streams));
     for (auto& lane : lanes_) {
       lane.copies = stream::create();
@@ -93,6 +93,20 @@ public:
     access_.resize(peers_.size(), access::unknown);
   }
 
+  /// Say whether the options make sense, naming the first value that does not.
+  [[nodiscard]] static status validate(peer_copy_options const& options) {
+    auto const refuse = [](auto const&... parts) {
+      return status{errc::invalid_option, ballast::detail::concat("peer_copy: ", parts...)};
+    };
+    if (options.num_streams < 1) {
+      return refuse("number of streams is ", options.num_streams, ", must be at least 1");
+    }
+    if (options.bounce_bytes == 0) { return refuse("0 bounce bytes, must be at least 1"); }
+    if (options.gathering < 0) { return refuse("gathering is ", options.gathering, " ns, must not be negative"); }
+    if (options.can_access == nullptr) { return refuse("no test for the access of peers"); }
+    return {};
+  }
+
   [[nodiscard]] index_t rank() const noexcept { return directory_.rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return directory_.num_ranks(); }
   /// The stream that a store orders behind its commits.
@@ -100,22 +114,29 @@ public:
 
   [[nodiscard]] Directory const& directory() const noexcept { return directory_; }
 
-  /// Make this rank's memory readable by its peers; see `peer_copier`.
-  [[nodiscard]] status expose(std::span<segment const> regions) {
-    if (open_) { return {errc::busy, "peer_copy: a batch is open"}; }
-    return directory_.expose(regions);
+  /// Make a set of this rank's regions readable by its peers; see `peer_copier`. A batch may be open.
+  [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
+    return directory_.expose(regions, first);
   }
+  /// Forget a set; see `peer_copier`. What the peers' memory takes here is given back when no copy is under way.
+  void retract(std::uint32_t first) noexcept {
+    directory_.retract(first);
+    if (!open_ && !is_copying()) { directory_.close_retracted(); }
+  }
+  [[nodiscard]] std::uint32_t next_region() const noexcept { return directory_.next_region(); }
+
+  /// See `data_transport`. They are the rank's, whatever transports it has had on this directory.
+  [[nodiscard]] transfer_turns& turns() noexcept { return directory_.turns(); }
 
   /// Open a batch; see `data_transport`.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     if (open_) { return {errc::busy, "peer_copy: a batch is already open"}; }
-    if (!broken_.ok()) { return broken_; }
-    for (auto const& send : sends) {
-      if (!is_peer(send.peer)) { return bad_peer("send to", send.peer); }
+    if (!unfinished_.ok()) {
+      if (is_copying()) { return unfinished_; }
+      unfinished_ = {};
     }
-    for (auto const& receive : receives) {
-      if (!is_peer(receive.peer)) { return bad_peer("receive from", receive.peer); }
-    }
+    if (auto result = validate(sends, receives); !result.ok()) { return result; }
+    directory_.close_retracted();
     sends_ = sends;
     receives_ = receives;
     waiting_.resize(receives.size());
@@ -125,7 +146,7 @@ public:
     failure_ = {};
     told_peers_ = false;
     open_ = true;
-    next_submit_ = ballast::detail::now() + options_.gathering;
+    next_submit_ = ballast::detail::deadline_after(options_.gathering);
     failure_ = mark_commits();
     if (failure_.ok()) {
       for (auto const& send : sends_) {
@@ -145,21 +166,20 @@ public:
     if (!open_) { return {}; }
     profiler_range const range{"ballast receive"};
     auto const begin = ballast::detail::now();
+    auto const deadline = ballast::detail::deadline_after(timeout);
     while (progress() == transfer_state::pending) {
-      auto const waited = ballast::detail::now() - begin;
-      if (waited >= timeout) {
+      auto const time = ballast::detail::now();
+      if (time >= deadline) {
         failure_ = late();
         break;
       }
-      detail::pause(waited);
+      detail::pause(time - begin);
     }
     open_ = false;
+    for (auto const& send : sends_) { directory_.board(rank(), send.peer).offered.store(0, std::memory_order_release); }
     if (failure_.ok()) {
       measure();
     } else {
-      for (auto const& send : sends_) {
-        directory_.board(rank(), send.peer).offered.store(0, std::memory_order_release);
-      }
       drain(timeout);
     }
     sends_ = {};
@@ -177,7 +197,8 @@ private:
     Copies direct;
     copy_batch staged;
     pinned_buffer bounce;
-    bool used = false;
+    bool used = false;    // in this batch, or in the last while none is open
+    bool marked = false;  // `done` is behind all of its copies
   };
   /// One peer in the open batch.
   struct peer_progress {
@@ -195,7 +216,30 @@ private:
   }
   [[nodiscard]] status bad_peer(char const* what, index_t peer) const {
     return {errc::transport_failed,
-            ballast::detail::concat("peer_copy: rank ", rank(), " cannot ", what, " rank ", peer)};
+            ballast::detail::concat("peer_copy: rank ", rank(), " cannot ", what, " rank ", peer), rank()};
+  }
+  [[nodiscard]] status validate(std::span<outgoing_message const> sends,
+                                std::span<incoming_message const> receives) const {
+    for (auto const& send : sends) {
+      if (!is_peer(send.peer)) { return bad_peer("send to", send.peer); }
+    }
+    for (auto const& receive : receives) {
+      if (!is_peer(receive.peer)) { return bad_peer("receive from", receive.peer); }
+      for (auto const& source : receive.source) {
+        if (directory_.exposes(source.region)) { continue; }
+        return {errc::transport_failed,
+                ballast::detail::concat("peer_copy: rank ", rank(), " exposes no region ", source.region,
+                                        ", and so reads none of rank ", receive.peer),
+                rank()};
+      }
+    }
+    if (!directory_.is_connected() && !(sends.empty() && receives.empty())) {
+      return {
+          errc::transport_failed,
+          ballast::detail::concat("peer_copy: rank ", rank(), " has not exposed its memory together with its peers"),
+          rank()};
+    }
+    return {};
   }
 
   /// Find out whether this rank's commits are done; if not, put the event behind them.
@@ -321,18 +365,19 @@ private:
     std::size_t target = 0;
     std::size_t target_at = 0;
     for (auto const& source : receive.source) {
-      if (source.region >= directory_.num_regions(receive.peer)) {
+      auto const region = directory_.region(receive.peer, source.region);
+      if (region.data == nullptr) {
         failure_ = {errc::transport_failed,
-                    ballast::detail::concat("peer_copy: rank ", receive.peer, " exposes ",
-                                            directory_.num_regions(receive.peer), " regions, none is ", source.region)};
+                    ballast::detail::concat("peer_copy: rank ", receive.peer, " exposes no region ", source.region),
+                    receive.peer};
         return;
       }
-      auto const region = directory_.region(receive.peer, source.region);
       if (source.offset > region.size || source.size > region.size - source.offset) {
         failure_ = {errc::transport_failed,
                     ballast::detail::concat("peer_copy: bytes [", source.offset, ", ", source.offset + source.size,
                                             ") leave region ", source.region, " of rank ", receive.peer, ", which has ",
-                                            region.size)};
+                                            region.size),
+                    receive.peer};
         return;
       }
       auto const* const from = region.data + source.offset;
@@ -355,7 +400,8 @@ private:
     if (total(receive.source) != total(receive.segments)) {
       failure_ = {errc::transport_failed,
                   ballast::detail::concat("peer_copy: rank ", receive.peer, " gives ", total(receive.source),
-                                          " bytes, rank ", rank(), " takes ", total(receive.segments))};
+                                          " bytes, rank ", rank(), " takes ", total(receive.segments)),
+                  receive.peer};
     }
   }
 
@@ -370,8 +416,10 @@ private:
       failure_ = lane.bounce.allocate(options_.bounce_bytes);
       if (failure_.ok()) { failure_ = lane.staged.submit_through(lane.bounce.bytes(), on); }
     }
-    if (failure_.ok()) { failure_ = lane.done.record(on); }
     lane.used = true;
+    lane.marked = false;
+    if (failure_.ok()) { failure_ = lane.done.record(on); }
+    lane.marked = failure_.ok();
   }
 
   /// Let the measurement of a batch begin with its first copies.
@@ -413,37 +461,50 @@ private:
   }
 
   [[nodiscard]] status late() const {
+    auto const blame = [](index_t who, auto const&... parts) {
+      return status{errc::deadline_exceeded, ballast::detail::concat("peer_copy: ", parts...), who};
+    };
     if (!waiting_.empty()) {
-      return {errc::deadline_exceeded,
-              ballast::detail::concat("peer_copy: rank ", receives_[waiting_.front()].peer, " did not offer what rank ",
-                                      rank(), " expects in time")};
+      auto const peer = receives_[waiting_.front()].peer;
+      return blame(peer, "rank ", peer, " did not offer what rank ", rank(), " expects in time");
     }
     for (auto const& send : sends_) {
       if (told_peers_ && !has_taken(send.peer)) {
-        return {errc::deadline_exceeded, ballast::detail::concat("peer_copy: rank ", send.peer,
-                                                                 " did not take what rank ", rank(), " sends in time")};
+        return blame(send.peer, "rank ", send.peer, " did not take what rank ", rank(), " sends in time");
       }
     }
-    return {errc::deadline_exceeded,
-            ballast::detail::concat("peer_copy: the copies of rank ", rank(), " did not finish in time")};
+    return blame(rank(), "the copies of rank ", rank(), " did not finish in time");
+  }
+
+  /// Whether copies of the last batch are still under way.
+  [[nodiscard]] bool is_copying() const noexcept {
+    return std::any_of(lanes_.begin(), lanes_.end(), [](copy_lane const& lane) {
+      // The stream may be held back behind commits by now, and so tells about the copies only where the event cannot.
+      return lane.used && (lane.marked ? lane.done.query() : query_stream(lane.copies.get())) == cudaErrorNotReady;
+    });
+  }
+  [[nodiscard]] static cudaError_t query_stream(cudaStream_t stream) noexcept {
+    auto const result = cudaStreamQuery(stream);
+    if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
+    return result;
   }
 
   /// After a failure, let what is under way finish: it still writes to this rank's memory.
   void drain(nanoseconds_t timeout) {
     auto const begin = ballast::detail::now();
-    for (auto const& lane : lanes_) {
-      while (lane.used && cudaStreamQuery(lane.copies.get()) == cudaErrorNotReady) {
-        auto const waited = ballast::detail::now() - begin;
-        if (waited >= timeout) {
-          broken_ = {errc::transport_failed, ballast::detail::concat("peer_copy: copies of rank ", rank(),
-                                                                     " never finished after: ", failure_.message())};
-          failure_ = broken_;
-          return;
-        }
-        detail::pause(waited);
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    while (is_copying()) {
+      auto const time = ballast::detail::now();
+      if (time >= deadline) {
+        unfinished_ = {errc::transport_failed,
+                       ballast::detail::concat("peer_copy: copies of rank ", rank(),
+                                               " have not finished after: ", failure_.message()),
+                       failure_.rank()};
+        failure_ = unfinished_;
+        return;
       }
+      detail::pause(time - begin);
     }
-    static_cast<void>(cudaGetLastError());
   }
 
   // Threads that ask the driver all the time keep others from enqueuing.
@@ -466,10 +527,10 @@ private:
   std::vector<std::size_t> waiting_;  // messages whose peer has not offered them
   std::vector<std::pair<index_t, std::uint64_t>> signatures_;
   status failure_;
-  status broken_;
+  status unfinished_;  // of a batch that left copies under way
 };
 
-static_assert(peer_copier<peer_copy<local_peers::member>>);
+static_assert(peer_copier<peer_copy<local_peers::member>> && shared_transport<peer_copy<local_peers::member>>);
 static_assert(receive_timer<peer_copy<local_peers::member>>);
 
 }  // namespace cudart

@@ -3,6 +3,8 @@
 #define BALLAST_CUDART_RECORD_VIEW_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
 #include <concepts>
@@ -39,6 +41,16 @@ struct routing {
   index_t top_k = 1;                               ///< k
   std::int32_t const* num_valid_tokens = nullptr;  ///< in device memory; rows from there on are padding. Null: none are
 };
+
+namespace detail {
+
+/// Refuse a layer that a kernel would find outside its arrays. @param who begins the message
+[[nodiscard]] inline status check_layer(char const* who, index_t layer, index_t num_layers) {
+  if (layer >= 0 && layer < num_layers) { return {}; }
+  return {errc::invalid_load, ballast::detail::concat(who, ": layer ", layer, " is not in [0, ", num_layers, ")")};
+}
+
+}  // namespace detail
 
 }  // namespace cudart
 BALLAST_END_NAMESPACE

@@ -2,7 +2,6 @@
 #ifndef BALLAST_NCCL_COMMUNICATOR_HPP
 #define BALLAST_NCCL_COMMUNICATOR_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/nccl/error.hpp>
@@ -22,9 +21,16 @@ namespace nccl {
 
 /// Options of a communicator that we make.
 struct communicator_options {
-  int max_ctas = 4;                        ///< thread blocks that its kernels may take from the engine
+  int max_ctas = 4;                        ///< thread blocks that its kernels may take from the engine, at least 1
   nanoseconds_t timeout = 60'000'000'000;  ///< of making it
 };
+
+/// Say whether the options make sense, naming the first value that does not.
+[[nodiscard]] inline status validate(communicator_options const& options) {
+  if (options.max_ctas >= 1) { return {}; }
+  return {errc::invalid_option,
+          ballast::detail::concat("communicator: thread blocks is ", options.max_ctas, ", must be at least 1")};
+}
 
 /// An NCCL communicator: made by us, and then never waited for longer than a deadline, or borrowed from the engine.
 ///
@@ -54,8 +60,8 @@ public:
   template <control_plane Control>
   [[nodiscard]] static status create(Control& control, communicator& out, communicator_options const& options = {}) {
     ncclUniqueId id{};
-    status mine;
-    if (control.rank() == 0) { mine = to_status(ncclGetUniqueId(&id), "ncclGetUniqueId"); }
+    auto mine = validate(options);
+    if (mine.ok() && control.rank() == 0) { mine = to_status(ncclGetUniqueId(&id), "ncclGetUniqueId"); }
     auto const bytes = std::as_writable_bytes(std::span{&id, 1});
     if (auto result = control.broadcast(bytes, 0, options.timeout); !result.ok()) { return result; }
     communicator made;
@@ -71,23 +77,25 @@ public:
 
   /// Split a communicator of our own off the engine's; called by all its ranks together.
   ///
-  /// @param parent  the engine's; not changed. All its ranks are ranks of the new one, in the same order.
+  /// @param parent  the engine's, not null; not changed. All its ranks are ranks of the new one, in the same order.
   template <control_plane Control>
   [[nodiscard]] static status split(ncclComm_t parent, Control& control, communicator& out,
                                     communicator_options const& options = {}) {
-    BALLAST_EXPECTS(parent != nullptr, "communicator: null parent");
     communicator made;
     made.owned_ = true;
     auto config = config_of(options);
-    auto mine = to_status(ncclCommSplit(parent, 0, control.rank(), &made.handle_, &config), "ncclCommSplit");
+    auto mine = validate(options);
+    if (parent == nullptr) { mine = {errc::invalid_option, "communicator: null parent"}; }
+    if (mine.ok()) {
+      mine = to_status(ncclCommSplit(parent, 0, control.rank(), &made.handle_, &config), "ncclCommSplit");
+    }
     if (mine.ok()) { mine = settle(parent, options.timeout); }
     if (mine.ok()) { mine = made.settle(options.timeout); }
     return keep_if_all(control, std::move(mine), std::move(made), out, options);
   }
 
-  /// Use the engine's communicator. @lifetime it must outlive this object. @pre `handle != nullptr`
+  /// Use the engine's communicator. One that is null counts as lost. @lifetime it must outlive this object
   [[nodiscard]] static communicator borrow(ncclComm_t handle) {
-    BALLAST_EXPECTS(handle != nullptr, "communicator: null handle");
     communicator result;
     result.handle_ = handle;
     return result;
@@ -123,7 +131,7 @@ private:
   /// Wait until a call on a non-blocking communicator has taken effect.
   [[nodiscard]] status settle(nanoseconds_t timeout) const { return settle(handle_, timeout); }
   [[nodiscard]] static status settle(ncclComm_t handle, nanoseconds_t timeout) {
-    auto const deadline = ballast::detail::now() + timeout;
+    auto const deadline = ballast::detail::deadline_after(timeout);
     for (;;) {
       ncclResult_t state = ncclSuccess;
       if (auto const result = ncclCommGetAsyncError(handle, &state); result != ncclSuccess) {

@@ -2,18 +2,19 @@
 #ifndef BALLAST_NCCL_TRANSPORT_HPP
 #define BALLAST_NCCL_TRANSPORT_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/nccl/communicator.hpp>
 #include <ballast/nccl/error.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/transport/transport.hpp>
+#include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>
 
 #include <cuda_runtime_api.h>
@@ -61,16 +62,11 @@ public:
         stream_{cudart::stream::create()},
         done_{cudart::event::create(options.timed ? cudaEventDefault : cudaEventDisableTiming)},
         computed_{cudart::event::create()} {
-    if (options.rounds_per_group < 1) {
-      status{errc::invalid_option,
-             ballast::detail::concat("nccl: rounds per group is ", options.rounds_per_group, ", must be at least 1")}
-          .or_throw();
-    }
+    validate(wires_, options).or_throw();
     if (options.timed) {
       begin_ = cudart::event::create(cudaEventDefault);
       receive_time_ = 0;
     }
-    BALLAST_EXPECTS(!wires_.is_lost(), "nccl::transport: no communicator");
     int rank = 0;
     int count = 0;
     to_status(ncclCommUserRank(wires_.get(), &rank), "ncclCommUserRank").or_throw();
@@ -79,10 +75,27 @@ public:
     num_ranks_ = count;
   }
 
+  /// Say whether these make a transport, naming the first value that does not.
+  [[nodiscard]] static status validate(communicator const& wires, transport_options const& options) {
+    if (wires.is_lost()) { return {errc::invalid_option, "nccl: a transport without a communicator"}; }
+    if (options.rounds_per_group < 1) {
+      return {errc::invalid_option,
+              ballast::detail::concat("nccl: rounds per group is ", options.rounds_per_group, ", must be at least 1")};
+    }
+    return {};
+  }
+
   [[nodiscard]] index_t rank() const noexcept { return rank_; }
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
   /// The stream that a store orders behind its commits.
   [[nodiscard]] cudaStream_t copy_stream() const noexcept { return stream_.get(); }
+  /// See `data_transport`. Tags and turns outlast the communicator.
+  [[nodiscard]] transfer_turns& turns() noexcept { return turns_; }
+  /// Options that the ranks must share: the others pair their calls by them.
+  template <class Visit>
+  void for_each_option(Visit visit) const {
+    visit("rounds per group", ballast::detail::option_bits(options_.rounds_per_group));
+  }
   /// A batch failed: nothing moves until `reconnect`. For a borrowed communicator, its owner has to act.
   [[nodiscard]] bool is_lost() const noexcept { return wires_.is_lost(); }
 
@@ -123,13 +136,14 @@ public:
     if (!open_) { return {}; }
     if (!std::exchange(waiting_, true)) { failure_ = follow_compute(); }
     auto const begin = ballast::detail::now();
+    auto const deadline = ballast::detail::deadline_after(timeout);
     while (progress() == transfer_state::pending) {
-      auto const waited = ballast::detail::now() - begin;
-      if (waited >= timeout) {
+      auto const time = ballast::detail::now();
+      if (time >= deadline) {
         failure_ = late();
         break;
       }
-      cudart::detail::pause(waited);
+      cudart::detail::pause(time - begin);
     }
     open_ = false;
     if (!failure_.ok()) {
@@ -160,7 +174,8 @@ private:
 
   [[nodiscard]] bool is_rank(index_t other) const noexcept { return other >= 0 && other < num_ranks_; }
   [[nodiscard]] status bad_peer(index_t peer) const {
-    return {errc::transport_failed, ballast::detail::concat("nccl: there is no rank ", peer, " among ", num_ranks_)};
+    return {errc::transport_failed, ballast::detail::concat("nccl: there is no rank ", peer, " among ", num_ranks_),
+            rank_};
   }
 
   /// Cut the batch into NCCL's calls, in an order that both ends of each pair share.
@@ -222,7 +237,8 @@ private:
     if (pack != at) {
       failure_ = {errc::transport_failed,
                   ballast::detail::concat("nccl: rank ", receive.peer, " gives ", total(receive.source),
-                                          " bytes, rank ", rank_, " takes ", total(receive.segments))};
+                                          " bytes, rank ", rank_, " takes ", total(receive.segments)),
+                  receive.peer};
     }
   }
 
@@ -295,31 +311,34 @@ private:
   }
 
   [[nodiscard]] status late() const {
-    std::string peers;
-    index_t last = -1;
+    std::vector<index_t> peers;
     for (auto const& each : parts_) {
-      if (each.peer == last || each.peer == rank_) { continue; }
-      peers += ballast::detail::concat(peers.empty() ? "rank " : ", rank ", each.peer);
-      last = each.peer;
+      if (each.peer != rank_) { peers.push_back(each.peer); }
     }
+    std::sort(peers.begin(), peers.end());
+    peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
+    std::string names;
+    for (auto const peer : peers) { names += ballast::detail::concat(names.empty() ? "rank " : ", rank ", peer); }
     return {errc::deadline_exceeded,
             ballast::detail::concat("nccl: rank ", rank_, " did not finish in time; it exchanges with ",
-                                    peers.empty() ? "nobody" : peers)};
+                                    names.empty() ? "nobody" : names),
+            peers.size() == 1 ? peers.front() : status::no_rank};
   }
 
   /// After a failure: kernels of an aborted communicator end soon, those of a borrowed one perhaps never.
   void drain(nanoseconds_t timeout) const {
     auto const begin = ballast::detail::now();
-    for (;;) {
-      auto const state = cudaStreamQuery(stream_.get());
-      auto const waited = ballast::detail::now() - begin;
-      if (state != cudaErrorNotReady || waited >= timeout) { break; }
-      cudart::detail::pause(waited);
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    while (cudaStreamQuery(stream_.get()) == cudaErrorNotReady) {
+      auto const time = ballast::detail::now();
+      if (time >= deadline) { break; }
+      cudart::detail::pause(time - begin);
     }
     static_cast<void>(cudaGetLastError());
   }
 
   communicator wires_;
+  transfer_turns turns_;
   transport_options options_;
   cudart::stream stream_;
   cudart::event begin_;  // of a timed batch
@@ -338,8 +357,9 @@ private:
   status failure_;
 };
 
-static_assert(message_transport<transport>);
+static_assert(message_transport<transport> && shared_transport<transport>);
 static_assert(receive_timer<transport>);
+static_assert(ballast::detail::names_options<transport>);
 
 }  // namespace nccl
 BALLAST_END_NAMESPACE

@@ -156,10 +156,11 @@ private:
 
   [[nodiscard]] static status wait_for(int descriptor, nanoseconds_t deadline) {
     for (;;) {
-      auto const left = deadline - ballast::detail::now();
-      if (left <= 0) { return {errc::deadline_exceeded, "ipc_peers: a peer sent no descriptors in time"}; }
+      auto const left = ballast::detail::time_until(deadline);
+      if (left == 0) { return {errc::deadline_exceeded, "ipc_peers: a peer sent no descriptors in time"}; }
       ::pollfd wanted{descriptor, POLLIN, 0};
-      auto const ready = ::poll(&wanted, 1, static_cast<int>(left / 1'000'000 + 1));
+      constexpr nanoseconds_t longest = 3'600'000;  // milliseconds, so that they fit
+      auto const ready = ::poll(&wanted, 1, static_cast<int>(std::min(left / 1'000'000 + 1, longest)));
       if (ready > 0) { return {}; }
       if (ready < 0 && errno != EINTR) { return system_failure("poll"); }
     }
@@ -173,15 +174,18 @@ private:
 ///
 /// @param mine    descriptors of this rank.
 /// @param counts  [R] how many each rank has; when nobody has any, nothing happens.
+/// @param absent  [R] ranks that take no part.
+/// @param namer   the rank that names the group, the same on all.
 /// @param out     out: [R] theirs, in their order.
 template <control_plane Control>
 [[nodiscard]] status exchange_descriptors(Control& control, std::span<owned_descriptor const> mine,
-                                          std::span<std::size_t const> counts,
-                                          std::vector<std::vector<owned_descriptor>>& out, nanoseconds_t timeout) {
+                                          std::span<std::size_t const> counts, std::vector<bool> const& absent,
+                                          index_t namer, std::vector<std::vector<owned_descriptor>>& out,
+                                          nanoseconds_t timeout) {
   if (std::all_of(counts.begin(), counts.end(), [](std::size_t count) { return count == 0; })) { return {}; }
   std::uint64_t group =
       static_cast<std::uint64_t>(::getpid()) << 40 ^ static_cast<std::uint64_t>(ballast::detail::now());
-  if (auto result = control.broadcast(std::as_writable_bytes(std::span{&group, 1}), 0, timeout); !result.ok()) {
+  if (auto result = control.broadcast(std::as_writable_bytes(std::span{&group, 1}), namer, timeout); !result.ok()) {
     return result;
   }
   descriptor_mail mail;
@@ -191,9 +195,9 @@ template <control_plane Control>
   }
   status result;
   for (index_t peer = 0; peer < control.num_ranks() && result.ok() && !mine.empty(); ++peer) {
-    if (peer != rank) { result = mail.send(group, rank, peer, mine); }
+    if (peer != rank && !absent[static_cast<std::size_t>(peer)]) { result = mail.send(group, rank, peer, mine); }
   }
-  auto const deadline = ballast::detail::now() + timeout;
+  auto const deadline = ballast::detail::deadline_after(timeout);
   for (std::size_t peer = 0; peer < counts.size() && result.ok(); ++peer) {
     if (static_cast<index_t>(peer) != rank && counts[peer] > 0) { result = mail.receive(counts, out, deadline); }
   }

@@ -2,6 +2,7 @@
 #ifndef BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
 #define BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
 
+#include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
@@ -48,8 +49,8 @@ template <control_plane Control>
   if (!result.ok()) { return result; }
   auto const ill = std::find(all.begin(), all.end(), 0u);
   if (ill == all.end()) { return {}; }
-  return {errc::peer_lost,
-          ballast::detail::concat("ipc_peers: rank ", ill - all.begin(), " could not share its memory")};
+  auto const peer = static_cast<index_t>(ill - all.begin());
+  return {errc::peer_lost, ballast::detail::concat("ipc_peers: rank ", peer, " could not share its memory"), peer};
 }
 
 }  // namespace cudart::detail

@@ -41,23 +41,23 @@ public:
     if (memory_ != nullptr) { ::munmap(memory_, size_); }
   }
 
-  [[nodiscard]] bool is_open() const noexcept { return memory_ != nullptr; }
   [[nodiscard]] pair_board& at(index_t sender, index_t receiver) const noexcept {
     return boards()[static_cast<std::ptrdiff_t>(sender) * num_ranks_ + receiver];
   }
 
-  /// Make the boards on rank 0 and find them on the others; no name stays behind.
+  /// Make the boards on one rank and find them on the others; no name stays behind.
+  /// @param maker  the rank that makes them, the same on all.
   template <control_plane Control>
-  [[nodiscard]] status open(Control& control, nanoseconds_t timeout) {
+  [[nodiscard]] status open(Control& control, index_t maker, nanoseconds_t timeout) {
     std::array<char, 64> name{};
-    bool const first = control.rank() == 0;
+    bool const first = control.rank() == maker;
     status mine;
     if (first) {
       auto const text = ballast::detail::concat("/ballast-boards-", ::getpid(), "-", ballast::detail::now());
       std::memcpy(name.data(), text.data(), text.size());
       mine = map(name.data(), O_CREAT | O_EXCL, control.num_ranks());
     }
-    if (auto result = control.broadcast(std::as_writable_bytes(std::span{name}), 0, timeout); !result.ok()) {
+    if (auto result = control.broadcast(std::as_writable_bytes(std::span{name}), maker, timeout); !result.ok()) {
       if (first) { ::shm_unlink(name.data()); }
       return result;
     }

@@ -6,13 +6,17 @@
   #error "ballast/cudart/kernels/device_recorder.cuh launches kernels: include it from a .cu file"
 #endif
 
-#include <ballast/contract.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/record_view.hpp>
+#include <ballast/detail/options.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/load/pass_timeline.hpp>
 #include <ballast/load/recorder.hpp>
-#include <ballast/load/window_recorder.hpp>
+#include <ballast/load/window_cursor.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -41,18 +45,18 @@ public:
   static constexpr bool clears_on_dump = true;
 
   /// @param compute_stream  runs the forward passes.
-  /// @param local_map       [L, S] device memory, as `device_tables::local_map()`; for `record_arrivals`. May be null.
-  /// @param slots_per_rank  S.
+  /// @param local_map       [L, S] device memory, as `device_tables::local_map()`; for `record_arrivals`. Null without.
+  /// @param slots_per_rank  S; 0 without a map.
   /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`)
   device_recorder(cudaStream_t compute_stream, index_t num_layers, index_t num_logical, window_options options = {},
                   index_t const* local_map = nullptr, index_t slots_per_rank = 0)
-      : pass_counter{num_layers, num_logical}, stream_{compute_stream}, options_{options} {
-    window_recorder::validate(options).or_throw();
-    num_buckets_ = std::min(options.passes, options.buckets);
+      : pass_counter{num_layers, num_logical}, stream_{compute_stream}, cursor_{options} {
+    validate(local_map, slots_per_rank).or_throw();
     cells_ = detail::padded_cells(num_layers, num_logical);
     pass_ = device_memory<std::uint32_t>::create(num_stripes * cells_);
     gate_ = device_memory<std::uint32_t>::create(1);
-    window_ = device_memory<load_t>::create(static_cast<std::size_t>(num_buckets_) * cells_);
+    window_ = device_memory<load_t>::create(static_cast<std::size_t>(num_buckets()) * cells_);
+    upload_ = device_memory<load_t>::create(static_cast<std::size_t>(num_logical));
     mirror_.allocate(window_.size() * sizeof(load_t)).or_throw();
     view_ = {pass_.data(), gate_.data(), local_map, num_layers, num_logical, slots_per_rank, cells_, num_stripes};
     folder_ = detail::folder{view_};
@@ -70,9 +74,8 @@ public:
   // ---- counts that the host has ----
 
   template <class Ids>
-  void record_top_k(index_t layer, Ids const& logical_ids) {
-    pass_counter::record_top_k(layer, logical_ids);
-    upload(layer).or_throw();
+  [[nodiscard]] status record_top_k(index_t layer, Ids const& logical_ids) {
+    return upload_if(pass_counter::record_top_k(layer, logical_ids), layer);
   }
   template <class Counts>
   [[nodiscard]] status record_logical(index_t layer, Counts const& counts) {
@@ -98,55 +101,70 @@ public:
 
   /// Close the pass on the stream: into the window when counted, forgotten otherwise.
   ///
-  /// @complexity one launch, no allocation, no wait. A launch that fails is reported by `history`'s caller as missing
-  ///             counts, and by `failure()`.
+  /// @complexity one launch, no allocation, no wait. Where the launch fails, counts are missing; the next `history`
+  ///             says so.
   void end_pass(bool counted) {
     detail::fold_command to{nullptr, counted, false};
     if (counted) {
-      if (filled_ == length_of(newest_)) {
-        newest_ = (newest_ + 1) % num_buckets_;
-        filled_ = 0;
-        to.fresh = true;
-      }
-      ++filled_;
-      to.bucket = window_.data() + static_cast<std::size_t>(newest_) * cells_;
+      auto const where = cursor_.count_pass();
+      to.bucket = window_.data() + static_cast<std::size_t>(where.bucket) * cells_;
+      to.fresh = where.fresh;
+    } else {
+      cursor_.skip_pass();
     }
     note(folder_.fold(stream_, to));
   }
 
-  [[nodiscard]] index_t num_buckets() const noexcept { return num_buckets_; }
+  [[nodiscard]] index_t num_buckets() const noexcept { return cursor_.num_buckets(); }
   [[nodiscard]] index_t num_layers() const noexcept { return pass_counter::num_layers(); }
   [[nodiscard]] index_t num_logical() const noexcept { return pass_counter::num_logical(); }
 
-  /// Write the window, oldest bucket first. Waits for the stream.
+  /// Write the window, oldest bucket first, with layers that are too large brought down (`fit_layers`). Waits for the
+  /// stream.
+  ///
   /// @param out out: [H, L, E] tokens.
-  void history(std::span<load_t> out) const {
-    auto const bucket = static_cast<std::size_t>(num_layers()) * static_cast<std::size_t>(num_logical());
-    BALLAST_EXPECTS(out.size() == static_cast<std::size_t>(num_buckets_) * bucket,
-                    "device_recorder: output is not [H, L, E]");
-    auto const bytes = mirror_.bytes();
-    note(to_status(cudaMemcpyAsync(bytes.data(), window_.data(), bytes.size(), cudaMemcpyDeviceToHost, stream_),
-                   "cudaMemcpyAsync"));
-    note(to_status(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"));
-    auto const* const cells = reinterpret_cast<load_t const*>(bytes.data());
+  /// @return a size that is not [H, L, E]; a failure of the device now, or earlier, when it lost counts of this window:
+  ///         that is told once.
+  [[nodiscard]] status history(std::span<load_t> out) const {
+    if (auto result = check_output(out.size(), num_buckets()); !result.ok()) { return result; }
+    if (!untold_.ok()) { return std::exchange(untold_, {}); }
+    if (out.empty()) { return {}; }
+    if (auto result = read_window(); !result.ok()) { return result; }
+    auto const* const cells = reinterpret_cast<load_t const*>(mirror_.bytes().data());
+    auto const bucket = out.size() / static_cast<std::size_t>(num_buckets());
     auto to = out.begin();
-    for (index_t i = 0; i < num_buckets_; ++i) {
-      auto const from = static_cast<std::size_t>((newest_ + 1 + i) % num_buckets_) * cells_;
+    for (index_t i = 0; i < num_buckets(); ++i) {
+      auto const from = static_cast<std::size_t>((cursor_.bucket_of_oldest() + i) % num_buckets()) * cells_;
       to = std::copy_n(cells + from, bucket, to);
     }
+    fit_layers(out, num_buckets(), num_layers(), num_logical());
+    return {};
   }
 
-  /// Forget the closed passes. The pass in progress stays.
+  /// Forget the closed passes, also those whose counts were lost. The pass in progress stays.
   void clear() noexcept {
+    untold_ = {};
+    cursor_.clear();
     note(to_status(cudaMemsetAsync(window_.data(), 0, window_.size() * sizeof(load_t), stream_), "cudaMemsetAsync"));
-    newest_ = 0;
-    filled_ = 0;
   }
 
-  void describe(digest& out) const noexcept {
-    describe_shape(out.add("window_recorder"));
-    out.add(options_.passes).add(num_buckets_);
+  // ---- what ranks tell each other; see `bucket_placing` ----
+
+  [[nodiscard]] index_t num_spans() const noexcept { return cursor_.num_spans(); }
+  void spans(std::span<pass_span> out) const { cursor_.spans(out); }
+  [[nodiscard]] std::int64_t forgotten() const noexcept { return cursor_.forgotten(); }
+  [[nodiscard]] index_t place(pass_timeline const& counted, std::span<index_t> places) const {
+    return cursor_.place(counted, places);
   }
+
+  [[nodiscard]] window_options const& options() const noexcept { return cursor_.options(); }
+  /// As a `window_recorder`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    cursor_.for_each_option(visit);
+    visit_shape(visit);
+  }
+  void describe(digest& out) const { ballast::detail::describe_options(*this, out); }
 
   /// The first failure of the device since construction.
   [[nodiscard]] status const& failure() const noexcept { return failure_; }
@@ -154,11 +172,10 @@ public:
 private:
   static constexpr std::uint32_t num_stripes = 8;
 
-  [[nodiscard]] index_t length_of(index_t bucket) const noexcept {
-    auto const end_of = [&](index_t b) {
-      return static_cast<index_t>(static_cast<std::int64_t>(b) * options_.passes / num_buckets_);
-    };
-    return end_of(bucket + 1) - end_of(bucket);
+  [[nodiscard]] static status validate(index_t const* local_map, index_t slots_per_rank) {
+    if (slots_per_rank >= 0 && (local_map != nullptr) == (slots_per_rank > 0)) { return {}; }
+    return {errc::invalid_option, ballast::detail::concat("device_recorder: ", slots_per_rank, " slots ",
+                                                          local_map == nullptr ? "without" : "with", " a map")};
   }
 
   [[nodiscard]] status upload_if(status counted, index_t layer) {
@@ -169,7 +186,6 @@ private:
   [[nodiscard]] status upload(index_t layer) {
     auto const size = static_cast<std::size_t>(num_logical());
     auto const host = pass().subspan(static_cast<std::size_t>(layer) * size, size);
-    if (upload_.size() == 0) { upload_ = device_memory<load_t>::create(size); }
     auto result =
         to_status(cudaMemcpyAsync(upload_.data(), host.data(), size * sizeof(load_t), cudaMemcpyHostToDevice, stream_),
                   "cudaMemcpyAsync");
@@ -182,15 +198,24 @@ private:
     return result;
   }
 
-  void note(status result) const {
-    if (failure_.ok()) { failure_ = std::move(result); }
+  [[nodiscard]] status read_window() const {
+    auto const bytes = mirror_.bytes();
+    auto result =
+        to_status(cudaMemcpyAsync(bytes.data(), window_.data(), bytes.size(), cudaMemcpyDeviceToHost, stream_),
+                  "cudaMemcpyAsync");
+    if (result.ok()) { result = to_status(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+    if (failure_.ok()) { failure_ = result; }
+    return result;
+  }
+
+  /// Keep a failure that cost counts until it can be told.
+  void note(status result) {
+    if (failure_.ok()) { failure_ = result; }
+    if (untold_.ok()) { untold_ = std::move(result); }
   }
 
   cudaStream_t stream_;
-  window_options options_;
-  index_t num_buckets_ = 0;
-  index_t newest_ = 0;
-  index_t filled_ = 0;
+  window_cursor cursor_;
   std::size_t cells_ = 0;              // of a bucket, with padding
   device_memory<std::uint32_t> pass_;  // [stripes, L, E], each stripe padded
   device_memory<std::uint32_t> gate_;  // one word
@@ -199,10 +224,12 @@ private:
   pinned_buffer mirror_;
   record_view view_;
   detail::folder folder_;
-  mutable status failure_;
+  mutable status failure_;  // the first
+  mutable status untold_;   // the first since counts were told last
 };
 
-static_assert(load_recorder<device_recorder>);
+static_assert(load_recorder<device_recorder> && bucket_placing<device_recorder>);
+static_assert(ballast::detail::names_options<device_recorder>);
 
 }  // namespace cudart
 BALLAST_END_NAMESPACE

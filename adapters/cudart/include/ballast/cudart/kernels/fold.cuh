@@ -93,13 +93,17 @@ __global__ void arrivals_kernel(record_view const counters, index_t const layer,
   }
   if (*counters.gate == 0 || tokens <= 0) { return; }
   auto const expert = counters.local_map[static_cast<std::ptrdiff_t>(layer) * counters.slots_per_rank + slot];
+  constexpr long long most = 0x7fffffff;  // garbage must not wrap round
   atomicAdd(&counters.pass[static_cast<std::ptrdiff_t>(layer) * counters.num_logical + expert],
-            static_cast<std::uint32_t>(tokens));
+            static_cast<std::uint32_t>(min(tokens, most)));
 }
 
+/// Counts stop at the largest that a counter holds.
 static __global__ void add_counts_kernel(load_t const* from, std::uint32_t* to, index_t count) {
   auto const i = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i < count) { to[i] += static_cast<std::uint32_t>(from[i]); }
+  if (i >= count) { return; }
+  auto const room = static_cast<load_t>(0xffffffffu - to[i]);
+  to[i] += static_cast<std::uint32_t>(min(from[i], room));
 }
 
 /// Cells of a bucket or pass with its padding.
@@ -160,11 +164,21 @@ private:
 /// @param counters  of this rank.
 /// @param layer     in [0, L).
 /// @param from      [S] counts in device memory; negative ones and those of reserved slots are ignored.
+/// @return `errc::invalid_load` for a layer out of range, counters without a map, or a null pointer; nothing is
+/// launched
+///         then.
 /// @complexity O(S); one launch, no allocation.
 /// @throws std::bad_alloc on failure
 template <std::integral Count>
 [[nodiscard]] status record_arrivals(cudaStream_t stream, record_view const& counters, index_t layer,
                                      arrivals<Count> const& from) {
+  if (auto result = detail::check_layer("record_arrivals", layer, counters.num_layers); !result.ok()) { return result; }
+  if (counters.local_map == nullptr || counters.slots_per_rank < 1) {
+    return {errc::invalid_load, "record_arrivals: the recorder has no map of the slots"};
+  }
+  if (from.values == nullptr || (from.form == count_form::cumulative && from.seen == nullptr)) {
+    return {errc::invalid_load, "record_arrivals: a null pointer for counts"};
+  }
   constexpr unsigned threads = 128;
   auto const blocks = (static_cast<unsigned>(counters.slots_per_rank) + threads - 1) / threads;
   detail::arrivals_kernel<<<blocks, threads, 0, stream>>>(counters, layer, from);

@@ -6,9 +6,9 @@
   #error "ballast/cudart/kernels/route.cuh holds kernels: include it from a .cu file"
 #endif
 
-#include <ballast/contract.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/record_view.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
@@ -204,6 +205,9 @@ template <router_id Id, std::uint32_t Width, bool Count, mapping Map, bool Share
   return to_status(cudaLaunchKernelEx(&config, route_kernel<Id, Width, Count, Map, Shared>, a), "route_kernel");
 }
 
+/// Experts whose histogram fits the shared memory that every launch may have.
+inline constexpr index_t most_shared_experts = 48 * 1024 / sizeof(std::uint32_t);
+
 /// Below, a thread for each id: more loads are in flight at once, and there is less code to fetch. Beyond, two.
 inline constexpr std::uint32_t most_ids_one_each = 32768;
 
@@ -215,7 +219,8 @@ template <bool Count, mapping Map, router_id Id>
                 : launch_route<Id, 1, Count, Map, false>(stream, a, early);
   } else {
     // A histogram pays where ids are many, and many for each expert that it has to clear and flush.
-    bool const histogram = a.num_ids > 4096 && a.num_ids >= 4 * static_cast<std::uint32_t>(a.record.num_logical);
+    bool const histogram = a.num_ids > 4096 && a.num_ids >= 4 * static_cast<std::uint32_t>(a.record.num_logical) &&
+                           a.record.num_logical <= most_shared_experts;
     if (!histogram) {
       return wide ? launch_route<Id, 2, Count, Map, false>(stream, a, early)
                   : launch_route<Id, 1, Count, Map, false>(stream, a, early);
@@ -225,8 +230,37 @@ template <bool Count, mapping Map, router_id Id>
   }
 }
 
+/// Refuse what would make a kernel read or write elsewhere.
 template <bool Count, bool Maps, router_id Id>
-[[nodiscard]] status route(cudaStream_t stream, route_arguments<Id> a, bool early) {
+[[nodiscard]] status check_route(char const* who, route_arguments<Id> const& a) {
+  auto const refuse = [&](auto const&... parts) {
+    return status{errc::invalid_load, ballast::detail::concat(who, ": ", parts...)};
+  };
+  if constexpr (Count) {
+    if (auto result = check_layer(who, a.layer, a.record.num_layers); !result.ok()) { return result; }
+  }
+  if constexpr (Maps) {
+    if (auto result = check_layer(who, a.layer, a.tables.num_layers); !result.ok()) { return result; }
+  }
+  if (Count && Maps && a.record.num_logical != a.tables.num_logical) {
+    return refuse("counters of ", a.record.num_logical, " experts, tables of ", a.tables.num_logical);
+  }
+  if (a.input.num_tokens < 0 || a.input.top_k < 1) {
+    return refuse(a.input.num_tokens, " tokens x ", a.input.top_k, " choices");
+  }
+  auto const num_ids = static_cast<std::int64_t>(a.input.num_tokens) * a.input.top_k;
+  if (num_ids > std::numeric_limits<std::int32_t>::max()) {
+    return refuse(num_ids, " choices, at most ", std::numeric_limits<std::int32_t>::max());
+  }
+  if (num_ids > 0 && (a.input.ids == nullptr || (Maps && a.physical == nullptr))) {
+    return refuse("a null pointer for ", num_ids, " ids");
+  }
+  return {};
+}
+
+template <bool Count, bool Maps, router_id Id>
+[[nodiscard]] status route(char const* who, cudaStream_t stream, route_arguments<Id> a, bool early) {
+  if (auto result = check_route<Count, Maps>(who, a); !result.ok()) { return result; }
   a.num_ids = static_cast<std::uint32_t>(a.input.num_tokens) * static_cast<std::uint32_t>(a.input.top_k);
   if (a.num_ids == 0) { return {}; }
   auto const address = reinterpret_cast<std::uintptr_t>(a.input.ids) | reinterpret_cast<std::uintptr_t>(a.physical);
@@ -254,6 +288,7 @@ template <bool Count, bool Maps, router_id Id>
 /// @param input     [T, k] logical experts; ids outside [0, E) and padded rows are not counted.
 /// @param early     let the launch overlap with the end of the kernel before it, on which it waits before it reads
 ///                  anything (programmatic dependent launch).
+/// @return `errc::invalid_load` for a layer out of range, impossible sizes or a null pointer; nothing is launched then.
 /// @complexity one launch, O(T k + E) work; no allocation.
 /// @throws std::bad_alloc on failure
 template <router_id Id>
@@ -263,7 +298,7 @@ template <router_id Id>
   a.input = input;
   a.record = counters;
   a.layer = layer;
-  return detail::route<true, false>(stream, a, early);
+  return detail::route<true, false>("record", stream, a, early);
 }
 
 /// Map one layer's router choices to physical ids on a stream.
@@ -280,21 +315,20 @@ template <router_id Id>
   a.tables = tables;
   a.physical = physical;
   a.layer = layer;
-  return detail::route<false, true>(stream, a, early);
+  return detail::route<false, true>("dispatch", stream, a, early);
 }
 
-/// `record` and `dispatch` in one launch. @pre `counters.num_logical == tables.num_logical`
+/// `record` and `dispatch` in one launch, for counters and tables of as many experts.
 template <router_id Id>
 [[nodiscard]] status dispatch_and_record(cudaStream_t stream, record_view const& counters, dispatch_view const& tables,
                                          index_t layer, routing<Id> const& input, Id* physical, bool early = true) {
-  BALLAST_EXPECTS(counters.num_logical == tables.num_logical, "dispatch_and_record: counters and tables differ in E");
   detail::route_arguments<Id> a;
   a.input = input;
   a.record = counters;
   a.tables = tables;
   a.physical = physical;
   a.layer = layer;
-  return detail::route<true, true>(stream, a, early);
+  return detail::route<true, true>("dispatch_and_record", stream, a, early);
 }
 
 }  // namespace cudart
