@@ -63,19 +63,18 @@ arguments parse(int argc, char** argv) {
 }
 
 // Verdicts travel from the workers as lines of numbers, the detail last.
-std::string to_line(fault const& what, verdict const& found) {
+std::string to_line(fault const& what, verdict found) {
   std::ostringstream line;
-  line << what.index << ' ' << found.struck << ' ' << found.hangs << ' ' << found.wrong_bytes << ' '
-       << found.lost_experts << ' ' << found.split_epochs << ' ' << found.without_cause << ' ' << found.by_chain << ' '
-       << found.too_late << ' ' << found.not_serving << ' ' << found.caught << ' ' << found.slowest << ' '
-       << found.detail;
+  line << what.index << ' ' << found.struck << ' ' << found.slowest;
+  found.for_each_number([&](int number) { line << ' ' << number; });
+  line << ' ' << found.detail;
   return line.str();
 }
 std::uint64_t from_line(std::string const& text, verdict& out) {
   std::istringstream line{text};
   std::uint64_t index = 0;
-  line >> index >> out.struck >> out.hangs >> out.wrong_bytes >> out.lost_experts >> out.split_epochs >>
-      out.without_cause >> out.by_chain >> out.too_late >> out.not_serving >> out.caught >> out.slowest;
+  line >> index >> out.struck >> out.slowest;
+  out.for_each_number([&](int& number) { line >> number; });
   std::getline(line, out.detail);
   return index;
 }
@@ -95,21 +94,17 @@ void work(arguments const& options, std::uint64_t worker, int report) {
 struct row {
   int faults = 0;
   int not_struck = 0;
-  int caught = 0;
+  int fewest_cycles = 0;
   verdict sum;
   std::vector<ballast::nanoseconds_t> times;
 
-  void add(verdict const& found) {
+  void add(verdict found) {
     found.struck ? ++faults : ++not_struck;
-    caught += found.caught;
-    sum.hangs += found.hangs;
-    sum.wrong_bytes += found.wrong_bytes;
-    sum.lost_experts += found.lost_experts;
-    sum.split_epochs += found.split_epochs;
-    sum.without_cause += found.without_cause;
-    sum.by_chain += found.by_chain;
-    sum.too_late += found.too_late;
-    sum.not_serving += found.not_serving;
+    bool const goes_on = found.caught == 0;
+    if (goes_on && (fewest_cycles == 0 || found.cycles < fewest_cycles)) { fewest_cycles = found.cycles; }
+    std::vector<int> numbers;
+    found.for_each_number([&](int number) { numbers.push_back(number); });
+    sum.for_each_number([at = std::size_t{0}, &numbers](int& number) mutable { number += numbers[at++]; });
     if (found.slowest > 0) { times.push_back(found.slowest); }
   }
   void print(char const* name) {
@@ -117,9 +112,10 @@ struct row {
     auto const at = [&](std::size_t percent) {
       return times.empty() ? 0.0 : static_cast<double>(times[(times.size() - 1) * percent / 100]) / millisecond;
     };
-    std::printf("| %-18s | %6d | %5d | %11d | %12d | %12d | %13d | %8d | %8d | %11d | %7.1f | %7.1f |\n", name, faults,
-                sum.hangs, sum.wrong_bytes, sum.lost_experts, sum.split_epochs, sum.without_cause, sum.by_chain,
-                sum.too_late, sum.not_serving, at(50), at(100));
+    std::printf("| %-19s | %4d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %d | %.1f | %.1f |\n",
+                name, faults, sum.hangs, sum.wrong_bytes, sum.lost_experts, sum.split_epochs, sum.without_cause,
+                sum.not_back, sum.too_late, sum.by_chain, sum.not_serving, sum.settled, sum.resumes, fewest_cycles,
+                sum.hiccups, at(50), at(100));
   }
 };
 
@@ -134,25 +130,24 @@ int judge_all(arguments const& options, std::vector<std::string> const& lines) {
     auto const what = draw_fault(options.seed, index, options.deadline);
     rows[static_cast<std::size_t>(what.kind)].add(found);
     total.add(found);
-    stopped_by_word += what.engine_control ? 0 : found.not_serving;
+    bool const by_word = what.votes == votes_by::word && !what.asynchronous[0] && !what.asynchronous[1];
+    stopped_by_word += by_word ? found.not_serving : 0;
     if (found.good()) { continue; }
     ++bad;
-    std::fprintf(stderr, "fault %llu (%s, point '%s', rank %d of %d, %s%s):%s\n",
-                 static_cast<unsigned long long>(index), what.name(), what.point, what.victim, what.num_ranks,
-                 what.engine_control ? "votes by message" : "votes by one word", what.verify ? ", verifying" : "",
+    std::fprintf(stderr, "fault %llu (%s):%s\n", static_cast<unsigned long long>(index), what.text().c_str(),
                  found.detail.c_str());
   }
   std::printf(
-      "| fault              | faults | hangs | wrong bytes | lost experts | split epochs | without cause | by chain | "
-      "too late | not serving | median ms | slowest ms |\n");
-  std::printf("|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+      "| fault | faults | hangs | wrong bytes | lost experts | split epochs | without cause | not back | too late | by "
+      "chain | lost ranks | settled | resumes | clean cycles | again | median ms | slowest ms |\n");
+  std::printf("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
   for (std::size_t kind = 0; kind < rows.size(); ++kind) { rows[kind].print(fault_names[kind]); }
   total.print("all");
   std::printf(
       "\nseed %llu, deadline %lld ms; %d draws did not strike; %d of %d overwritten sources were caught; %d of the %d "
-      "ranks that stopped serving voted by one word\n",
+      "ranks that lost their cohort voted by one word in synchronous mode\n",
       static_cast<unsigned long long>(options.seed), static_cast<long long>(options.deadline / millisecond),
-      total.not_struck, total.caught, rows[static_cast<std::size_t>(fault_kind::source_overwritten)].faults,
+      total.not_struck, total.sum.caught, rows[static_cast<std::size_t>(fault_kind::source_overwritten)].faults,
       stopped_by_word, total.sum.not_serving);
   return bad == 0 ? 0 : 1;
 }

@@ -33,7 +33,7 @@ public:
     for (ballast::index_t rank = 0; rank < what.num_ranks; ++rank) {
       ranks_.emplace_back([&](int report) {
         try {
-          rank_life{what, rank, name, report}.run();
+          live(what, rank, name, report);
         } catch (std::exception const& error) {
           write_line(report, ballast::detail::concat("exception ", error.what()));
         }
@@ -44,14 +44,14 @@ public:
 
   /// @param verbose  print what the ranks said
   [[nodiscard]] verdict finish(bool verbose = false) {
-    auto const limit = ballast::detail::now() + 20 * fault_.deadline + 20'000 * millisecond;
+    auto const limit = ballast::detail::now() + 40 * fault_.deadline + 60'000 * millisecond;
     while (!all_ended() && ballast::detail::now() < limit) {
       wait_for_reports();
       strike();
     }
     std::vector<rank_report> reports;
     for (auto const& rank : ranks_) {
-      reports.push_back(read_report(rank.text()));
+      reports.push_back(report_reader{}(rank.text()));
       if (verbose) { std::fprintf(stderr, "---- rank %zu\n%s", reports.size() - 1, rank.text().c_str()); }
     }
     return judge{fault_, reports, strike_}();
@@ -96,12 +96,12 @@ private:
     if (strike_at_ && !strike_ && now >= *strike_at_ && from_outside()) {
       strike_ = now;
       victim().signal(fault_.kills() ? SIGKILL : SIGSTOP);
-      if (!fault_.kills()) { resume_at_ = now + pause(); }
+      if (!fault_.kills()) { resume_at_ = now + fault_.pause(); }
     }
-    if (!resume_at_ && said(victim(), "stops")) { resume_at_ = now + pause(); }
+    if (!resume_at_ && said(victim(), "stops")) { resume_at_ = now + fault_.pause(); }
     if (resume_at_ && now >= *resume_at_) {
       victim().signal(SIGCONT);
-      resume_at_ = now + pause();  // again, should it have come before the stop
+      resume_at_ = now + fault_.pause();  // again, should it have come before the stop
     }
   }
   void plan_strike(ballast::nanoseconds_t now) {
@@ -115,7 +115,6 @@ private:
     return fault_.is(fault_kind::kill_any_time) || fault_.is(fault_kind::pause_any_time) ||
            fault_.is(fault_kind::pause_in_vote);
   }
-  [[nodiscard]] ballast::nanoseconds_t pause() const noexcept { return 5 * fault_.deadline / 2; }
   [[nodiscard]] child_process const& victim() const { return ranks_[static_cast<std::size_t>(fault_.victim)]; }
 
   fault fault_;

@@ -4,29 +4,25 @@
 
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
-#include <ballast/digest.hpp>
-#include <ballast/load/window_recorder.hpp>
-#include <ballast/placement/policy.hpp>
 #include <ballast/posix/peer_copy.hpp>
 #include <ballast/posix/process_group.hpp>
 #include <ballast/runtime/rebalancer.hpp>
-#include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/engine_control.hpp>
 
+#include "faults/engine_channel.hpp"
 #include "faults/fault.hpp"
+#include "faults/fault_model.hpp"
 #include "support/faulty_transport.hpp"
 #include "support/hooked.hpp"
-#include "support/patterned_weights.hpp"
 #include "support/processes.hpp"
 
 #include <signal.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <span>
-#include <stdexcept>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -34,122 +30,80 @@
 
 namespace ballast_test {
 
-/// Sizes of the groups that faults strike.
-struct fault_shape {
-  static constexpr ballast::index_t num_layers = 2;
-  static constexpr ballast::index_t slots_per_rank = 6;
-  static constexpr int num_steps = 16;
+/// The groups that a rank is a member of.
+struct rank_groups {
+  ballast::posix::process_group data;   ///< of the transport, and of votes by word
+  ballast::posix::process_group plane;  ///< carries votes by message
+  ballast::posix::process_group engine;
 
-  [[nodiscard]] static ballast::topology where(ballast::index_t num_ranks) {
-    return ballast::topology{{num_ranks, 1, slots_per_rank, 0}};
+  [[nodiscard]] ballast::status join(std::string const& name, ballast::index_t rank, ballast::index_t num_ranks,
+                                     bool needs_plane) {
+    auto result = data.join(name, rank, num_ranks, engine_channel::patience);
+    if (result.ok() && needs_plane) { result = plane.join(name + "-plane", rank, num_ranks, engine_channel::patience); }
+    if (result.ok()) { result = engine.join(name + "-engine", rank, num_ranks, engine_channel::patience); }
+    return result;
   }
-  [[nodiscard]] static ballast::placement_shape placement(ballast::index_t num_ranks) {
-    return {num_layers, num_ranks * slots_per_rank / 2, num_ranks * slots_per_rank};
+  /// The engine's group last: who sees a rank gone there finds it gone everywhere.
+  void expel(ballast::index_t rank) {
+    static_cast<void>(data.expel(rank));
+    if (plane.joined()) { static_cast<void>(plane.expel(rank)); }
+    static_cast<void>(engine.expel(rank));
   }
-};
-
-/// Draws placements in which every expert has two replicas on different ranks, so that no single death loses one. The
-/// draw depends on the placement in force, so all ranks draw alike.
-struct random_pairs {
-  bool const* deviate = nullptr;  ///< true: this rank plans something else
-
-  [[nodiscard]] ballast::status plan(ballast::load_history_view, ballast::placement const& current,
-                                     ballast::topology const& where, ballast::placement& next) const {
-    ballast::digest seen;
-    current.describe(seen);
-    dice random{seen.value()};
-    next.resize(current.shape());
-    for (ballast::index_t layer = 0; layer < current.num_layers(); ++layer) { draw(layer, where, random, next); }
-    if (deviate != nullptr && *deviate) {
-      auto const map = next.edit(0).logical_of_slot;
-      std::swap(map.front(), map[static_cast<std::size_t>(where.slots_per_rank()) - 1]);
-      next.index_replicas(0);
+  [[nodiscard]] std::uint64_t gone() const {
+    std::uint64_t ranks = 0;
+    for (ballast::index_t rank = 0; rank < engine.num_ranks(); ++rank) {
+      if (engine.is_expelled(rank)) { ranks |= std::uint64_t{1} << rank; }
     }
-    return {};
-  }
-  void describe(ballast::digest& out) const { out.add(std::string_view{"random_pairs"}); }
-
-private:
-  template <class T>
-  static void shuffle(std::vector<T>& items, dice& random) {
-    for (std::size_t i = items.size(); i > 1; --i) { std::swap(items[i - 1], items[random.below(i)]); }
-  }
-  static std::vector<ballast::index_t> count_to(ballast::index_t end) {
-    std::vector<ballast::index_t> ids;
-    for (ballast::index_t id = 0; id < end; ++id) { ids.push_back(id); }
-    return ids;
-  }
-  // Half of the ranks hold every expert once, the other half too.
-  static void draw(ballast::index_t layer, ballast::topology const& where, dice& random, ballast::placement& next) {
-    auto ranks = count_to(where.num_ranks());
-    shuffle(ranks, random);
-    auto const map = next.edit(layer).logical_of_slot;
-    std::vector<ballast::index_t> experts;
-    std::size_t at = 0;
-    for (auto const rank : ranks) {
-      for (ballast::index_t slot = 0; slot < where.slots_per_rank(); ++slot) {
-        if (at % static_cast<std::size_t>(next.num_logical()) == 0) {
-          experts = count_to(next.num_logical());
-          shuffle(experts, random);
-        }
-        map[static_cast<std::size_t>(where.first_slot(rank) + slot)] =
-            experts[at++ % static_cast<std::size_t>(next.num_logical())];
-      }
-    }
-    next.index_replicas(layer);
+    return ranks;
   }
 };
 
-/// The channel of an engine: nothing but an all-gather.
-struct gather_of_group {
-  ballast::posix::process_group* group;
-  ballast::status operator()(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
-                             ballast::nanoseconds_t timeout) {
-    return group->all_gather(mine, all, timeout);
-  }
-};
-struct membership_of_group {
-  ballast::posix::process_group const* group;
-  std::uint64_t operator()() const { return group->membership(); }
-};
-
-/// One rank of a group that a fault strikes: it runs a rebalancer until the steps are over or something fails, and
-/// reports in lines of text.
+/// One rank of a group that a fault strikes: it runs two models until the steps are over or something fails, then does
+/// what an engine has to do to go on, and reports in lines of text.
+template <class Control>
 class rank_life {
 public:
-  rank_life(fault const& what, ballast::index_t rank, std::string group_name, int report)
-      : fault_{what}, rank_{rank}, name_{std::move(group_name)}, report_{report} {}
+  static constexpr int num_steps = 24;
+  static constexpr std::uint64_t clean_cycles = 20;
+  static constexpr int max_hiccups = 3;
+
+  rank_life(fault const& what, ballast::index_t rank, rank_groups& groups, Control& plane,
+            ballast::posix::peer_copy& wires, int report)
+      : fault_{what},
+        rank_{rank},
+        groups_{groups},
+        channel_{groups.engine},
+        report_{report},
+        hook_{[this](char const* point) { reach(point); }},
+        control_{plane, hook_},
+        transport_{wires, hook_},
+        models_{model{what, 0, rank, transport_, control_, hook_, &deviates_next_},
+                model{what, 1, rank, transport_, control_, hook_, nullptr}} {
+    for (auto& each : models_) {
+      each.weights_store().out_of_memory = [this] { return strikes_now(fault_kind::staging_exhausted); };
+      each.throws_now = [this] { return strikes_now(fault_kind::observer_throws); };
+    }
+    arm(transport_);
+  }
 
   void run() {
-    ballast::posix::process_group group;
-    if (auto result = group.join(name_, rank_, fault_.num_ranks, patience); !result.ok()) {
-      return say("cannot join: ", result.message());
-    }
-    if (fault_.is(fault_kind::one_call_behind)) {
-      if (auto result = engine_.join(name_ + "-engine", rank_, fault_.num_ranks, patience); !result.ok()) {
-        return say("cannot join: ", result.message());
+    for (auto& each : models_) {
+      if (auto result = each.moved().start(engine_channel::patience); !result.ok()) {
+        return say("cannot start: ", result.message());
       }
     }
-    ballast::posix::peer_copy wires{group};
-    if (fault_.engine_control) {
-      ballast::engine_control<gather_of_group, membership_of_group> control{
-          rank_, fault_.num_ranks, gather_of_group{&group}, {.frame_words = 64}, membership_of_group{&group}};
-      live(group, wires, control);
-    } else {
-      live(group, wires, group);
-    }
+    armed_ = true;
+    say("started");
+    work();
+    armed_ = false;
+    if (come_back()) { say("back ", least_cycles(), " ", settled_, " ", resumes_, " ", hiccups_); }
+    end();
   }
 
 private:
-  struct throwing_observer final : ballast::observer {
-    int countdown = -1;
-    std::function<void()> struck;
-    void on_event(ballast::event const&) override {
-      if (countdown < 0 || countdown-- > 0) { return; }
-      struck();
-      throw std::runtime_error{"an observer that throws"};
-    }
-  };
+  using hooked_plane = hooked_control<Control>;
+  using hooked_wires = faulty_transport<ballast::posix::peer_copy>;
+  using model = fault_model<hooked_wires, hooked_plane>;
 
   template <class... Parts>
   void say(Parts const&... parts) const {
@@ -158,99 +112,248 @@ private:
   [[nodiscard]] bool is_victim() const noexcept { return rank_ == fault_.victim; }
   void tell_strike() const { say("strike ", ballast::detail::now()); }
 
-  template <class Control>
-  void live(ballast::posix::process_group& group, ballast::posix::peer_copy& wires, Control& plane) {
-    auto const where = fault_shape::where(fault_.num_ranks);
-    auto const sizes = fault_shape::placement(fault_.num_ranks);
-    ballast::placement initial = ballast::trivial_placement(sizes);
-    static_cast<void>(random_pairs{}.plan({}, ballast::placement{initial}, where, initial));
+  // ---- steps, until something fails ----
 
-    auto const hook = [this](char const* point) { reach(point); };
-    patterned_weights weights{where, rank_, initial, {{4099, 4160}, {33, 40}}};
-    poisoning_store<hooked_store> store{where, sizes.num_layers};
-    weights.add_to(store);
-    store.at = hook;
-    store.out_of_memory = [&] { return strikes_now(fault_kind::staging_exhausted); };
-    overwrite_source_ = [&] {
-      for (ballast::index_t layer = 0; layer < sizes.num_layers; ++layer) {
-        for (ballast::index_t slot = 0; slot < fault_shape::slots_per_rank; ++slot) {
-          std::ranges::fill(weights.expert(layer, 0, slot), std::byte{0x11});
-        }
-      }
-    };
-    hooked_control control{plane, hook};
-    faulty_transport transport{wires, hook};
-    arm(transport);
-    throwing_observer watcher;
-    if (is_victim() && fault_.is(fault_kind::observer_throws)) {
-      watcher.countdown = fault_.occurrence;
-      watcher.struck = [this] { tell_strike(); };
-    }
-    ballast::rebalancer moved{where,
-                              initial,
-                              ballast::window_recorder{sizes.num_layers, sizes.num_logical},
-                              random_pairs{is_victim() ? &deviate_ : nullptr},
-                              ballast::layers_per_chunk{1},
-                              transport,
-                              store,
-                              control,
-                              {.interval = 1, .timeout = fault_.deadline, .verify = fault_.verify},
-                              &watcher};
-    armed_ = false;
-    if (auto result = moved.start(); !result.ok()) { return say("cannot start: ", result.message()); }
-    armed_ = true;
-    say("started");
-    auto const failure = step_until_failure(moved);
-    if (!failure.ok()) {
-      if (fault_.is(fault_kind::pause_and_expel) && !is_victim()) { static_cast<void>(group.expel(fault_.victim)); }
-      for (int i = 0; i < 3; ++i) {
-        if (moved.on_forward_pass_end().message() != failure.message()) { say("the failure changed"); }
-      }
-    }
-    tell_end(moved, weights);
-  }
-
-  template <class Rebalancer>
-  [[nodiscard]] ballast::status step_until_failure(Rebalancer& moved) {
-    for (int step = 0; step < fault_shape::num_steps; ++step) {
-      // Where it matters: a forward pass needs every rank, so that a rank which misses a step cannot catch up.
-      if (engine_.joined() && !engine_.all_reduce({}, 10 * fault_.deadline).ok()) { return {}; }
+  void work() {
+    for (int step = 0; fault_.exchanges ? exchange_words(step) : step < num_steps; ++step) {
       reach("between steps");
       if (fault_.is(fault_kind::one_call_behind) && step == fault_.occurrence + 1 && is_victim()) {
         tell_strike();
         continue;
       }
-      if (fault_.is(fault_kind::other_plan) && step == 3 * fault_.occurrence && is_victim()) {
-        tell_strike();
-        deviate_ = true;
-      }
-      auto result = moved.on_forward_pass_end();
-      if (!result.ok()) {
-        say("error ", ballast::detail::now(), " ", result.code().value(), " ", result.message());
-        return result;
-      }
+      if (fault_.is(fault_kind::other_plan) && step == 2 * fault_.occurrence && is_victim()) { deviates_next_ = true; }
+      bool const deviates = deviates_next_;
+      pass(step);
+      if (deviates && !deviates_next_) { tell_strike(); }
+      if (failed_ && !fault_.exchanges) { return; }
       reach("after a step");
     }
-    return {};
   }
 
-  template <class Rebalancer>
-  [[noreturn]] void tell_end(Rebalancer const& moved, patterned_weights const& weights) const {
-    say("state ", static_cast<int>(moved.state()));
-    if (moved.observer_exceptions() != 0) { say("exceptions ", moved.observer_exceptions()); }
-    auto const wrong = weights.first_error(moved.current());
-    say("bytes ", wrong.empty() ? "right" : wrong);
-    for (ballast::index_t layer = 0; layer < fault_shape::num_layers; ++layer) {
-      auto line = ballast::detail::concat("layer ", layer, " epoch ", moved.epoch(layer));
-      for (auto const expert : moved.current().logical_of_slot(layer)) { line += ballast::detail::concat(" ", expert); }
-      say(line);
+  void pass(int step) {
+    for (std::size_t i = 0; i < num_models; ++i) { note(i, models_[i].pass(step, false)); }
+    if (!failed_) { return; }
+    for (auto& each : models_) {
+      if (!each.failed()) { continue; }
+      auto const text = each.moved().failure().message();
+      for (int i = 0; i < 3; ++i) {
+        if (each.moved().on_forward_pass_end().message() != text) { say("the failure changed"); }
+      }
     }
+  }
+  void note(std::size_t i, ballast::status const& result) {
+    if (result.ok() || failed_) { return; }
+    failed_ = true;
+    say("error ", ballast::detail::now(), " ", result.code().value(), " ", model_names[i], ": ", result.message(),
+        held_up_.empty() ? "" : "; the exchange: ", held_up_);
+    if (fault_.is(fault_kind::pause_and_expel) && !is_victim()) { groups_.expel(fault_.victim); }
+  }
+
+  /// The words of both models, as an engine would send them along with its own. @return false: stop working
+  [[nodiscard]] bool exchange_words(int step) {
+    engine_word word{.in = engine_word::works, .flag = failed_ ? 1u : 0u, .values = {0, 0, has_done_enough(step)}};
+    for (std::size_t i = 0; i < num_models; ++i) { word.values[i] = models_[i].moved().outgoing(); }
+    auto const start = ballast::detail::now();
+    word.values[3] = static_cast<std::uint64_t>(start);
+    auto const timeout = fault_.impatient ? fault_.deadline * 3 / 2 : engine_channel::patience;
+    if (auto result = channel_.tell(word, timeout, fault_.impatient); !result.ok()) {
+      held_up_ = result.message();
+      return !failed_ && result.code() == ballast::errc::deadline_exceeded;
+    }
+    if (!all_are_in(engine_word::works) || groups_.gone() != 0) { return false; }
+    note_delay(ballast::detail::now() - start);
+    bool const go_on =
+        !channel_.any_flag(1) && channel_.any([&](auto rank) { return channel_.value_of(rank, 2) == 0; });
+    for (std::size_t i = 0; i < num_models; ++i) { note(i, models_[i].moved().incoming(channel_.values(i))); }
+    return go_on;
+  }
+  // While the engine waits for a rank nobody looks after the bytes that are on their way.
+  void note_delay(ballast::nanoseconds_t taken) {
+    if (taken < fault_.deadline / 2) { return; }
+    auto const entered = channel_.values(3);
+    held_up_ = ballast::detail::concat("rank ", std::ranges::max_element(entered) - entered.begin(), " came last");
+  }
+  // Bytes that were on their way after the usual number of steps have arrived, or will not.
+  [[nodiscard]] std::uint64_t has_done_enough(int step) {
+    if (step < num_steps) { return 0; }
+    if (step == num_steps) {
+      worked_until_ = ballast::detail::now() + 3 * fault_.deadline;
+      first_cycles_ = {models_[0].cycles(), models_[1].cycles()};
+    }
+    sleep_for(millisecond / 2);
+    return least_cycles() >= 2 || ballast::detail::now() > worked_until_ ? 1 : 0;
+  }
+
+  // ---- what an engine does then ----
+
+  struct again {};    // all ranks meet once more
+  struct stopped {};  // this rank does not come back, and has said why
+
+  /// All ranks stop, settle what some do not know, resume, and run clean cycles.
+  [[nodiscard]] bool come_back() {
+    bool has_told = false;
+    for (;;) {
+      try {
+        meet();
+        if (!std::exchange(has_told, true)) { tell_stage("fault"); }
+        if (fault_.is(fault_kind::source_overwritten)) { return false; }
+        heal();
+        serve();
+        meet();
+        tell_stage("end");
+        return true;
+      } catch (again const&) {
+      } catch (stopped const&) { return false; }
+    }
+  }
+  template <class... Parts>
+  [[noreturn]] void stop(Parts const&... why) const {
+    say("not back: ", why...);
+    throw stopped{};
+  }
+  // Only a machine that is busy with other things makes a rank late once more.
+  template <class... Parts>
+  [[noreturn]] void try_again(bool is_late, Parts const&... why) {
+    if (!is_late || ++hiccups_ > max_hiccups) { stop(why...); }
+    throw again{};
+  }
+
+  // Everybody is heard. Ranks that have died are shut out; then all meet again.
+  void tell(engine_word const& word) {
+    if (auto const result = channel_.tell(word); !result.ok()) {
+      if (result.code() == ballast::errc::stale_membership) {
+        say("expelled");
+        throw stopped{};
+      }
+      if (result.code() != ballast::errc::peer_lost) { stop("the engine's exchange: ", result.message()); }
+      groups_.expel(result.rank());
+      throw again{};
+    }
+    if (word.in != engine_word::meets && !all_are_in(word.in)) { throw again{}; }
+  }
+  [[nodiscard]] bool all_are_in(engine_word::phase phase) const {
+    return !channel_.any([&](std::size_t rank) { return channel_.phase_of(rank) != phase; });
+  }
+  // Exchanges that a rank has missed are made up for.
+  void meet() {
+    do {
+      tell({.in = engine_word::meets, .flag = groups_.gone(), .values = {is_bad() ? 1u : 0u}});
+    } while (!all_are_in(engine_word::meets) ||
+             channel_.any([&](std::size_t rank) { return channel_.flag_of(rank) != channel_.flag_of(0); }));
+    gone_ = channel_.flag_of(0);
+    is_due_ = channel_.max_value(0) != 0 || gone_ != left_out_;
+  }
+  [[nodiscard]] bool is_bad() const { return models_[0].failed() || models_[1].failed(); }
+
+  void heal() {
+    if (!is_due_) { return; }
+    settle();
+    resume();
+    if (gone_ == left_out_) { return; }
+    ballast::status failure;
+    for (auto& each : models_) {
+      if (auto result = each.go_on_without(gone_); !result.ok()) { failure = result; }
+    }
+    judge(engine_word::judges, failure, "set_topology: ");
+    left_out_ = gone_;
+  }
+  void tell_epochs() {
+    engine_word word{.in = engine_word::settles};
+    std::size_t at = 0;
+    for (auto const& each : models_) {
+      for (ballast::index_t layer = 0; layer < each.moved().current().num_layers(); ++layer) {
+        word.values[at++] = each.moved().epoch(layer);
+      }
+    }
+    tell(word);
+  }
+  // What another rank has committed was committed.
+  void settle() {
+    tell_epochs();
+    std::size_t at = 0;
+    for (auto& each : models_) {
+      auto& moved = each.moved();
+      auto const first_of_model = std::exchange(at, at + static_cast<std::size_t>(moved.current().num_layers()));
+      if (!each.is_lost()) { continue; }
+      if (moved.resume().ok()) { stop("a lost rank was resumed"); }
+      if (moved.undecided_layers().empty()) { stop("lost without a way back: ", moved.failure().message()); }
+      auto const layer = moved.undecided_layers().front();
+      bool const committed = channel_.max_value(first_of_model + static_cast<std::size_t>(layer)) > moved.epoch(layer);
+      auto const result = moved.settle(committed ? ballast::decision::commit : ballast::decision::drop);
+      if (!result.ok()) { stop("settle: ", result.message()); }
+      ++settled_;
+    }
+  }
+  void resume() {
+    ballast::status failure;
+    for (auto& each : models_) {
+      if (auto result = each.moved().resume(); !result.ok()) { failure = result; }
+    }
+    ++resumes_;
+    judge(engine_word::resumes, failure, "resume: ");
+  }
+  // All ranks hear how it went for each of them.
+  void judge(engine_word::phase phase, ballast::status const& result, char const* what) {
+    enum : std::uint64_t { good, late, wrong, changed };
+    auto const how = result.ok() ? good : is_late(result) ? late : wrong;
+    tell({.in = phase, .flag = groups_.gone() != gone_ ? changed : how});
+    if (channel_.any_flag(changed)) { throw again{}; }
+    bool const any_late = channel_.any_flag(late);
+    if (any_late || channel_.any_flag(wrong)) { try_again(any_late, what, result.message()); }
+  }
+  [[nodiscard]] static bool is_late(ballast::status const& result) {
+    return result.code() == ballast::errc::deadline_exceeded;
+  }
+
+  void serve() {
+    auto const deadline = ballast::detail::now() + engine_channel::patience / 2;
+    first_cycles_ = {models_[0].cycles(), models_[1].cycles()};
+    for (int step = 0; least_cycles() < clean_cycles; ++step) {
+      if (ballast::detail::now() > deadline) { stop("only ", least_cycles(), " cycles in ", step, " steps"); }
+      engine_word word{.in = engine_word::serves};
+      for (std::size_t i = 0; i < num_models; ++i) { word.values[i] = models_[i].moved().outgoing(); }
+      tell(word);
+      std::array const words{channel_.values(0), channel_.values(1)};
+      ballast::status failure;
+      for (std::size_t i = 0; i < num_models; ++i) {
+        auto result = models_[i].moved().incoming(words[i]);
+        if (result.ok()) { result = models_[i].pass(step, true); }
+        if (!result.ok() && failure.ok()) { failure = result; }
+      }
+      judge(engine_word::judges, failure, "a clean step: ");
+    }
+  }
+  [[nodiscard]] std::uint64_t least_cycles() const {
+    return std::min(models_[0].cycles() - first_cycles_[0], models_[1].cycles() - first_cycles_[1]);
+  }
+
+  // ---- reports ----
+
+  void tell_stage(char const* name) const {
+    say("stage ", name);
+    for (std::size_t i = 0; i < num_models; ++i) {
+      auto const& moved = models_[i].moved();
+      say("state ", i, " ", static_cast<int>(moved.state()));
+      if (models_[i].failed()) { say("why ", model_names[i], ": ", moved.failure().message()); }
+      auto const wrong = models_[i].first_error();
+      say("bytes ", i, " ", wrong.empty() ? "right" : wrong);
+      for (ballast::index_t layer = 0; layer < moved.current().num_layers(); ++layer) {
+        auto line = ballast::detail::concat("layer ", i, " ", layer, " ", moved.epoch(layer));
+        for (auto const expert : moved.current().logical_of_slot(layer)) {
+          line += ballast::detail::concat(" ", expert);
+        }
+        say(line);
+      }
+    }
+  }
+  [[noreturn]] void end() const {
     say("ends");
     for (;;) { ::pause(); }  // nobody leaves before the others have found out what is wrong
   }
 
-  template <class Transport>
-  void arm(Transport& transport) {
+  // ---- strikes ----
+
+  void arm(hooked_wires& transport) {
     if (!is_victim()) { return; }
     auto const arm_with = [&](message_fault what) {
       transport.arm(what, fault_.occurrence, [this] { tell_strike(); });
@@ -272,7 +375,8 @@ private:
     }
     if (fault_.is(fault_kind::source_overwritten) && point == "after start" && fault_.occurrence == seen_++) {
       tell_strike();
-      return overwrite_source_();
+      for (auto& each : models_) { each.overwrite_sources(); }
+      return;
     }
     bool const at_point = fault_.is(fault_kind::kill_at_point) || fault_.is(fault_kind::pause_at_point) ||
                           fault_.is(fault_kind::pause_and_expel);
@@ -283,21 +387,53 @@ private:
     ::raise(SIGSTOP);
   }
   [[nodiscard]] bool strikes_now(fault_kind kind) {
-    if (!is_victim() || !fault_.is(kind) || seen_++ != fault_.occurrence) { return false; }
+    if (!is_victim() || !armed_ || !fault_.is(kind) || seen_++ != fault_.occurrence) { return false; }
     tell_strike();
     return true;
   }
 
   fault fault_;
-  ballast::posix::process_group engine_;
   ballast::index_t rank_;
-  std::string name_;
+  rank_groups& groups_;
+  engine_channel channel_;
   int report_;
   int seen_ = 0;
-  bool armed_ = true;
-  bool deviate_ = false;
-  std::function<void()> overwrite_source_;
+  bool armed_ = false;
+  bool deviates_next_ = false;
+  bool failed_ = false;
+  ballast::nanoseconds_t worked_until_ = 0;
+  std::string held_up_;         // what the engine's exchange tells of a rank that it has waited for
+  std::uint64_t gone_ = 0;      // ranks that are no members any more, as all ranks know
+  std::uint64_t left_out_ = 0;  // those of them that the topology knows
+  bool is_due_ = false;         // a resume
+  std::uint64_t settled_ = 0;   // models that were lost
+  std::uint64_t resumes_ = 0;
+  std::uint64_t hiccups_ = 0;
+  std::array<std::uint64_t, num_models> first_cycles_{};  // before the clean ones
+
+  hook_function hook_;
+  hooked_plane control_;
+  hooked_wires transport_;
+  std::array<model, num_models> models_;
 };
+
+/// Bring rank `rank` of the group `name` to life.
+inline void live(fault const& what, ballast::index_t rank, std::string const& name, int report) {
+  rank_groups groups;
+  bool const by_word = what.votes == votes_by::word;
+  if (auto result = groups.join(name, rank, what.num_ranks, !by_word); !result.ok()) {
+    return write_line(report, "cannot join: " + result.message());
+  }
+  ballast::posix::peer_copy wires{groups.data};
+  if (by_word) { return rank_life{what, rank, groups, groups.data, wires, report}.run(); }
+  ballast::engine_control<gather_of_group, membership_of_group> plane{
+      rank,
+      what.num_ranks,
+      gather_of_group{&groups.plane, what.votes == votes_by::strict_messages && rank == what.victim},
+      {.frame_words = 64},
+      membership_of_group{&groups.plane}};
+  rank_life{what, rank, groups, plane, wires, report}.run();
+}
 
 }  // namespace ballast_test
 
