@@ -17,8 +17,10 @@
 #include "support/cli.hpp"
 #include "support/expert_weights.hpp"
 #include "support/file.hpp"
+#include "support/interruption.hpp"
 #include "support/placement_json.hpp"
 #include "support/policies.hpp"
+#include "support/printable.hpp"
 #include "support/progress_bar.hpp"
 #include "support/trace.hpp"
 
@@ -48,8 +50,8 @@ using ballast::detail::concat;
 // ---- what to replay ----
 
 struct options {
-  std::string trace;
-  std::string events;
+  std::optional<std::string> trace;
+  std::optional<std::string> events;
   index_t interval = 0;
   std::optional<index_t> layers_per_chunk;
   std::int64_t bytes_per_expert = 4096;
@@ -59,16 +61,22 @@ struct options {
   ballast_tools::policy_options policy;
 
   void add_to(CLI::App& app) {
-    app.add_option("--trace", trace, "trace of expert loads (CSV); every step is one forward pass")->required();
+    using ballast_tools::add_integer;
+    ballast_tools::add_text(app, "--trace", trace,
+                            concat("every step is one forward pass; ", ballast_tools::trace_form), "FILE")
+        ->required();
     topology.add_to(app);
     policy.add_to(app);
-    app.add_option("--interval", interval, "N, forward passes between two plans")->required();
-    app.add_option("--layers-per-chunk", layers_per_chunk, "K, layers moved after one forward pass (all of them)");
-    app.add_option("--bytes-per-expert", bytes_per_expert, "weights of one expert in one layer (4096)");
-    app.add_option("--threshold", threshold, "do not plan while balancedness is above this (1: always plan)");
-    app.add_option("--shares-every", shares_every,
-                   "M, forward passes between two refreshes of the shares alone (never)");
-    app.add_option("--json", events, "file to write the events to, one JSON object a line");
+    add_integer(app, "--interval", interval, "N, forward passes between two plans")->required();
+    add_integer(app, "--layers-per-chunk", layers_per_chunk, "K, layers moved after one forward pass (all of them)");
+    add_integer(app, "--bytes-per-expert", bytes_per_expert, "weights of one expert in one layer (4096)");
+    ballast_tools::add_number(app, "--threshold", threshold,
+                              "do not plan while balancedness is above this, from 0 to 1 (1: always plan)");
+    add_integer(app, "--shares-every", shares_every,
+                "M, forward passes between two refreshes of the shares alone (never; N for the policy\nheadroom, which "
+                "leaves room for them and balances badly with even ones)");
+    ballast_tools::add_text(app, "--json", events, "file to write the events to, one JSON object a line (none)",
+                            "FILE");
   }
 };
 
@@ -101,7 +109,9 @@ struct setup {
   if (options.shares_every && *options.shares_every < 1) {
     return refuse("--shares-every is ", *options.shares_every, ", must be at least 1");
   }
-  if (!(options.threshold >= 0)) { return refuse("--threshold is ", options.threshold, ", must not be negative"); }
+  if (!(options.threshold >= 0 && options.threshold <= 1)) {
+    return refuse("--threshold is ", options.threshold, ", must be from 0 to 1");
+  }
   return {};
 }
 
@@ -115,18 +125,28 @@ struct setup {
   return {};
 }
 
-/// Let the policy refuse its options before anything is started, rather than in the middle of the replay.
-[[nodiscard]] status try_policy(setup const& setup) {
-  ballast::placement next;
-  return ballast::plan(setup.policy, setup.trace.history().bucket(0), setup.initial, setup.where, next);
+[[nodiscard]] status check_files(options const& options) {
+  std::vector<ballast_tools::named_file> outputs{{"the summary", std::string{ballast_tools::standard_stream}}};
+  if (options.events) { outputs.push_back({"--json", *options.events}); }
+  return ballast_tools::check_files({{"--trace", *options.trace}}, outputs);
+}
+
+/// Shares are refreshed with every plan where the policy plans for them.
+[[nodiscard]] index_t shares_every(options const& options) {
+  return options.shares_every.value_or(options.policy.wants_optimal_shares() ? options.interval : 0);
 }
 
 [[nodiscard]] status prepare(options const& options, setup& out) {
   if (auto result = check_numbers(options); !result.ok()) { return result; }
-  auto const shares = options.shares_every ? ballast::share_mode::optimal : ballast::share_mode::even;
-  if (auto result = options.policy.make(options.topology.nodes, shares, out.policy); !result.ok()) { return result; }
+  if (auto result = check_files(options); !result.ok()) { return result; }
   if (auto result = options.topology.make(out.where); !result.ok()) { return result; }
-  if (auto result = ballast_tools::read_trace(options.trace, out.trace); !result.ok()) { return result; }
+  out.shares_every = shares_every(options);
+  auto const shares = out.shares_every > 0 ? ballast::share_mode::optimal : ballast::share_mode::even;
+  if (auto result = options.policy.make(options.topology.nodes, shares, out.policy); !result.ok()) { return result; }
+  if (auto result = ballast_tools::read_trace(*options.trace, out.trace); !result.ok()) { return result; }
+  auto const loads = ballast_tools::check_windows(out.trace, options.interval);
+  if (!loads.ok()) { return ballast_tools::in_file(*options.trace, loads); }
+  if (auto result = options.policy.check_experts(out.trace.num_logical); !result.ok()) { return result; }
   ballast::placement_shape const shape{out.trace.num_layers, out.trace.num_logical, out.where.num_slots()};
   if (auto result = ballast_tools::check_size(shape.num_layers, shape.num_slots); !result.ok()) { return result; }
   if (auto result = ballast::placement::validate_shape(shape); !result.ok()) { return result; }
@@ -136,8 +156,7 @@ struct setup {
   out.layers_per_chunk = options.layers_per_chunk.value_or(shape.num_layers);
   out.bytes_per_expert = static_cast<std::size_t>(options.bytes_per_expert);
   out.threshold = options.threshold;
-  out.shares_every = options.shares_every.value_or(0);
-  return try_policy(out);
+  return {};
 }
 
 // ---- what is written down while it runs ----
@@ -164,7 +183,7 @@ struct stage {
 /// Follows the rebalancer of one rank; the one on rank 0 also writes the events to a file.
 class event_log final : public ballast::observer {
 public:
-  explicit event_log(std::FILE* file) : file_{file} {}
+  explicit event_log(ballast_tools::output_file* file) : file_{file} {}
 
   void on_event(ballast::event const& what) override {
     auto const kind = static_cast<std::size_t>(what.kind);
@@ -180,10 +199,10 @@ private:
                              {"layers", what.layers}, {"moves", what.moves},
                              {"bytes", what.bytes},   {"balancedness", what.balancedness}};
     if (what.failure != nullptr) { line["message"] = what.failure->message(); }
-    std::fprintf(file_, "%s\n", line.dump().c_str());
+    file_->write(line.dump(-1, ' ', false, ballast_tools::json::error_handler_t::replace) + '\n');
   }
 
-  std::FILE* file_;
+  ballast_tools::output_file* file_;
   std::array<stage, static_cast<std::size_t>(ballast::event_kind::failed) + 1> stages_{};
 };
 
@@ -228,7 +247,7 @@ struct comparison {
 
 /// What one rank saw. Rank 0 also compares.
 struct report {
-  explicit report(std::FILE* events) : log{events} {}
+  explicit report(ballast_tools::output_file* events) : log{events} {}
 
   void add_pass(index_t pass, setup const& setup, ballast::placement const& current) {
     auto const loads = setup.trace.history().bucket(pass - 1);
@@ -283,10 +302,12 @@ public:
         tokens_(static_cast<std::size_t>(setup.trace.num_logical)) {}
 
   /// @param show_progress  called with the number of passes done
-  [[nodiscard]] status run(auto show_progress) {
+  [[nodiscard]] status run(ballast_tools::step_gate& gate, auto show_progress) {
     if (auto result = weights_.register_in(store_); !result.ok()) { return result; }
     if (auto result = rebalancer_.start(); !result.ok()) { return result; }
     for (index_t step = 0; step < setup_.trace.num_steps; ++step) {
+      if (ballast_tools::noted_signal() != 0) { gate.close(); }
+      if (!gate.may_begin(step)) { break; }
       if (auto result = forward_pass(step); !result.ok()) {
         return {result.code(), concat("pass ", step + 1, ", rank ", rank_, ": ", result.message())};
       }
@@ -346,10 +367,10 @@ private:
 };
 
 [[nodiscard]] status run_rank(setup const& setup, ballast::in_process_endpoint& endpoint, report& report,
-                              ballast_tools::progress_bar& bar) {
+                              ballast_tools::step_gate& gate, ballast_tools::progress_bar& bar) {
   try {
     replaying_rank rank{setup, endpoint, report};
-    return rank.run([&](index_t passes) {
+    return rank.run(gate, [&](index_t passes) {
       if (endpoint.rank() == 0) { bar.show(passes); }
     });
   } catch (std::bad_alloc const&) {
@@ -360,14 +381,14 @@ private:
 }
 
 /// Replay on all ranks at once. @return what the first rank that failed says
-[[nodiscard]] status replay(setup const& setup, std::vector<report>& reports) {
+[[nodiscard]] status replay(setup const& setup, std::vector<report>& reports, ballast_tools::step_gate& gate) {
   ballast::in_process_group group{setup.where.num_ranks()};
   ballast_tools::progress_bar bar{setup.trace.num_steps};
   std::mutex mutex;
   status first_failure;
   group.run([&](ballast::in_process_endpoint& endpoint) {
     auto const rank = endpoint.rank();
-    auto result = run_rank(setup, endpoint, reports[static_cast<std::size_t>(rank)], bar);
+    auto result = run_rank(setup, endpoint, reports[static_cast<std::size_t>(rank)], gate, bar);
     if (result.ok()) { return; }
     {
       std::lock_guard const lock{mutex};
@@ -393,13 +414,13 @@ private:
 void print_setup(options const& options, setup const& setup) {
   auto const& trace = setup.trace;
   auto const& where = setup.where;
-  std::printf("%s\n", options.trace.c_str());
+  std::printf("%s\n", ballast_tools::printable(ballast_tools::input_name(*options.trace)).c_str());
   std::printf("  %d forward passes of a model with %d MoE layers of %d experts\n", trace.num_steps, trace.num_layers,
               trace.num_logical);
   std::printf("  %d ranks (threads here, GPUs in an engine) on %d node(s), %d expert slots each: %d spare in a layer\n",
               where.num_ranks(), where.num_nodes(), where.slots_per_rank(), where.num_slots() - trace.num_logical);
   std::printf("  policy %s: a plan every %d passes, then %s layer(s) moved after each pass\n\n",
-              options.policy.name.c_str(), setup.interval,
+              options.policy.name->c_str(), setup.interval,
               options.layers_per_chunk ? concat(setup.layers_per_chunk).c_str() : "all");
 }
 
@@ -453,8 +474,11 @@ void print_stages(report const& report) {
   row("change shares alone", event_kind::shares);
 }
 
-void print_report(options const& options, setup const& setup, std::vector<report> const& reports) {
+void print_report(options const& options, setup const& setup, std::vector<report> const& reports, index_t num_passes) {
   print_setup(options, setup);
+  if (ballast_tools::noted_signal() != 0) {
+    std::printf("interrupted after %d of %d forward passes\n\n", num_passes, setup.trace.num_steps);
+  }
   print_comparison(reports.front());
   print_stages(reports.front());
   std::int64_t slots = 0;
@@ -463,23 +487,32 @@ void print_report(options const& options, setup const& setup, std::vector<report
               static_cast<long long>(slots));
 }
 
+[[nodiscard]] status close_events(ballast_tools::output_file& events) {
+  if (!events.is_open()) { return {}; }
+  if (auto result = events.finish(); !result.ok()) { return result; }
+  return events.publish();
+}
+
 [[nodiscard]] status run(options const& options) {
   setup setup;
   if (auto result = prepare(options, setup); !result.ok()) { return result; }
-  ballast_tools::file_handle events;
-  if (!options.events.empty()) {
-    if (auto result = ballast_tools::create_file(options.events, events); !result.ok()) { return result; }
+  ballast_tools::output_file events;
+  if (options.events) {
+    if (auto result = events.open(*options.events); !result.ok()) { return result; }
   }
   std::vector<report> reports;
   for (index_t rank = 0; rank < setup.where.num_ranks(); ++rank) {
-    reports.emplace_back(rank == 0 ? events.get() : nullptr);
+    reports.emplace_back(rank == 0 && events.is_open() ? &events : nullptr);
   }
-  if (auto result = replay(setup, reports); !result.ok()) { return result; }
-  if (events != nullptr) {
-    if (auto result = ballast_tools::close_file(options.events, std::move(events)); !result.ok()) { return result; }
-  }
-  print_report(options, setup, reports);
-  return {};
+  ballast_tools::note_signals();
+  ballast_tools::step_gate gate;
+  auto const replayed = replay(setup, reports, gate);
+  // What led to a failure is among the events.
+  auto const written = close_events(events);
+  if (!replayed.ok()) { return replayed; }
+  if (!written.ok()) { return written; }
+  print_report(options, setup, reports, gate.num_begun());
+  return ballast_tools::flush_standard_output();
 }
 
 }  // namespace

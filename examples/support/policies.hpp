@@ -12,6 +12,8 @@
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
+#include "cli.hpp"
+
 #include <CLI/CLI.hpp>
 
 #include <memory>
@@ -25,12 +27,14 @@ namespace ballast_tools {
 class any_policy {
 public:
   class model;
+  static constexpr bool follows_loads = true;  ///< as every policy that can be chosen
 
   any_policy();  ///< deepseek
   explicit any_policy(std::shared_ptr<model const> policy) : policy_{std::move(policy)} {}
 
   [[nodiscard]] ballast::status plan(ballast::load_history_view history, ballast::placement const& current,
                                      ballast::topology const& where, ballast::placement& next) const;
+  [[nodiscard]] ballast::status validate() const;
   void describe(ballast::digest& out) const;
 
 private:
@@ -38,31 +42,42 @@ private:
 };
 static_assert(ballast::placement_policy<any_policy>);
 
-/// Options that choose a policy.
+/// Options that choose a policy. What the policy does not use is refused.
 struct policy_options {
-  std::string name;
-  ballast::index_t groups = 1;
+  std::optional<std::string> name;
+  std::optional<ballast::index_t> groups;
   std::optional<ballast::index_t> max_moves;
 
-  void add_to(CLI::App& app) {
-    app.add_option("--policy", name, ballast::detail::concat("how to plan: ", names));
-    app.add_option("--groups", groups, "G, expert groups of group-limited routing (1); for deepseek and balanced");
-    app.add_option("--max-moves", max_moves,
-                   "most experts moved in any layer; for incremental (stop when no move pays)");
+  /// @param when  when the policy is required, for `--help`; empty where it always is
+  void add_to(CLI::App& app, std::string const& when = {}) {
+    auto const* required = when.empty() ? "" : " ";
+    add_text(app, "--policy", name, ballast::detail::concat("how to plan: ", names, required, when))
+        ->required(when.empty());
+    add_integer(
+        app, "--groups", groups,
+        "G, expert groups of group-limited routing, each kept on one node (1); for deepseek and\nbalanced, must "
+        "be a multiple of the nodes and divide the experts");
+    add_integer(app, "--max-moves", max_moves,
+                "most experts moved in any layer; for incremental (stop when no move pays)");
   }
 
   /// Find the policy by its name, or list the names there are.
   ///
-  /// @param nodes   N, which decides with the groups whether experts are bound to nodes.
-  /// @param shares  how an expert's tokens will be split over its replicas, for the policies that plan for it.
-  /// @param out     out: unchanged on failure
-  [[nodiscard]] ballast::status make(ballast::index_t nodes, ballast::share_mode shares, any_policy& out) const;
+  /// @param num_nodes  N >= 1, which decides with the groups whether experts are bound to nodes.
+  /// @param shares     how an expert's tokens will be split over its replicas, for the policies that plan for it.
+  /// @param out        out: unchanged on failure
+  [[nodiscard]] ballast::status make(ballast::index_t num_nodes, ballast::share_mode shares, any_policy& out) const;
+  /// Refuse groups that do not divide the experts. @param num_logical  E
+  [[nodiscard]] ballast::status check_experts(ballast::index_t num_logical) const;
+  /// The policy leaves room for tokens to be split anew, and balances badly where they are split evenly.
+  [[nodiscard]] bool wants_optimal_shares() const { return name == "headroom"; }
 
 private:
   static constexpr auto names = "deepseek, balanced, incremental, headroom";
 
-  [[nodiscard]] ballast::status check_numbers() const;
-  [[nodiscard]] any_policy make_balanced(ballast::index_t nodes, ballast::share_mode shares) const;
+  [[nodiscard]] ballast::status check_groups(ballast::index_t num_nodes) const;
+  [[nodiscard]] ballast::status check_budget() const;
+  [[nodiscard]] any_policy make_balanced(ballast::index_t num_nodes, ballast::share_mode shares) const;
 };
 
 }  // namespace ballast_tools

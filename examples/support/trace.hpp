@@ -8,6 +8,7 @@
 #include <ballast/types.hpp>
 
 #include "file.hpp"
+#include "printable.hpp"
 
 #include <algorithm>
 #include <array>
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,7 +28,8 @@ namespace ballast_tools {
 /// Recorded loads of a model: for every step, layer and logical expert the tokens it got.
 ///
 /// As a file: a line `steps,layers,experts`, then a line of `experts` counts for every step and layer, layers within
-/// steps (tests/data/traces/README.md).
+/// steps (tests/data/traces/README.md). Numbers are decimal; blanks around them, line ends of other systems and a
+/// byte order mark of UTF-8 do no harm.
 struct trace {
   ballast::index_t num_steps = 0;
   ballast::index_t num_layers = 0;
@@ -49,6 +52,13 @@ namespace detail {
 
 using ballast::detail::concat;
 
+/// A text without the spaces, tabs and carriage returns around it.
+[[nodiscard]] inline std::string_view without_blanks(std::string_view text) {
+  constexpr std::string_view blanks = " \t\r";
+  text.remove_prefix(std::min(text.find_first_not_of(blanks), text.size()));
+  return text.substr(0, text.find_last_not_of(blanks) + 1);
+}
+
 /// Walks through a text line by line and number by number, and knows where it is.
 class csv_cursor {
 public:
@@ -60,7 +70,7 @@ public:
   void next_line() {
     auto const end = std::min(rest_.find('\n'), rest_.size());
     line_ = rest_.substr(0, end);
-    if (line_.ends_with('\r')) { line_.remove_suffix(1); }
+    line_ = without_blanks(line_);
     rest_.remove_prefix(std::min(end + 1, rest_.size()));
     ++line_number_;
   }
@@ -73,12 +83,13 @@ public:
     if (found != out.size()) { return fail("has ", found, " values, must have ", out.size()); }
     auto rest = line_;
     for (std::size_t i = 0; i < out.size(); ++i) {
-      auto const value = rest.substr(0, rest.find(','));
-      rest.remove_prefix(std::min(value.size() + 1, rest.size()));
+      auto const field = rest.substr(0, rest.find(','));
+      rest.remove_prefix(std::min(field.size() + 1, rest.size()));
+      auto const value = without_blanks(field);
       auto const [end, error] = std::from_chars(value.data(), value.data() + value.size(), out[i]);
       bool const whole = error == std::errc{} && end == value.data() + value.size();
       if (!whole || out[i] < least || out[i] > most) {
-        return fail("value ", i + 1, " is '", value.substr(0, 40), "', must be an integer from ", least, " to ", most);
+        return fail("value ", i + 1, " is '", excerpt(value), "', must be an integer from ", least, " to ", most);
       }
     }
     return {};
@@ -102,8 +113,10 @@ private:
 [[nodiscard]] inline ballast::status parse_trace(std::string_view text, trace& out) {
   using ballast::index_t;
   using ballast::load_t;
+  auto const encoding = skip_byte_order_mark(text);
   detail::csv_cursor cursor{text};
   cursor.next_line();
+  if (!encoding.ok()) { return cursor.fail(encoding.message()); }
   if (text.empty()) { return cursor.fail("the file is empty, must start with steps,layers,experts"); }
   std::array<load_t, 3> sizes{};
   if (auto result = cursor.read_numbers(sizes, 1, std::numeric_limits<index_t>::max()); !result.ok()) { return result; }
@@ -154,12 +167,14 @@ private:
   return text;
 }
 
-/// Understand `A:B` as the steps [A, B) of a trace with `num_steps`; an empty text means all of them.
-[[nodiscard]] inline ballast::status parse_steps(std::string_view text, ballast::index_t num_steps, step_range& out) {
-  if (text.empty()) {
+/// Understand `A:B` as the steps [A, B) of a trace with `num_steps`; without a text all of them.
+[[nodiscard]] inline ballast::status parse_steps(std::optional<std::string_view> given, ballast::index_t num_steps,
+                                                 step_range& out) {
+  if (!given) {
     out = {0, num_steps};
     return {};
   }
+  auto const text = *given;
   auto const colon = text.find(':');
   auto const number = [](std::string_view digits, ballast::index_t& value) {
     auto const [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
@@ -178,13 +193,38 @@ private:
   return {};
 }
 
-/// Add steps up. @return [L, E] tokens
+/// Refuse a trace with more tokens in a layer and `window` steps in a row than can be planned for, naming the first.
+[[nodiscard]] inline ballast::status check_windows(trace const& trace, ballast::index_t window) {
+  auto const history = trace.history();
+  auto const tokens_of = [&history](ballast::index_t step, ballast::index_t layer) {
+    ballast::load_t sum = 0;
+    for (auto const tokens : history.layer(step, layer)) {
+      sum = std::min(sum + tokens, ballast::max_layer_tokens + 1);
+    }
+    return sum;
+  };
+  for (ballast::index_t layer = 0; layer < trace.num_layers; ++layer) {
+    ballast::load_t sum = 0;
+    for (ballast::index_t step = 0; step < trace.num_steps; ++step) {
+      if (step >= window) { sum -= tokens_of(step - window, layer); }
+      sum += tokens_of(step, layer);
+      if (sum > ballast::max_layer_tokens) {
+        return {ballast::errc::invalid_load,
+                detail::concat("the tokens of layer ", layer, " in ", std::min(window, step + 1), " steps up to step ",
+                               step, " exceed ", ballast::max_layer_tokens)};
+      }
+    }
+  }
+  return {};
+}
+
+/// Add steps up. @return [L, E] tokens; a sum stops above `max_layer_tokens`, where `validate_loads` refuses it
 [[nodiscard]] inline std::vector<ballast::load_t> sum_steps(trace const& from, step_range steps) {
   auto const size = static_cast<std::size_t>(from.num_layers) * static_cast<std::size_t>(from.num_logical);
   std::vector<ballast::load_t> sum(size);
   for (auto step = steps.first; step < steps.last; ++step) {
     auto const tokens = from.history().bucket(step).elements();
-    for (std::size_t i = 0; i < size; ++i) { sum[i] += tokens[i]; }
+    for (std::size_t i = 0; i < size; ++i) { sum[i] = std::min(sum[i] + tokens[i], ballast::max_layer_tokens + 1); }
   }
   return sum;
 }

@@ -4,10 +4,12 @@
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/replica_shares.hpp>
 
+#include "../../examples/support/model_layers.hpp"
 #include "support/random.hpp"
 
 #include <doctest/doctest.h>
 
+#include <cstddef>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -15,10 +17,12 @@
 namespace {
 
 using namespace ballast;
+using namespace std::string_literals;
 using ballast_tools::json;
+using ballast_tools::json_input;
 
-json parsed(std::string const& text) {
-  json object;
+json_input parsed(std::string const& text) {
+  json_input object;
   ballast_tools::parse_json(text, object).or_throw();
   return object;
 }
@@ -65,7 +69,7 @@ TEST_CASE("the three maps say the same") {
   CHECK(ballast_tools::format_json(object) == R"({
   "physical_to_logical_map": [[0,1,0]],
   "logical_to_physical_map": [[[0,2],[1]]],
-  "logical_count": [[2,1]]
+  "replica_counts": [[2,1]]
 }
 )");
 }
@@ -111,9 +115,88 @@ TEST_CASE("a map that is no placement is refused with the value and its place") 
   CHECK(of_map("[[0,1,0],[1,1,1]]") == "placement: layer 1 has no slot for expert 0");
 }
 
+TEST_CASE("the file of an engine has the map alone, and a start row for each dense layer") {
+  placement in;
+  REQUIRE(in.assign({2, 2, 3}, std::vector<index_t>{1, 0, 0, 1, 1, 0}).ok());
+  CHECK(ballast_tools::format_json(ballast_tools::expert_location(in, ballast_tools::model_layers::all(2))) == R"({
+  "physical_to_logical_map": [[1,0,0],[1,1,0]]
+}
+)");
+  ballast_tools::model_layers const layers{5, {1, 3}};
+  auto const located = ballast_tools::expert_location(in, layers);
+  CHECK(ballast_tools::format_json(located) == R"({
+  "physical_to_logical_map": [[0,1,0],[1,0,0],[0,1,0],[1,1,0],[0,1,0]]
+}
+)");
+  placement read;
+  REQUIRE(ballast_tools::placement_from_json(located, {2, 2, 3}, layers, read).ok());
+  CHECK(read == in);
+  auto const of_trace = ballast_tools::expert_location(in, ballast_tools::model_layers::all(2));
+  REQUIRE(ballast_tools::placement_from_json(of_trace, {2, 2, 3}, layers, read).ok());
+  CHECK(read == in);
+  auto wrong = located;
+  wrong["physical_to_logical_map"][3][1] = 7;
+  CHECK(ballast_tools::placement_from_json(wrong, {2, 2, 3}, layers, read).message() ==
+        "physical_to_logical_map[3][1] is 7, must be an expert from 0 to 1");
+}
+
+TEST_CASE("no text is too deep, and none says one thing twice") {
+  auto const what = [](std::string const& text) {
+    json_input object = 5;
+    auto const result = ballast_tools::parse_json(text, object);
+    CHECK(result.code() == errc::malformed_file);
+    CHECK(object == 5);
+    return result.message();
+  };
+  for (std::size_t const depth : {33u, 1000u, 200000u, 2000000u}) {
+    CAPTURE(depth);
+    CHECK(what(std::string(depth, '[')) == "nested deeper than 32 levels");
+    std::string objects;
+    for (std::size_t level = 0; level < depth; ++level) { objects += "{\"a\":"; }
+    CHECK(what(objects) == "nested deeper than 32 levels");
+    auto const under_a_key = "{\"x\": " + std::string(depth, '[') + std::string(depth, ']') + "}";
+    CHECK(what(under_a_key) == "nested deeper than 32 levels");
+  }
+  json_input deepest;
+  CHECK(ballast_tools::parse_json(std::string(32, '[') + std::string(32, ']'), deepest).ok());
+  CHECK(ballast_tools::detail::json_excerpt(deepest) == std::string(32, '[') + "]]]]]...");
+
+  CHECK(what(R"({"a": 1, "b": 2, "a": 3})") == "the key \"a\" is there twice");
+  CHECK(what(R"({"a": 1, "\u0061": 3})") == "the key \"a\" is there twice");
+  CHECK(what(R"([{"x": {"": 1, "": 1}}])") == "the key \"\" is there twice");
+  json_input other;
+  CHECK(ballast_tools::parse_json(R"({"a": {"a": 1}, "b": [{"a": 2}, {"a": 3}]})", other).ok());
+}
+
+TEST_CASE("a byte order mark does no harm, other encodings are named") {
+  json_input object;
+  CHECK(ballast_tools::parse_json("\xef\xbb\xbf{\"a\": 1}", object).ok());
+  CHECK(object["a"] == 1);
+  for (auto const& text : {"\xff\xfe{\0\"\0"s, "\xfe\xff\0{\0\""s, "{\0\"\0"s, "\0{\0\""s, "\xff\xfe\0\0"s}) {
+    CHECK(ballast_tools::parse_json(text, object).message() == "not JSON: the text is UTF-16 or UTF-32, must be UTF-8");
+  }
+}
+
+TEST_CASE("a message is short, whatever is wrong") {
+  json_input object;
+  auto const long_text = std::string(1000000, 'x');
+  CHECK(ballast_tools::parse_json("\"" + long_text, object).message().size() < 300);
+  CHECK(refusal("[\"" + long_text + "\"]").size() < 100);
+  CHECK(refusal("{\"physical_to_logical_map\": \"" + long_text + "\"}").size() < 150);
+}
+
+TEST_CASE("a text with many keys is read in no time") {
+  std::string text = "{";
+  for (int key = 0; key < 200000; ++key) { text += "\"" + std::to_string(key) + "\":0,"; }
+  json_input object;
+  CHECK(ballast_tools::parse_json(text + "\"end\":0}", object).ok());
+  CHECK(object.size() == 200001);
+}
+
 TEST_CASE("text that is not JSON is refused") {
-  json object = 5;
-  for (auto const* text : {"", "{", "{\"a\": nan}", "[1,2", "{\"a\": 1} x", "\xff\xfe"}) {
+  json_input object = 5;
+  for (auto const* text : {"", "{", "{\"a\": nan}", "[1,2", "{\"a\": 1} x", "\xff\xfe", "{\"a\": 010}", "{\"a\": 0x1}",
+                           "{\"a\": 1e999}"}) {
     CAPTURE(text);
     auto const result = ballast_tools::parse_json(text, object);
     CHECK(result.code() == errc::malformed_file);

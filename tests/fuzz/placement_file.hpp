@@ -2,6 +2,7 @@
 #ifndef BALLAST_TESTS_FUZZ_PLACEMENT_FILE_HPP
 #define BALLAST_TESTS_FUZZ_PLACEMENT_FILE_HPP
 
+#include "../../examples/support/model_layers.hpp"
 #include "../../examples/support/placement_json.hpp"
 #include "fuzz_input.hpp"
 
@@ -21,7 +22,7 @@ inline void placement_file(std::uint8_t const* data, std::size_t size) {
                                        num_logical + sizes.between<ballast::index_t>(0, 8)};
   std::string_view const text{reinterpret_cast<char const*>(data) + 3, size - 3};
 
-  ballast_tools::json object;
+  ballast_tools::json_input object;
   if (auto const parsed = ballast_tools::parse_json(text, object); !parsed.ok()) {
     require(!parsed.message().empty(), "a refusal has a message");
     return;
@@ -50,6 +51,13 @@ inline void placement_file(std::uint8_t const* data, std::size_t size) {
   ballast::placement again;
   require(ballast_tools::placement_from_json(written, shape, again).ok() && again == read,
           "a round trip changes nothing");
+  auto layers = ballast_tools::model_layers::all(shape.num_layers);
+  for (auto& layer : layers.of_layer) { layer = 2 * layer + 1; }
+  layers.num_rows = 2 * shape.num_layers + 2;
+  ballast_tools::json_input const located = ballast_tools::expert_location(read, layers);
+  require(located.size() == 1, "the file of an engine has one key");
+  require(ballast_tools::placement_from_json(located, shape, layers, again).ok() && again == read,
+          "a round trip with dense layers changes nothing");
 }
 
 }  // namespace ballast_fuzz

@@ -81,7 +81,6 @@ public:
 
   [[nodiscard]] index_t rank() const noexcept { return 0; }
   [[nodiscard]] index_t num_ranks() const noexcept { return where_->num_ranks(); }
-  [[nodiscard]] status expose(std::span<segment const>) { return {}; }
   [[nodiscard]] status start(std::span<outgoing_message const>, std::span<incoming_message const> receives) {
     require(state_ == transfer_state::idle, "one batch is open at a time");
     if (from_->byte() % 16 == 1) { return {errc::transport_failed, "cannot start"}; }
@@ -139,6 +138,7 @@ struct drawn_plans {
       default: next = draw_placement(*from, current.shape()); return {};
     }
   }
+  [[nodiscard]] status validate() const { return {}; }
   void describe(digest& out) const { out.add(std::string_view{"drawn_plans"}); }
 };
 
@@ -197,6 +197,7 @@ private:
     drawn.timeout = (mode & 2) != 0 ? 1 : 1'000'000'000'000;  // every poll is late, or none
     drawn.verify = from_.byte() % 4 == 1;
     drawn.adopt_first_plan = from_.flag();
+    drawn.check_replicas = false;  // the ranks that are played say what this one says
     return drawn;
   }
 
@@ -222,10 +223,20 @@ private:
         static_cast<void>(moved_.record_logical(from_.between<index_t>(0, num_layers - 1), counts));
         break;
       }
-      default:
-        exchange_words();
-        expect_consistent(moved_.on_forward_pass_end({.counted = from_.flag()}),
-                          moved_.state() == before ? before : moved_.state(), failure);
+      case 6: {
+        // What is settled is `failed`, and not lost any more.
+        if (moved_.settle(from_.flag() ? decision::commit : decision::drop).ok()) {
+          require(before == rebalancer_state::cohort_lost && moved_.state() == rebalancer_state::failed,
+                  "only a lost rank is settled");
+        }
+        break;
+      }
+      default: {
+        exchange_words();  // may settle a lost rank
+        auto const after = moved_.state();
+        auto const why = moved_.failure().message();
+        expect_consistent(moved_.on_forward_pass_end({.counted = from_.flag()}), after, why);
+      }
     }
   }
   // The engine's exchange of a step: the others are where this rank is, or say something else.

@@ -7,9 +7,11 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <filesystem>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -26,11 +28,28 @@ std::string const& program() {
 
 tool_result run(arguments const& given) { return ballast_test::run_tool(program(), given); }
 
-json plan(arguments const& given) {
+arguments with(arguments base, arguments const& more) {
+  base.insert(base.end(), more.begin(), more.end());
+  return base;
+}
+
+/// What a run that must succeed writes to standard output.
+json output_of(arguments const& given) {
   auto const result = run(given);
   REQUIRE_MESSAGE(result.exit_status == 0, result.err);
-  CHECK(result.err.empty());
+  CHECK(result.err.find("balancedness: ") != std::string::npos);
   return json::parse(result.out);
+}
+
+/// The report of a plan, which says the same as the plan itself.
+json plan(arguments const& given) {
+  scratch_folder const scratch;
+  auto const file = scratch.file("report.json");
+  auto const written = output_of(with(given, {"--report", file}));
+  auto const report = json::parse(ballast_test::content_of(file));
+  CHECK(written.size() == 1);
+  CHECK(written["physical_to_logical_map"] == report["physical_to_logical_map"]);
+  return report;
 }
 
 /// The message of a run that must fail, without the program's name.
@@ -42,11 +61,6 @@ std::string refusal(arguments const& given) {
   CHECK(result.err.starts_with(name));
   CHECK(result.err.ends_with("\n"));
   return result.err.substr(std::min(name.size(), result.err.size()));
-}
-
-arguments with(arguments base, arguments const& more) {
-  base.insert(base.end(), more.begin(), more.end());
-  return base;
 }
 
 std::string const traces = BALLAST_TEST_DATA_DIR "/traces/";
@@ -99,14 +113,20 @@ TEST_CASE("deepseek plans what the reference published, replica ranks included")
     auto const& in = golden["inputs"];
     scratch_folder const scratch;
     auto const ranks = in["num_gpus"].get<int>();
-    auto const planned =
-        plan({"--loads", scratch.file("loads.csv", trace_of(in["weight"])), "--policy", "deepseek", "--ranks",
-              std::to_string(ranks), "--nodes", in["num_nodes"].dump(), "--groups", in["num_groups"].dump(),
-              "--slots-per-rank", std::to_string(in["num_replicas"].get<int>() / ranks)});
+    arguments given{"--loads",          scratch.file("loads.csv", trace_of(in["weight"])),
+                    "--policy",         "deepseek",
+                    "--ranks",          std::to_string(ranks),
+                    "--nodes",          in["num_nodes"].dump(),
+                    "--slots-per-rank", std::to_string(in["num_replicas"].get<int>() / ranks)};
+    // The reference ignores groups that the nodes do not divide; the tool refuses what it would ignore.
+    if (in["num_groups"].get<int>() % in["num_nodes"].get<int>() == 0) {
+      given = with(given, {"--groups", in["num_groups"].dump()});
+    }
+    auto const planned = plan(given);
     auto const& expected = golden.contains("outputs_stable_sort") ? golden["outputs_stable_sort"] : golden["outputs"];
     CHECK(planned["physical_to_logical_map"] == expected["phy2log"]);
     CHECK(planned["logical_to_physical_map"] == without_padding(expected["log2phy"]));
-    CHECK(planned["logical_count"] == expected["logcnt"]);
+    CHECK(planned["replica_counts"] == expected["logcnt"]);
   }
 }
 
@@ -120,8 +140,10 @@ TEST_CASE("a plan says how good it is and what it costs") {
     CHECK(planned["balancedness"].get<double>() <= 1);
     CHECK(planned["balancedness_per_layer"].size() == 3);
     CHECK(planned["moves_per_layer"].size() == 3);
-    CHECK_FALSE(planned.contains("shares"));
-    for (auto const& layer : planned["logical_count"]) {
+    CHECK(planned["balancedness"].get<double>() > planned["balancedness_of_current"].get<double>());
+    CHECK(planned.contains("shares") == (policy == std::string{"headroom"}));
+    CHECK_FALSE(planned.contains("logical_count"));
+    for (auto const& layer : planned["replica_counts"]) {
       CHECK(std::accumulate(layer.begin(), layer.end(), 0, [](int a, json const& b) { return a + b.get<int>(); }) ==
             12);
     }
@@ -142,6 +164,121 @@ TEST_CASE("from its own plan there is nothing to move, whichever way the file is
   json const first_key_only{{"physical_to_logical_map", again["physical_to_logical_map"]}};
   CHECK(plan(with(base, {"--current", scratch.file("map.json", first_key_only.dump())}))["moves_per_layer"] ==
         json::array({0, 0, 0}));
+
+  auto const report = scratch.file("report.json", again.dump());
+  CHECK(plan(with(base, {"--current", report}))["moves_per_layer"] == json::array({0, 0, 0}));
+  auto as_once_written = again;
+  as_once_written["logical_count"] = again["replica_counts"];
+  as_once_written.erase("replica_counts");
+  CHECK(plan(with(base, {"--current", scratch.file("old.json", as_once_written.dump())}))["moves_per_layer"] ==
+        json::array({0, 0, 0}));
+}
+
+TEST_CASE("what is written is what the engine's loader takes: one named argument, a row for each layer of the model") {
+  scratch_folder const scratch;
+  auto const loader = scratch.file("loader.py", R"(
+import json, sys
+
+# As the loader of --init-expert-location: every key of the file is a named argument, and the map is the only one known.
+def init_by_mapping(server_args, model_config, physical_to_logical_map):
+    num_logical = model_config["num_logical_experts"]
+    assert len(physical_to_logical_map) == model_config["num_layers"], "rows"
+    for row in physical_to_logical_map:
+        assert len(row) == model_config["num_physical_experts"], "columns"
+        assert sorted(set(row)) == list(range(num_logical)), "every expert has a place"
+
+layers, logical, physical = map(int, sys.argv[2:])
+config = {"num_layers": layers, "num_logical_experts": logical, "num_physical_experts": physical}
+init_by_mapping(None, config, **json.load(open(sys.argv[1])))
+print("loaded")
+)");
+  bool const has_python = ballast_test::run_in_shell("python3 --version").exit_status == 0;
+  if (!has_python) { MESSAGE("skipped: no python3 for the loader's call"); }
+  struct example {
+    arguments layers;
+    std::size_t rows;
+    std::vector<std::size_t> of_layer;
+  };
+  for (auto const& [layers, rows, of_layer] :
+       {example{{}, 3, {0, 1, 2}}, example{{"--moe-layers", "3:6"}, 6, {3, 4, 5}},
+        example{{"--moe-layers", "1:6:2", "--model-layers", "7"}, 7, {1, 3, 5}}}) {
+    for (auto const* policy : {"deepseek", "balanced", "incremental", "headroom"}) {
+      for (auto const* shares : {"even", "optimal"}) {
+        auto const file = scratch.file("plan.json");
+        auto const report = scratch.file("report.json");
+        auto const made = run(with(with(mixtral_on_four, layers),
+                                   {"--policy", policy, "--shares", shares, "--out", file, "--report", report}));
+        REQUIRE_MESSAGE(made.exit_status == 0, made.err);
+        CHECK(made.out.empty());
+        auto const written = json::parse(ballast_test::content_of(file));
+        CHECK(written.size() == 1);
+        auto const& map = written["physical_to_logical_map"];
+        auto const planned = json::parse(ballast_test::content_of(report));
+        REQUIRE(map.size() == rows);
+        for (std::size_t row = 0; row < rows; ++row) {
+          auto const at = std::find(of_layer.begin(), of_layer.end(), row);
+          if (at == of_layer.end()) {
+            CHECK(map[row] == json::parse("[0,1,2,3,4,5,6,7,0,1,2,3]"));
+          } else {
+            CHECK(map[row] == planned["physical_to_logical_map"][static_cast<std::size_t>(at - of_layer.begin())]);
+          }
+        }
+        CHECK(planned.contains("model_layers") == !layers.empty());
+        if (has_python) {
+          auto const loaded = ballast_test::run_tool("python3", {loader, file, std::to_string(rows), "8", "12"});
+          CHECK_MESSAGE(loaded.out == "loaded\n", loaded.err);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a file with rows for dense layers is read back, as current and to be scored") {
+  scratch_folder const scratch;
+  auto const file = scratch.file("plan.json");
+  auto const base = with(mixtral_on_four, {"--moe-layers", "2:5", "--model-layers", "6"});
+  auto const made = run(with(base, {"--policy", "balanced", "--out", file}));
+  REQUIRE_MESSAGE(made.exit_status == 0, made.err);
+  auto const again = plan(with(mixtral_on_four, {"--policy", "balanced"}));
+  auto const report = scratch.file("report.json");
+  auto const kept = run(with(base, {"--policy", "balanced", "--current", file, "--report", report}));
+  REQUIRE_MESSAGE(kept.exit_status == 0, kept.err);
+  CHECK(json::parse(ballast_test::content_of(report))["moves_per_layer"] == json::array({0, 0, 0}));
+  auto const scored = output_of(with(base, {"--score", file}));
+  CHECK(scored["balancedness"] == again["balancedness"]);
+  CHECK(scored["model_layers"] == json::array({2, 3, 4}));
+  auto const by_layer_of_trace = output_of(with(base, {"--score", report}));
+  CHECK(by_layer_of_trace["balancedness"] == again["balancedness"]);
+  CHECK(refusal(with(mixtral_on_four, {"--score", file})) ==
+        file + ": physical_to_logical_map has 6 layers, must have 3\n");
+  CHECK(refusal(with(mixtral_on_four, {"--score", file, "--moe-layers", "2:5"})) ==
+        file + ": physical_to_logical_map has 6 layers, must have 3 or 5\n");
+  CHECK(refusal(with(mixtral_on_four, {"--policy", "balanced", "--model-layers", "6"})) ==
+        "--model-layers is 6, but not which of them the 3 layers of the trace are: --moe-layers says it\n");
+  CHECK(refusal(with(mixtral_on_four, {"--policy", "balanced", "--moe-layers", "2:6"})) ==
+        "--moe-layers is '2:6', must name the trace's 3 layers, names more\n");
+}
+
+TEST_CASE("a layer without tokens keeps its row where a placement is in force, with every policy") {
+  scratch_folder const scratch;
+  auto const busy = scratch.file("busy.csv", "1,3,8\n90,1,2,3,4,5,6,7\n1,80,3,4,5,6,7,8\n9,8,70,6,5,4,3,2\n");
+  auto const idle = scratch.file("idle.csv", "1,3,8\n0,0,0,0,0,0,0,0\n1,80,3,4,5,6,7,8\n0,0,0,0,0,0,0,0\n");
+  arguments const group{"--ranks", "4", "--nodes", "2", "--slots-per-rank", "3"};
+  for (auto const* policy : {"deepseek", "balanced", "incremental", "headroom"}) {
+    for (auto const* shares : {"even", "optimal"}) {
+      CAPTURE(policy);
+      CAPTURE(shares);
+      auto const rest = with(group, {"--policy", policy, "--shares", shares});
+      auto const before = plan(with({"--loads", busy}, rest));
+      auto const file = scratch.file("plan.json", before.dump());
+      auto const after = plan(with({"--loads", idle, "--current", file}, rest));
+      CHECK(after["moves_per_layer"][0] == 0);
+      CHECK(after["moves_per_layer"][2] == 0);
+      for (std::size_t const layer : {0u, 2u}) {
+        CHECK(after["physical_to_logical_map"][layer] == before["physical_to_logical_map"][layer]);
+      }
+    }
+  }
 }
 
 TEST_CASE("steps are summed from A to B, B not included") {
@@ -162,18 +299,75 @@ TEST_CASE("no load at all, a single expert, a single slot") {
     auto const empty = plan({"--loads", nothing, "--ranks", "2", "--slots-per-rank", "2", "--policy", policy});
     CHECK(empty["balancedness"] == 1.0);
     auto const single = plan({"--loads", one, "--ranks", "2", "--slots-per-rank", "2", "--policy", policy});
-    CHECK(single["logical_count"] == json::parse("[[4]]"));
+    CHECK(single["replica_counts"] == json::parse("[[4]]"));
     CHECK(single["balancedness"] == 1.0);
     CHECK(plan({"--loads", one, "--ranks", "1", "--slots-per-rank", "1", "--policy", policy})["moves_per_layer"] ==
           json::array({0}));
   }
 }
 
-TEST_CASE("groups that the nodes do not divide are planned globally; experts that groups do not divide are refused") {
-  auto const base = with(mixtral_on_four, {"--policy", "deepseek"});
-  CHECK(plan(with(base, {"--groups", "3"})) == plan(base));
-  CHECK(refusal({"--loads", mixtral, "--ranks", "4", "--nodes", "1", "--slots-per-rank", "3", "--policy", "deepseek",
-                 "--groups", "3"}) == "deepseek: 8 experts cannot be divided into 3 groups\n");
+TEST_CASE("groups are refused where they would be ignored") {
+  auto const groups = [](char const* policy, char const* value, char const* nodes) {
+    return refusal({"--loads", mixtral, "--ranks", "4", "--nodes", nodes, "--slots-per-rank", "3", "--policy", policy,
+                    "--groups", value});
+  };
+  for (auto const* policy : {"incremental", "headroom"}) {
+    CHECK(plan(with(mixtral_on_four, {"--policy", policy, "--groups", "1"})) ==
+          plan(with(mixtral_on_four, {"--policy", policy})));
+    for (auto const* value : {"2", "4"}) {
+      CHECK(groups(policy, value, "2") ==
+            "--groups is " + std::string{value} +
+                ", but only the policies deepseek and balanced keep groups together, not '" + policy + "'\n");
+    }
+  }
+  for (auto const* policy : {"deepseek", "balanced"}) {
+    CHECK(groups(policy, "3", "2") ==
+          "--groups is 3, must be a multiple of the 2 nodes: else groups cannot be kept on one each\n");
+    CHECK(groups(policy, "2", "4") ==
+          "--groups is 2, must be a multiple of the 4 nodes: else groups cannot be kept on one each\n");
+    for (auto const* value : {"3", "6", "16"}) {
+      CHECK(groups(policy, value, "1") ==
+            "--groups is " + std::string{value} + ", must divide the 8 experts of the trace\n");
+    }
+    CHECK(groups(policy, "6", "2") == "--groups is 6, must divide the 8 experts of the trace\n");
+    CHECK(groups(policy, "0", "2") == "--groups is 0, must be at least 1\n");
+    CHECK(groups(policy, "2", "0") == "topology: number of nodes is 0, must be at least 1\n");
+    for (auto const* value : {"1", "2", "4", "8"}) {
+      CHECK(run(with(mixtral_on_four, {"--policy", policy, "--groups", value})).exit_status == 0);
+    }
+  }
+}
+
+TEST_CASE("a score plans nothing, and refuses what only a plan uses") {
+  scratch_folder const scratch;
+  auto const file = scratch.file("plan.json");
+  REQUIRE(run(with(mixtral_on_four, {"--policy", "deepseek", "--out", file})).exit_status == 0);
+  auto const current = scratch.file("current.json", ballast_test::content_of(file));
+  for (auto const& [option, value] :
+       std::vector<std::pair<std::string, std::string>>{{"--policy", "deepseek"},
+                                                        {"--policy", "nonsense"},
+                                                        {"--groups", "2"},
+                                                        {"--groups", "0"},
+                                                        {"--max-moves", "3"},
+                                                        {"--current", current},
+                                                        {"--current", "/nonexistent"},
+                                                        {"--report", scratch.file("report.json")}}) {
+    CHECK(refusal(with(mixtral_on_four, {"--score", file, option, value})) ==
+          option + " is '" + value + "', but nothing is planned with --score\n");
+  }
+  CHECK(scratch.names() == std::vector<std::string>{"current.json", "plan.json"});
+}
+
+TEST_CASE("headroom is planned for the shares that it leaves room for, unless it is told otherwise") {
+  auto const base = with(mixtral_on_four, {"--policy", "headroom"});
+  CHECK(plan(base) == plan(with(base, {"--shares", "optimal"})));
+  auto const optimal = run(base);
+  auto const even = run(with(base, {"--shares", "even"}));
+  CHECK(optimal.err.find("policy headroom, optimal shares") != std::string::npos);
+  CHECK(optimal.err.find("note: ") == std::string::npos);
+  CHECK(even.exit_status == 0);
+  CHECK(even.err.find("note: headroom leaves room for optimal shares and balances badly with even ones") !=
+        std::string::npos);
 }
 
 TEST_CASE("a budget limits the moves of every layer") {
@@ -192,7 +386,7 @@ TEST_CASE("optimal shares are written, sum to one, and balance better than even 
   for (auto const* policy : {"deepseek", "balanced", "incremental", "headroom"}) {
     CAPTURE(policy);
     auto const base = with(mixtral_on_four, {"--policy", policy});
-    auto const even = plan(base);
+    auto const even = plan(with(base, {"--shares", "even"}));
     auto const optimal = plan(with(base, {"--shares", "optimal"}));
     CHECK(optimal["balancedness"].get<double>() >= even["balancedness"].get<double>() - 1e-9);
     for (std::size_t layer = 0; layer < 3; ++layer) {
@@ -229,12 +423,12 @@ TEST_CASE("a stored plan is scored on other loads") {
   scratch_folder const scratch;
   auto const file = scratch.file("plan.json");
   auto const base = with(mixtral_on_four, {"--steps", "0:3"});
-  auto const made = run(with(base, {"--policy", "deepseek", "--shares", "optimal", "--out", file}));
+  auto const made = run(with(base, {"--policy", "deepseek", "--shares", "optimal", "--report", file}));
   REQUIRE(made.exit_status == 0);
   auto const planned = json::parse(ballast_test::content_of(file));
 
   auto const score = [&](char const* steps, char const* shares) {
-    return plan(with(mixtral_on_four, {"--steps", steps, "--score", file, "--shares", shares}));
+    return output_of(with(mixtral_on_four, {"--steps", steps, "--score", file, "--shares", shares}));
   };
   CHECK(score("0:3", "stored")["balancedness"] == planned["balancedness"]);
   CHECK(score("0:3", "stored")["balancedness_per_layer"] == planned["balancedness_per_layer"]);
@@ -247,7 +441,7 @@ TEST_CASE("a stored plan is scored on other loads") {
   CHECK(optimal["balancedness"].get<double>() == doctest::Approx(optimal["bound"].get<double>()).epsilon(1e-6));
   CHECK(even["balancedness"].get<double>() <= even["bound"].get<double>() + 1e-9);
   CHECK(score("3:5", "even")["balancedness"] ==
-        plan(with(mixtral_on_four, {"--steps", "3:5", "--score", file}))["balancedness"]);
+        output_of(with(mixtral_on_four, {"--steps", "3:5", "--score", file}))["balancedness"]);
 
   CHECK(refusal(with(mixtral_on_four, {"--score", file, "--shares", "best"})) ==
         "--shares is 'best', must be even, stored or optimal\n");
@@ -323,7 +517,9 @@ TEST_CASE("help is no failure") {
   auto const result = run({"--help"});
   CHECK(result.exit_status == 0);
   for (auto const* option : {"--loads", "--steps", "--ranks", "--nodes", "--slots-per-rank", "--groups", "--policy",
-                             "--current", "--out", "--max-moves", "--shares", "--score"}) {
+                             "--current", "--out", "--max-moves", "--shares", "--score", "--moe-layers",
+                             "--model-layers", "--report", "--version", "steps,layers,experts", "(required"}) {
+    CAPTURE(option);
     CHECK(result.out.find(option) != std::string::npos);
   }
 }

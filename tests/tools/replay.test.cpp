@@ -14,8 +14,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -254,7 +256,7 @@ TEST_CASE("bad input is refused with its value") {
   CHECK(refusal(with(good, {"--bytes-per-expert", "0"})) == "--bytes-per-expert is 0, must be at least 1\n");
   CHECK(refusal(with(good, {"--bytes-per-expert", "999999999999999"})).find("999999999999999") != std::string::npos);
   CHECK(refusal(with(good, {"--shares-every", "0"})) == "--shares-every is 0, must be at least 1\n");
-  CHECK(refusal(with(good, {"--threshold", "-1"})) == "--threshold is -1, must not be negative\n");
+  CHECK(refusal(with(good, {"--threshold", "-1"})) == "--threshold is -1, must be from 0 to 1\n");
   CHECK(refusal(with(good, {"--groups", "0"})) == "--groups is 0, must be at least 1\n");
   CHECK(refusal(with(good, {"--json", "/no/such/folder/events"})) ==
         "/no/such/folder/events: cannot be opened for writing: No such file or directory\n");
@@ -268,11 +270,72 @@ TEST_CASE("bad input is refused with its value") {
             .starts_with("there is no policy 'magic'"));
   CHECK(refusal({"--trace", mixtral, "--ranks", "4", "--nodes", "1", "--slots-per-rank", "3", "--groups", "3",
                  "--policy", "deepseek", "--interval", "99"}) ==
-        "deepseek: 8 experts cannot be divided into 3 groups\n");
+        "--groups is 3, must divide the 8 experts of the trace\n");
   CHECK(refusal({"--trace", mixtral, "--ranks", "4", "--nodes", "1", "--slots-per-rank", "1", "--policy", "deepseek",
                  "--interval", "2"}) == "placement: 4 slots cannot hold 8 experts\n");
+  CHECK(refusal(with(good, {"--groups", "3"})) ==
+        "--groups is 3, must be a multiple of the 2 nodes: else groups cannot be kept on one each\n");
+  CHECK(refusal(with(base, {"--policy", "headroom", "--interval", "2", "--groups", "2"})) ==
+        "--groups is 2, but only the policies deepseek and balanced keep groups together, not 'headroom'\n");
+  CHECK(refusal(with(good, {"--max-moves", "2"})) ==
+        "--max-moves is 2, but only the policy incremental plans with a budget, not 'deepseek'\n");
   scratch_folder const scratch;
+  auto const large = scratch.file("large.csv",
+                                  "3,1,8\n1,2,3,4,5,6,7,8\n17592186044416,0,0,0,0,0,0,0\n"
+                                  "1,0,0,0,0,0,0,0\n");
+  CHECK(refusal(with({"--trace", large, "--policy", "deepseek", "--interval", "2"}, on_four)) ==
+        large + ": the tokens of layer 0 in 2 steps up to step 1 exceed 17592186044416\n");
   auto const truncated = scratch.file("truncated.csv", "2,1,8\n1,2,3,4,5,6,7,8\n1,2,3");
   CHECK(refusal(with({"--trace", truncated, "--policy", "deepseek", "--interval", "1"}, on_four)) ==
         truncated + ": line 3: has 3 values, must have 8\n");
+}
+
+TEST_CASE("headroom is replayed with the shares that it leaves room for, unless it is told when") {
+  arguments const given{"--policy", "headroom", "--interval", "3"};
+  auto const trace = changing_trace(12);
+  auto const shares = [&](arguments const& more) {
+    return calls_of(replay(trace, with(given, more)).events, "shares");
+  };
+  CHECK_FALSE(shares({}).empty());
+  CHECK(shares({}) == shares({"--shares-every", "3"}));
+  CHECK(calls_of(replay(trace, {"--policy", "balanced", "--interval", "3"}).events, "shares").empty());
+}
+
+TEST_CASE("an interrupted replay writes whole events, sums up what it saw, and says that it was interrupted") {
+  scratch_folder const scratch;
+  auto const trace = scratch.file("trace.csv", changing_trace(20000));
+  auto const complete = replay(changing_trace(200), {"--policy", "deepseek", "--interval", "3"}).events;
+  for (auto const& [signal, exit_status] : {std::pair{"INT", 130}, std::pair{"TERM", 143}}) {
+    CAPTURE(signal);
+    scratch_folder const results;
+    auto const file = results.file("events.jsonl");
+    auto const command = ballast_test::command_line(
+        program(),
+        with({"--trace", trace, "--json", file, "--bytes-per-expert", "24", "--policy", "deepseek", "--interval", "3"},
+             on_four));
+    // Once events are on their way it runs; the file that they go to has no name yet that could be waited for.
+    auto const result = ballast_test::run_in_shell(
+        command + " & tool=$!\nfor i in $(seq 3000); do [ -s " + ballast_test::quoted(results.path().string()) +
+        "/.ballast-* ] && break; sleep 0.02; done\nkill -" + signal + " $tool\nwait $tool");
+    CHECK_MESSAGE(result.exit_status == exit_status, result.err);
+    CHECK(result.err.empty());
+    CHECK(result.out.find("verified after every commit: ") != std::string::npos);
+    auto const said = result.out.find("interrupted after ");
+    REQUIRE(said != std::string::npos);
+    int passes = 0;
+    REQUIRE(std::sscanf(result.out.c_str() + said, "interrupted after %d of 20000 forward passes", &passes) == 1);
+    CHECK(passes > 0);
+    CHECK(passes < 20000);
+    CHECK(results.names() == std::vector<std::string>{"events.jsonl"});
+    auto const text = ballast_test::content_of(file);
+    CHECK(text.ends_with("}\n"));
+    std::istringstream lines{text};
+    std::size_t num_events = 0;
+    for (std::string line; std::getline(lines, line); ++num_events) {
+      auto const event = json::parse(line);
+      CHECK(event["call"].get<int>() <= passes);
+      if (num_events < complete.size()) { CHECK(event == complete[num_events]); }
+    }
+    CHECK(num_events == 3 * static_cast<std::size_t>((passes - 1) / 3));
+  }
 }
