@@ -32,6 +32,13 @@ static_assert(of() != of(0), "a zero counts");
 static_assert(of(0) != of(0, 0));
 static_assert(of(std::string_view{"ab"}, std::string_view{"c"}) != of(std::string_view{"a"}, std::string_view{"bc"}));
 
+// A fraction would be cut off to an integer: 0.25 and 0.75 would look alike.
+template <class T>
+constexpr bool can_be_added = requires(digest& to, T value) { to.add(value); };
+static_assert(!can_be_added<double> && !can_be_added<float> && !can_be_added<long double>);
+static_assert(can_be_added<int> && can_be_added<bool> && can_be_added<std::uint64_t> && can_be_added<std::int8_t>);
+static_assert(can_be_added<std::string_view> && can_be_added<std::span<int const>>);
+
 }  // namespace
 
 TEST_CASE("the digest is the same on every machine") {

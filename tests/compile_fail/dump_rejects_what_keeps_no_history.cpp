@@ -14,13 +14,16 @@ struct last_pass : ballast::pass_counter {
   void clear() {}
   void describe(ballast::digest& out) const { describe_shape(out); }
 #ifndef BALLAST_EXPECT_FAILURE
-  void history(std::span<ballast::load_t> out) const { std::ranges::copy(pass(), out.begin()); }
+  [[nodiscard]] ballast::status history(std::span<ballast::load_t> out) const {
+    std::ranges::copy(pass(), out.begin());
+    return {};
+  }
 #endif
 };
 
 template <ballast::load_recorder Recorder>
 void dump(Recorder const& recorder, std::span<ballast::load_t> out) {
-  recorder.history(out);
+  recorder.history(out).or_throw();
 }
 
 void dump_last_pass(last_pass const& recorder, std::span<ballast::load_t> out) { dump(recorder, out); }

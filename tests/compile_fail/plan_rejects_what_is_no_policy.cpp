@@ -8,6 +8,7 @@ struct keep_current {
     next = current;
     return {};
   }
+  [[nodiscard]] ballast::status validate() const { return {}; }
 #ifndef BALLAST_EXPECT_FAILURE
   void describe(ballast::digest& out) const { out.add("keep_current"); }
 #endif

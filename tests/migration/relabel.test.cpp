@@ -3,6 +3,7 @@
 #include <ballast/migration/relabel.hpp>
 #include <ballast/placement/moves.hpp>
 
+#include "support/long_runs.hpp"
 #include "support/random.hpp"
 
 #include <doctest/doctest.h>
@@ -91,7 +92,7 @@ std::int64_t price_now(topology const& where, placement const& from, placement c
 TEST_CASE("assignments are the cheapest of all permutations") {
   generator random{7};
   detail::assignment_solver solver;
-  for (int repeat = 0; repeat < 400; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(400); repeat < count; ++repeat) {
     auto const size = random.between(1, 6);
     auto const range = random.between(1, 12);  // few values: many ties
     std::vector<std::int64_t> costs(static_cast<std::size_t>(size) * static_cast<std::size_t>(size));
@@ -119,7 +120,7 @@ TEST_CASE("assignments are the cheapest of all permutations") {
 
 TEST_CASE("relabel is as cheap as the cheapest permitted permutation, and changes nothing else") {
   generator random{3};
-  for (int repeat = 0; repeat < 150; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(150); repeat < count; ++repeat) {
     index_t const nodes = random.between(1, 3);
     topology where{{nodes * random.between(1, 6 / nodes), nodes, random.between(1, 3), 0}};
     placement_shape const shape{1, random.between(1, where.num_slots()), where.num_slots()};
@@ -151,7 +152,7 @@ TEST_CASE("relabel is as cheap as the cheapest permitted permutation, and change
 
 TEST_CASE("experts that stay on a rank stay in their slot") {
   generator random{5};
-  for (int repeat = 0; repeat < 100; ++repeat) {
+  for (int repeat = 0, count = ballast_test::cases(100); repeat < count; ++repeat) {
     topology const where{{random.between(1, 6), 1, random.between(1, 5), 0}};
     placement_shape const shape{2, random.between(1, where.num_slots()), where.num_slots()};
     auto const current = ballast_test::random_placement(shape, random);
@@ -221,8 +222,8 @@ TEST_CASE("relabel names what it cannot work with") {
   topology const where{{2, 1, 2, 0}};
   auto const current = trivial_placement({1, 2, 4});
   auto other = trivial_placement({1, 3, 4});
-  CHECK_THROWS_AS(relabel(current, where, other), ballast_test::contract_error);
+  CHECK_BREAKS_CONTRACT(relabel(current, where, other));
   auto target = current;
-  CHECK_THROWS_AS(relabel(current, where, target, {0, true}), ballast_test::contract_error);
-  CHECK_THROWS_AS(relabel(current, topology{{3, 1, 2, 0}}, target), ballast_test::contract_error);
+  CHECK_BREAKS_CONTRACT(relabel(current, where, target, {0, true}));
+  CHECK_BREAKS_CONTRACT(relabel(current, topology{{3, 1, 2, 0}}, target));
 }

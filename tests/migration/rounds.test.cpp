@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/migration/rounds.hpp>
 
+#include "../support/long_runs.hpp"
 #include "../support/random.hpp"
 
 #include <doctest/doctest.h>
@@ -48,7 +49,7 @@ TEST_CASE("a path of alternating rounds is flipped where first fit would need a 
 
 TEST_CASE("random multigraphs, complete exchanges and stars get the fewest rounds possible") {
   ballast_test::generator random{3};
-  for (int trial = 0; trial < 500; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(500); trial < count; ++trial) {
     auto const num_ranks = random.between(1, 40);
     std::vector<message_ends> messages;
     for (auto left = random.below(300); left > 0; --left) {

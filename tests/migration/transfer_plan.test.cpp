@@ -2,6 +2,7 @@
 #include <ballast/migration/commit_order.hpp>
 #include <ballast/migration/transfer_plan.hpp>
 
+#include "../support/long_runs.hpp"
 #include "../support/random.hpp"
 #include "../support/transfers.hpp"
 
@@ -111,7 +112,7 @@ index_t fewest_rounds(topology const& where, placement const& from, std::vector<
 TEST_CASE("no choice of sources needs fewer rounds") {
   generator random{77};
   topology const where{{5, 1, 2, 0}};
-  for (int trial = 0; trial < 300; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(300); trial < count; ++trial) {
     CAPTURE(trial);
     placement_shape const sizes{1, random.between(3, 6), where.num_slots()};
     auto const from = random_placement(sizes, random);
@@ -169,7 +170,7 @@ TEST_CASE("random pairs: every slot is accounted for, rounds are minimal, commit
   generator random{42};
   topology_shape const shapes[] = {{1, 1, 6, 0}, {2, 1, 3, 0},  {4, 2, 4, 0},
                                    {8, 2, 9, 0}, {12, 3, 2, 0}, {32, 4, 9, 0}};
-  for (int trial = 0; trial < 600; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(600); trial < count; ++trial) {
     CAPTURE(trial);
     topology const where{shapes[random.below(6)]};
     placement_shape const sizes{1, random.between(1, where.num_slots()), where.num_slots()};

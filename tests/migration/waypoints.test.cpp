@@ -2,6 +2,7 @@
 #include <ballast/migration/transfer_plan.hpp>
 #include <ballast/migration/waypoints.hpp>
 
+#include "../support/long_runs.hpp"
 #include "../support/random.hpp"
 #include "../support/transfers.hpp"
 
@@ -89,7 +90,7 @@ TEST_CASE("random pairs arrive, step by valid step, with no more moves than the 
   generator random{11};
   topology_shape const shapes[] = {{2, 1, 3, 0},  {4, 2, 4, 0},  {8, 2, 9, 0},
                                    {12, 3, 2, 0}, {32, 4, 9, 0}, {7, 1, 1, 0}};
-  for (int trial = 0; trial < 400; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(400); trial < count; ++trial) {
     CAPTURE(trial);
     topology const where{shapes[random.below(6)]};
     // No spare slot in every third trial: the hardest case.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/schedule/schedules.hpp>
 
+#include "../support/long_runs.hpp"
 #include "../support/random.hpp"
 
 #include <doctest/doctest.h>
@@ -98,7 +99,7 @@ TEST_CASE("time_per_step counts the busiest link and an overhead a layer") {
 
 TEST_CASE("whatever the schedule, each changed layer comes once and no chunk is empty") {
   ballast_test::generator random{5};
-  for (int trial = 0; trial < 200; ++trial) {
+  for (int trial = 0, count = ballast_test::cases(200); trial < count; ++trial) {
     auto work = plain(random.below(70));
     std::vector<index_t> expected;
     for (auto& item : work) {

@@ -19,7 +19,7 @@ public:
   recorder_archetype(recorder_archetype&&) = default;
   recorder_archetype& operator=(recorder_archetype&&) = default;
 
-  void record_top_k(ballast::index_t, std::span<ballast::index_t const>) {}
+  [[nodiscard]] ballast::status record_top_k(ballast::index_t, std::span<ballast::index_t const>) { return {}; }
   [[nodiscard]] ballast::status record_logical(ballast::index_t, std::span<ballast::load_t const>) { return {}; }
   [[nodiscard]] ballast::status record_physical(ballast::index_t, std::span<ballast::load_t const>,
                                                 std::span<ballast::index_t const>, ballast::topology const&) {
@@ -38,7 +38,10 @@ public:
   [[nodiscard]] ballast::index_t num_buckets() const { return 1; }
   [[nodiscard]] ballast::index_t num_layers() const { return 2; }
   [[nodiscard]] ballast::index_t num_logical() const { return 3; }
-  void history(std::span<ballast::load_t> out) const { std::fill(out.begin(), out.end(), ballast::load_t{0}); }
+  [[nodiscard]] ballast::status history(std::span<ballast::load_t> out) const {
+    std::fill(out.begin(), out.end(), ballast::load_t{0});
+    return {};
+  }
   void clear() {}
   void describe(ballast::digest&) const {}
 };

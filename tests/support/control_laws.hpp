@@ -13,6 +13,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -103,6 +104,23 @@ void votes(Endpoint& self, law_log& log) {
   }
 }
 
+// Hundreds of votes in a row, in some of which one rank is against: a no that comes while the others look is heard.
+template <class Endpoint>
+void hears_every_no(Endpoint& self, law_log& log) {
+  dice shared{11};
+  dice own{static_cast<std::uint64_t>(self.rank()) + 40};
+  for (int round = 0; round < 1000; ++round) {
+    auto const against = shared.below(2) == 0 ? shared.below(self.num_ranks()) : ballast::index_t{-1};
+    for (auto spin = own.below(2000); spin > 0; --spin) { static_cast<void>(own.next()); }
+    auto const vote = self.control.vote(self.rank() != against, patience);
+    auto const expected = against < 0 ? ballast::decision::commit : ballast::decision::drop;
+    if (!log.expect(vote.outcome == expected, "vote ", round, " with rank ", against,
+                    " against ended otherwise: ", vote.reason.message())) {
+      return;
+    }
+  }
+}
+
 template <class Endpoint>
 void agrees(Endpoint& self, law_log& log) {
   std::vector<ballast::agreed_word> words{{"plan", 11}, {"step", 22}};
@@ -113,7 +131,8 @@ void agrees(Endpoint& self, law_log& log) {
   if (odd_one == 0) { return; }
   log.expect_failure(result, {ballast::errc::disagreement}, ballast::detail::concat("rank ", odd_one, " differs"),
                      "agree");
-  log.expect_failure(result, {ballast::errc::disagreement}, "step: 0000000000000017 against 0000000000000016", "agree");
+  log.expect_failure(result, {ballast::errc::disagreement}, "step: 23 against 22", "agree");
+  log.expect(result.rank() == odd_one, "agree blames rank ", result.rank());
 }
 
 // A rank that is late makes the others' call fail in time; afterwards all are in step again.
@@ -208,6 +227,120 @@ void has_members(Endpoint& self, law_log& log) {
   for (auto const membership : all) { log.expect(membership == mine[0], "ranks see different memberships"); }
 }
 
+// A few calls of every kind that must all go well, with their results.
+template <class Endpoint>
+void works(Endpoint& self, law_log& log, std::string_view when) {
+  auto const ranks = static_cast<std::int64_t>(self.num_ranks());
+  for (std::int64_t round = 1; round <= 4; ++round) {
+    std::array<std::int64_t, 2> sums{self.rank() + round, 7 * round};
+    if (!log.expect_ok(self.control.all_reduce(sums, patience), when)) { return; }
+    log.expect(sums[0] == ranks * (ranks - 1) / 2 + ranks * round && sums[1] == 7 * round * ranks, when, ": sums of ",
+               sums[0], " and ", sums[1]);
+    std::vector<std::uint64_t> const mine{static_cast<std::uint64_t>(100 * round + self.rank())};
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(ranks));
+    if (!log.expect_ok(self.control.all_gather(mine, all, patience), when)) { return; }
+    for (std::size_t r = 0; r < all.size(); ++r) {
+      log.expect(all[r] == static_cast<std::uint64_t>(100 * round) + r, when, ": rank ", r, " gave ", all[r]);
+    }
+    auto const root = static_cast<ballast::index_t>(round % ranks);
+    std::array<std::byte, 3> bytes{};
+    if (self.rank() == root) { bytes.fill(static_cast<std::byte>(round)); }
+    if (!log.expect_ok(self.control.broadcast(bytes, root, patience), when)) { return; }
+    log.expect(bytes[2] == static_cast<std::byte>(round), when, ": broadcast of another byte");
+    auto const against = round % 2 == 0 ? static_cast<ballast::index_t>(round % ranks) : ballast::index_t{-1};
+    auto const vote = self.control.vote(self.rank() != against, patience);
+    auto const expected = against < 0 ? ballast::decision::commit : ballast::decision::drop;
+    if (!log.expect(vote.outcome == expected, when, ": a vote ended otherwise: ", vote.reason.message())) { return; }
+  }
+  log.expect_ok(self.control.trouble(), when);
+}
+
+// Ranks that have made different numbers of calls and votes are in step again after one regroup, and what was said
+// before is not heard after it.
+template <class Endpoint>
+void regroups(Endpoint& self, law_log& log, std::uint64_t seed) {
+  dice shared{seed};
+  works(self, log, "before anything went wrong");
+  for (int round = 0; round < 3; ++round) {
+    for (ballast::index_t rank = 0; rank < self.num_ranks(); ++rank) {
+      auto const calls = shared.below(4);
+      auto const votes = shared.below(3);
+      auto const delay = shared.below(40) * millisecond;
+      if (rank != self.rank()) { continue; }
+      for (int call = 0; call < calls; ++call) {
+        std::array<std::int64_t, 2> values{1'000'000, 1'000'000};
+        static_cast<void>(self.control.all_reduce(values, millisecond));
+        std::vector<std::uint64_t> const mine{1'000'000};
+        std::vector<std::uint64_t> all(static_cast<std::size_t>(self.num_ranks()));
+        static_cast<void>(self.control.all_gather(mine, all, millisecond));
+      }
+      for (int vote = 0; vote < votes; ++vote) {
+        log.expect(self.control.vote(false, millisecond).outcome == ballast::decision::drop, "a no did not drop");
+      }
+      sleep_for(delay);
+    }
+    if (!log.expect_ok(self.control.regroup(patience), "regroup")) { return; }
+    works(self, log, ballast::detail::concat("after regroup ", round));
+  }
+}
+
+// Nothing is wrong: a regroup disturbs nothing, however often.
+template <class Endpoint>
+void regroups_for_nothing(Endpoint& self, law_log& log) {
+  dice own{static_cast<std::uint64_t>(self.rank()) + 7};
+  for (int round = 0; round < 8; ++round) {
+    sleep_for(own.below(4) * millisecond);
+    if (!log.expect_ok(self.control.regroup(patience), "regroup")) { return; }
+  }
+  works(self, log, "after eight regroups");
+}
+
+// A rank does not come to a regroup in time: it is named, and the next one works.
+template <class Endpoint>
+void regroups_again(Endpoint& self, law_log& log) {
+  auto const late_one = self.num_ranks() - 1;
+  auto const timeout = 100 * millisecond;
+  if (self.rank() == late_one) {
+    sleep_for(4 * timeout);
+  } else {
+    auto const begin = ballast::detail::now();
+    auto const result = self.control.regroup(timeout);
+    log.expect_failure(result, {ballast::errc::deadline_exceeded}, ballast::detail::concat("rank ", late_one),
+                       "regroup without the last rank");
+    log.expect(ballast::detail::now() - begin < timeout + slack, "a regroup outlasted its deadline");
+  }
+  if (!log.expect_ok(self.control.regroup(patience), "the second regroup")) { return; }
+  works(self, log, "after the second regroup");
+}
+
+// Whoever waits for a rank that has given up hears of it, at the latest by the deadline; afterwards all go on.
+template <class Endpoint>
+void gives_up(Endpoint& self, law_log& log) {
+  auto const quitter = self.num_ranks() - 1;
+  auto const timeout = 300 * millisecond;
+  std::array<std::int64_t, 1> values{5};
+  if (self.rank() == quitter) {
+    self.control.give_up({ballast::errc::out_of_memory, "no staging"});
+    self.control.give_up({ballast::errc::out_of_memory, "no staging"});
+    log.expect(!self.control.trouble().ok(), "a rank that has given up sees no trouble");
+    auto const begin = ballast::detail::now();
+    log.expect(!self.control.all_reduce(values, patience).ok(), "a call after giving up succeeded");
+    auto const vote = self.control.vote(true, patience);
+    log.expect(vote.outcome == ballast::decision::drop, "a vote after giving up did not drop");
+    log.expect(ballast::detail::now() - begin < slack, "a call after giving up waited");
+  } else {
+    auto const result = self.control.all_reduce(values, timeout);
+    log.expect_failure(result,
+                       {ballast::errc::deadline_exceeded, ballast::errc::transport_failed, ballast::errc::peer_lost,
+                        ballast::errc::out_of_memory},
+                       ballast::detail::concat("rank ", quitter), "a call without a rank that has given up");
+    log.expect(result.rank() == quitter, "rank ", result.rank(), " is blamed");
+    log.expect(values[0] == 5, "a failed all_reduce changed the values");
+  }
+  if (!log.expect_ok(self.control.regroup(patience), "regroup")) { return; }
+  works(self, log, "after a rank had given up");
+}
+
 }  // namespace control_law
 
 /// What every `control_plane` obeys. Call it in a test case.
@@ -231,6 +364,9 @@ void check_control_laws(Runner runner) {
   SUBCASE("a vote commits if and only if everyone says yes") {
     check([](auto& self, law_log& log) { control_law::votes(self, log); });
   }
+  SUBCASE("a no is heard however close it comes") {
+    check([](auto& self, law_log& log) { control_law::hears_every_no(self, log); });
+  }
   SUBCASE("agree names what differs, alike on every rank") {
     check([](auto& self, law_log& log) { control_law::agrees(self, log); });
   }
@@ -252,6 +388,25 @@ void check_control_laws(Runner runner) {
       CAPTURE(seed);
       check([seed](auto& self, law_log& log) { control_law::never_splits(self, log, seed); });
     }
+  }
+  SUBCASE("one regroup brings ranks that have drifted apart back into step") {
+    for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+      CAPTURE(seed);
+      check([seed](auto& self, law_log& log) { control_law::regroups(self, log, seed); });
+    }
+  }
+  SUBCASE("a regroup when nothing is wrong disturbs nothing") {
+    check([](auto& self, law_log& log) { control_law::regroups_for_nothing(self, log); });
+  }
+  SUBCASE("a regroup that a rank misses fails in time, and the next works") {
+    check([](auto& self, law_log& log) {
+      if (self.num_ranks() > 1) { control_law::regroups_again(self, log); }
+    });
+  }
+  SUBCASE("a rank that gives up is named, and a regroup ends it") {
+    check([](auto& self, law_log& log) {
+      if (self.num_ranks() > 1) { control_law::gives_up(self, log); }
+    });
   }
   if constexpr (Runner::can_lose_ranks) {
     SUBCASE("a dead rank is named on every survivor") {

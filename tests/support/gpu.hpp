@@ -4,6 +4,7 @@
 
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/topology.hpp>
@@ -14,11 +15,13 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <span>
 #include <string>
 #include <utility>
@@ -70,6 +73,39 @@ inline void check_cuda(cudaError_t result, char const* call) { ballast::cudart::
 }
 /// Make a rank's device current for this thread: one of its own where there are enough, otherwise ranks share.
 inline void use_device_of(ballast::index_t rank) { check_cuda(cudaSetDevice(rank % num_devices()), "cudaSetDevice"); }
+
+/// Keeps a stream busy until released, or for a few seconds.
+class busy_stream {
+public:
+  explicit busy_stream(cudaStream_t stream) : stream_{stream} {
+    check_cuda(cudaLaunchHostFunc(stream, &hold, this), "cudaLaunchHostFunc");
+  }
+  busy_stream(busy_stream const&) = delete;
+  busy_stream& operator=(busy_stream const&) = delete;
+  ~busy_stream() {
+    release();
+    static_cast<void>(cudaStreamSynchronize(stream_));
+  }
+  /// @return whether it was busy up to now.
+  bool release() {
+    released_ = true;
+    return !expired_;
+  }
+
+private:
+  static void hold(void* context) {
+    auto& self = *static_cast<busy_stream*>(context);
+    auto const end = ballast::detail::now() + 3'000'000'000;
+    std::timespec const nap{0, 100'000};
+    while (!self.released_ && !self.expired_) {
+      static_cast<void>(::nanosleep(&nap, nullptr));
+      self.expired_ = ballast::detail::now() > end;
+    }
+  }
+  cudaStream_t stream_;
+  std::atomic<bool> released_ = false;
+  std::atomic<bool> expired_ = false;
+};
 
 /// Device memory in the form that the transport laws want.
 class gpu_memory {

@@ -24,7 +24,7 @@
 //   Runner::can_lose_ranks  whether `endpoint.die()` works
 //
 // An endpoint has `control` (a control_plane), `transport` (a data_transport), `memory` and `die()`, after which the
-// body returns at once.
+// body returns at once; and `tell_all(word)`, where the runner offers it, an exchange that no law disturbs.
 
 namespace ballast_test {
 
@@ -51,6 +51,8 @@ struct law_endpoint {
   Control& control;
   Transport& transport;
   std::function<void()> die = [] {};
+  /// The engine's own exchange: a word of every rank. It works whatever becomes of the control plane under test.
+  std::function<std::vector<std::uint64_t>(std::uint64_t)> tell_all = {};
   Memory memory = {};
 
   [[nodiscard]] ballast::index_t rank() const { return control.rank(); }
@@ -79,6 +81,16 @@ inline constexpr ballast::nanoseconds_t millisecond = 1'000'000;
 inline constexpr ballast::nanoseconds_t patience = 60'000 * millisecond;
 /// How much later than its deadline a call may come back on such a machine.
 inline constexpr ballast::nanoseconds_t slack = 5'000 * millisecond;
+
+/// An exchange of one word over a control plane of its own.
+template <class Control>
+[[nodiscard]] std::function<std::vector<std::uint64_t>(std::uint64_t)> exchange_over(Control& control) {
+  return [&control](std::uint64_t word) {
+    std::vector<std::uint64_t> words(static_cast<std::size_t>(control.num_ranks()));
+    control.all_gather({&word, 1}, words, patience).or_throw();
+    return words;
+  };
+}
 
 inline void sleep_for(ballast::nanoseconds_t duration) {
   std::timespec time{};

@@ -23,12 +23,13 @@ struct in_process_runner {
   template <class Body>
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
     ballast::in_process_group group{num_ranks};
+    ballast::in_process_group engine{num_ranks};
     std::vector<std::string> complaints;
     std::mutex mutex;
     group.run([&](ballast::in_process_endpoint& endpoint) {
       law_log log{endpoint.rank()};
       law_endpoint<ballast::in_process_endpoint, ballast::in_process_endpoint> self{
-          endpoint, endpoint, [&] { group.kill(endpoint.rank()); }};
+          endpoint, endpoint, [&] { group.kill(endpoint.rank()); }, exchange_over(engine.endpoint(endpoint.rank()))};
       try {
         body(self, log);
       } catch (std::exception const& error) { log.expect(false, "exception: ", error.what()); }

@@ -2,6 +2,7 @@
 #ifndef BALLAST_TESTS_SUPPORT_POLICIES_HPP
 #define BALLAST_TESTS_SUPPORT_POLICIES_HPP
 
+#include <ballast/detail/text.hpp>
 #include <ballast/placement/policy.hpp>
 
 #include <algorithm>
@@ -18,6 +19,7 @@ struct keep_placement {
     next = current;
     return {};
   }
+  [[nodiscard]] ballast::status validate() const { return {}; }
   void describe(ballast::digest& out) const { out.add(std::string_view{"keep_placement"}); }
 };
 
@@ -35,6 +37,11 @@ struct rotate_placement {
     }
     return {};
   }
+  [[nodiscard]] ballast::status validate() const {
+    if (every >= 1) { return {}; }
+    return {ballast::errc::invalid_option,
+            ballast::detail::concat("rotate_placement: every is ", every, ", must be at least 1")};
+  }
   void describe(ballast::digest& out) const { out.add(std::string_view{"rotate_placement"}).add(every); }
 };
 
@@ -44,6 +51,7 @@ struct refuse_to_plan {
                                      ballast::placement&) const {
     return {ballast::errc::invalid_load, "refuse_to_plan: never plans"};
   }
+  [[nodiscard]] ballast::status validate() const { return {}; }
   void describe(ballast::digest& out) const { out.add(std::string_view{"refuse_to_plan"}); }
 };
 

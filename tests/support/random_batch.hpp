@@ -102,9 +102,9 @@ inline constexpr std::uint32_t num_source_regions = 2;
 /// What one rank does in a batch, in the form a transport takes.
 class batch_view {
 public:
-  /// @param regions  this rank's source regions; `target` is where it receives.
+  /// @param regions  this rank's source regions, exposed from number `first_region` on; `target` is where it receives.
   batch_view(std::vector<batch_message> const& batch, ballast::index_t rank,
-             std::vector<ballast::segment> const& regions, std::byte* target) {
+             std::vector<ballast::segment> const& regions, std::byte* target, std::uint32_t first_region = 0) {
     for (auto const& message : batch) {
       auto& lists = lists_.emplace_back();
       if (message.from == rank) {
@@ -113,7 +113,9 @@ public:
         }
       } else if (message.to == rank) {
         for (auto const& part : message.target) { lists.local.push_back({target + part.offset, part.size}); }
-        for (auto const& part : message.source) { lists.remote.push_back({part.region, part.offset, part.size}); }
+        for (auto const& part : message.source) {
+          lists.remote.push_back({first_region + part.region, part.offset, part.size});
+        }
       }
     }
     for (std::size_t m = 0; m < batch.size(); ++m) {

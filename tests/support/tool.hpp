@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -29,11 +30,21 @@ public:
   scratch_folder& operator=(scratch_folder const&) = delete;
   ~scratch_folder() { std::filesystem::remove_all(path_); }
 
+  [[nodiscard]] std::filesystem::path const& path() const { return path_; }
   [[nodiscard]] std::string file(std::string_view name) const { return (path_ / name).string(); }
   /// Path of a new file with this content.
   [[nodiscard]] std::string file(std::string_view name, std::string_view content) const {
     std::ofstream{file(name), std::ios::binary} << content;
     return file(name);
+  }
+  /// Names of all that is in it, hidden files too, in order.
+  [[nodiscard]] std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    for (auto const& entry : std::filesystem::directory_iterator{path_}) {
+      found.push_back(entry.path().filename().string());
+    }
+    std::sort(found.begin(), found.end());
+    return found;
   }
 
 private:
@@ -60,16 +71,33 @@ struct tool_result {
   return {};
 }
 
-/// Run a program and wait for it.
-[[nodiscard]] inline tool_result run_tool(std::string const& program, std::vector<std::string> const& arguments) {
+/// A text as one word for the shell.
+[[nodiscard]] inline std::string quoted(std::string const& text) {
+  std::string word = "'";
+  for (auto const letter : text) { word += letter == '\'' ? std::string{"'\\''"} : std::string(1, letter); }
+  return word + "'";
+}
+
+/// A program and its arguments as a line for the shell.
+[[nodiscard]] inline std::string command_line(std::string const& program, std::vector<std::string> const& arguments) {
+  auto line = quoted(program);
+  for (auto const& argument : arguments) { line += " " + quoted(argument); }
+  return line;
+}
+
+/// Run a line of the shell and wait for it.
+[[nodiscard]] inline tool_result run_in_shell(std::string const& line) {
   scratch_folder const scratch;
-  auto const quoted = [](std::string const& text) { return "'" + text + "'"; };
-  auto command = quoted(program);
-  for (auto const& argument : arguments) { command += " " + quoted(argument); }
-  command += " >" + quoted(scratch.file("out")) + " 2>" + quoted(scratch.file("err")) + " </dev/null";
+  auto const command =
+      "{ " + line + "\n} >" + quoted(scratch.file("out")) + " 2>" + quoted(scratch.file("err")) + " </dev/null";
   auto const status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(scratch.file("out")),
           content_of(scratch.file("err"))};
+}
+
+/// Run a program and wait for it.
+[[nodiscard]] inline tool_result run_tool(std::string const& program, std::vector<std::string> const& arguments) {
+  return run_in_shell(command_line(program, arguments));
 }
 
 /// The program, or the end of this test program with the exit status that means skipped.

@@ -28,17 +28,20 @@ namespace ballast_test {
 template <class Endpoint>
 class batch_memory {
 public:
-  batch_memory(Endpoint& self, law_log& log, std::size_t region_bytes, std::size_t target_bytes)
-      : self_{self}, log_{log}, target_bytes_{target_bytes} {
+  /// @param model  of several sets of regions on one transport each holds other bytes.
+  batch_memory(Endpoint& self, law_log& log, std::size_t region_bytes, std::size_t target_bytes,
+               std::uint32_t model = 0)
+      : self_{self}, log_{log}, target_bytes_{target_bytes}, model_{model} {
     for (std::uint32_t region = 0; region < num_source_regions; ++region) {
       regions_.push_back({self.memory.allocate(region_bytes), region_bytes});
       std::vector<std::byte> bytes(region_bytes);
-      for (std::size_t i = 0; i < bytes.size(); ++i) { bytes[i] = source_byte(self.rank(), region, i); }
+      for (std::size_t i = 0; i < bytes.size(); ++i) { bytes[i] = byte_of(self.rank(), region, i); }
       self.memory.write(regions_.back().data, bytes);
     }
     target_ = self.memory.allocate(target_bytes);
-    if constexpr (requires { self.transport.expose(regions_); }) {
-      log.expect_ok(self.transport.expose(regions_), "expose");
+    if constexpr (ballast::peer_copier<std::remove_cvref_t<decltype(self.transport)>>) {
+      first_region_ = self.transport.next_region();
+      log.expect_ok(self.transport.expose(regions_, first_region_), "expose");
     }
     clear();
   }
@@ -48,8 +51,10 @@ public:
     self_.memory.write(target_, expected_);
   }
   [[nodiscard]] batch_view view(std::vector<batch_message> const& batch) const {
-    return {batch, self_.rank(), regions_, target_};
+    return {batch, self_.rank(), regions_, target_, first_region_};
   }
+
+  [[nodiscard]] std::uint32_t first_region() const noexcept { return first_region_; }
 
   /// Every byte of the target is what `batch` puts there, or untouched.
   void expect_received(std::vector<batch_message> const& batch, std::string_view what) {
@@ -65,11 +70,15 @@ public:
 private:
   static constexpr std::byte untouched{0xa5};
 
+  [[nodiscard]] std::byte byte_of(ballast::index_t rank, std::uint32_t region, std::size_t offset) const {
+    return source_byte(rank, region + 16 * model_, offset);
+  }
+
   void place(batch_message const& message) {
     std::vector<std::byte> bytes;
     for (auto const& part : message.source) {
       for (std::size_t i = 0; i < part.size; ++i) {
-        bytes.push_back(source_byte(message.from, part.region, part.offset + i));
+        bytes.push_back(byte_of(message.from, part.region, part.offset + i));
       }
     }
     auto from = bytes.begin();
@@ -83,6 +92,8 @@ private:
   Endpoint& self_;
   law_log& log_;
   std::size_t target_bytes_;
+  std::uint32_t model_;
+  std::uint32_t first_region_ = 0;
   std::vector<ballast::segment> regions_;
   std::byte* target_ = nullptr;
   std::vector<std::byte> expected_;
@@ -160,6 +171,61 @@ void moves_large_messages(Endpoint& self, law_log& log) {
   log.expect_ok(self.transport.start(view.sends, view.receives), "start");
   log.expect_ok(self.transport.wait(patience), "wait");
   memory.expect_received(batch, "large messages");
+  meet(self, log);
+}
+
+// Two models on one transport: what one of them exposes leaves the other's memory as it is, and a set that is forgotten
+// is not read again.
+template <class Endpoint>
+void keeps_models_apart(Endpoint& self, law_log& log) {
+  batch_memory first{self, log, region_bytes, target_bytes, 0};
+  batch_memory second{self, log, region_bytes, target_bytes, 1};
+  dice shared{3};
+  for (std::uint64_t number = 0; number < 12; ++number) {
+    auto& memory = number % 3 == 0 ? second : first;
+    auto const batch = random_batch(self.num_ranks(), region_bytes, number << 20, {}, shared);
+    auto const view = memory.view(batch);
+    memory.clear();
+    if (!log.expect_ok(self.transport.start(view.sends, view.receives), "start")) { return; }
+    if (!log.expect_ok(self.transport.wait(patience), "wait")) { return; }
+    memory.expect_received(batch, ballast::detail::concat("model ", number % 3 == 0 ? 1 : 0, ", batch ", number));
+  }
+  meet(self, log);
+  if constexpr (ballast::peer_copier<std::remove_cvref_t<decltype(self.transport)>>) {
+    auto const next = self.transport.next_region();
+    log.expect(next >= second.first_region() + num_source_regions, "region numbers are used again: ", next);
+    log.expect(!self.transport.expose({}, second.first_region()).ok(), "a second set took the first one's numbers");
+    meet(self, log);
+    self.transport.retract(first.first_region());
+    auto const batch = single_message(std::uint64_t{77} << 20, 1000);
+    auto const view = first.view(batch);
+    if (self.rank() == 1) {
+      auto result = self.transport.start({}, view.receives);
+      if (result.ok()) { result = self.transport.wait(100 * millisecond); }
+      log.expect(!result.ok(), "a region that was forgotten is read");
+      log.expect(result.message().find("region") != std::string::npos, "no region is named: ", result.message());
+    }
+    meet(self, log);
+    auto const last = single_message(std::uint64_t{78} << 20, 1000);
+    auto const last_view = second.view(last);
+    second.clear();
+    log.expect_ok(self.transport.start(last_view.sends, last_view.receives), "start on the set that is left");
+    log.expect_ok(self.transport.wait(patience), "wait on the set that is left");
+    second.expect_received(last, "the set that is left");
+  }
+  meet(self, log);
+}
+
+// One batch at a time: a second is refused, and the first goes on.
+template <class Endpoint>
+void refuses_a_second_batch(Endpoint& self, law_log& log) {
+  batch_memory memory{self, log, region_bytes, target_bytes};
+  auto const batch = single_message(1, 5000);
+  auto const view = memory.view(batch);
+  log.expect_ok(self.transport.start(view.sends, view.receives), "start");
+  log.expect_failure(self.transport.start({}, {}), {ballast::errc::busy}, "open", "a second batch");
+  log.expect_ok(self.transport.wait(patience), "wait");
+  memory.expect_received(batch, "the first batch");
   meet(self, log);
 }
 
@@ -335,6 +401,12 @@ void check_transport_laws(Runner runner, int num_batches = 50) {
   }
   SUBCASE("large messages both ways") {
     check(2, [](auto& self, law_log& log) { transport_law::moves_large_messages(self, log); });
+  }
+  SUBCASE("two models share a transport") {
+    check(2, [](auto& self, law_log& log) { transport_law::keeps_models_apart(self, log); });
+  }
+  SUBCASE("a second batch is refused while one is open") {
+    check(2, [](auto& self, law_log& log) { transport_law::refuses_a_second_batch(self, log); });
   }
   SUBCASE("late messages go nowhere") {
     check(2, [](auto& self, law_log& log) { transport_law::drops_late_messages(self, log); });

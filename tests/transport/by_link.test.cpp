@@ -133,7 +133,24 @@ TEST_CASE("transports that do not fit the topology are refused") {
   ballast::in_process_group three{3};
   ballast::in_process_group four{4};
   ballast::topology const where{{4, 2, 1, 0}};
-  CHECK_THROWS_AS(wires(where, four.endpoint(0), three.endpoint(0)), ballast_test::contract_error);
-  CHECK_THROWS_AS(wires(where, three.endpoint(0), four.endpoint(0)), ballast_test::contract_error);
-  CHECK_THROWS_AS(wires(where, four.endpoint(1), four.endpoint(0)), ballast_test::contract_error);
+  CHECK_BREAKS_CONTRACT(wires(where, four.endpoint(0), three.endpoint(0)));
+  CHECK_BREAKS_CONTRACT(wires(where, three.endpoint(0), four.endpoint(0)));
+  CHECK_BREAKS_CONTRACT(wires(where, four.endpoint(1), four.endpoint(0)));
+}
+
+TEST_CASE("when a link refuses, the others do not go on, and what somebody else has open on it does") {
+  ballast::topology const where{{2, 2, 1, 0}};
+  ballast::in_process_group near{2};
+  ballast::in_process_group far{2};
+  auto& node = near.endpoint(0);
+  auto& remote = far.endpoint(0);
+  wires transport{where, node, remote};
+  REQUIRE(remote.start({}, {}).ok());
+  CHECK(transport.start({}, {}).code() == make_error_code(errc::busy));
+  CHECK(remote.start({}, {}).code() == make_error_code(errc::busy));
+  CHECK(node.start({}, {}).ok());
+  CHECK(node.wait(0).ok());
+  CHECK(remote.wait(0).ok());
+  CHECK(transport.start({}, {}).ok());
+  CHECK(transport.wait(0).ok());
 }

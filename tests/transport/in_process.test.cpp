@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/detail/clock.hpp>
 #include <ballast/transport/in_process.hpp>
+#include <ballast/transport/transport.hpp>
 
 #include "support/control_laws.hpp"
 #include "support/in_process_runner.hpp"
@@ -8,7 +10,9 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace {
 
@@ -68,4 +72,39 @@ TEST_CASE("a second batch is refused while one is open") {
   CHECK(self.wait(0).ok());
   CHECK(self.start({}, {}).ok());
   CHECK(self.wait(0).ok());
+}
+
+TEST_CASE("who waits for bytes hears at once that another rank votes no in the vote that comes next") {
+  ballast::in_process_group group{2};
+  group.run([](in_process_endpoint& self) {
+    auto const start = ballast::detail::now();
+    if (self.rank() == 0) {
+      std::array<std::byte, 8> bytes{};
+      std::array<ballast::segment, 1> const segments{{{bytes.data(), bytes.size()}}};
+      std::array<ballast::incoming_message, 1> const receives{
+          {{.peer = 1, .tag = 7, .segments = segments, .source = {}}}};
+      REQUIRE(self.start({}, receives).ok());
+      auto const result = self.wait(ballast_test::patience);
+      CHECK(result.code() == make_error_code(errc::transport_failed));
+      CHECK(result.message().find("rank 1 voted no") != std::string::npos);
+      CHECK(result.rank() == 1);
+    }
+    CHECK(self.vote(self.rank() == 0, ballast_test::patience).outcome == ballast::decision::drop);
+    CHECK(ballast::detail::now() - start < ballast_test::patience / 2);
+  });
+}
+
+TEST_CASE("what a batch had to offer ends with it") {
+  ballast::in_process_group group{2};
+  std::array<std::byte, 8> from{};
+  std::array<std::byte, 8> to{};
+  std::array<ballast::segment, 1> const sent{{{from.data(), from.size()}}};
+  std::array<ballast::segment, 1> const expected{{{to.data(), to.size()}}};
+  std::array<ballast::outgoing_message, 1> const sends{{{.peer = 1, .tag = 7, .segments = sent}}};
+  std::array<ballast::incoming_message, 1> const receives{{{.peer = 0, .tag = 7, .segments = expected, .source = {}}}};
+  REQUIRE(group.endpoint(0).start(sends, {}).ok());
+  CHECK(group.endpoint(0).wait(0).code() == make_error_code(errc::deadline_exceeded));
+  REQUIRE(group.endpoint(1).start({}, receives).ok());
+  CHECK(group.endpoint(1).poll() == ballast::transfer_state::pending);
+  CHECK(group.endpoint(1).wait(0).code() == make_error_code(errc::deadline_exceeded));
 }
