@@ -19,6 +19,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -35,6 +36,21 @@ void on_two_ranks(Body body) {
   in_process_group group{2};
   group.run(body);
 }
+
+// One rank whose rebalancer has started with a recorder of the test's choice.
+template <class Recorder>
+struct served_by {
+  patterned_weights weights;
+  host_store store{where, num_layers};
+  rebalancer<Recorder, balanced_placement, all_layers<>, in_process_endpoint, host_store, in_process_endpoint> moved;
+
+  served_by(in_process_endpoint& me, Recorder recorder, rebalancer_options const& options)
+      : weights{where, me.rank(), initial, {{16, 16}}},
+        moved{where, initial, std::move(recorder), balanced_placement{}, all_layers{}, me, store, me, options} {
+    weights.add_to(store);
+    moved.start().or_throw();
+  }
+};
 
 // Does to a plan what a test wants.
 struct evil_placement {
@@ -339,26 +355,14 @@ TEST_CASE("a warm-up plans nothing, and a layer without tokens keeps its row") {
 TEST_CASE("an idle rank breaks no recorder") {
   auto const with = [](auto make) {
     on_two_ranks([&](in_process_endpoint& me) {
-      patterned_weights weights{where, me.rank(), initial, {{16, 16}}};
-      host_store store{where, num_layers};
-      weights.add_to(store);
-      rebalancer moved{where,
-                       initial,
-                       make(),
-                       balanced_placement{},
-                       all_layers{},
-                       me,
-                       store,
-                       me,
-                       {.interval = 4, .timeout = patience}};
-      moved.start().or_throw();
+      served_by self{me, make(), {.interval = 4, .timeout = patience}};
       for (int call = 0; call < 14; ++call) {
         bool const idle = me.rank() == 1 && call % 4 != 1;
         for (index_t layer = 0; layer < num_layers && !idle; ++layer) {
-          moved.record_top_k(layer, std::vector<index_t>{0, 0, 0, 3, 3, 1});
+          self.moved.record_top_k(layer, std::vector<index_t>{0, 0, 0, 3, 3, 1});
         }
-        moved.on_forward_pass_end({.counted = !idle}).or_throw();
-        REQUIRE(weights.first_error(moved.current()) == "");
+        self.moved.on_forward_pass_end({.counted = !idle}).or_throw();
+        REQUIRE(self.weights.first_error(self.moved.current()) == "");
       }
     });
   };
@@ -370,25 +374,13 @@ TEST_CASE("an idle rank breaks no recorder") {
 TEST_CASE("one pass of garbage counts fails no cycle") {
   auto const with = [](auto make) {
     on_two_ranks([&](in_process_endpoint& me) {
-      patterned_weights weights{where, me.rank(), initial, {{16, 16}}};
-      host_store store{where, num_layers};
-      weights.add_to(store);
-      rebalancer moved{where,
-                       initial,
-                       make(),
-                       balanced_placement{},
-                       all_layers{},
-                       me,
-                       store,
-                       me,
-                       {.interval = 2, .share_interval = 1, .timeout = patience}};
-      moved.start().or_throw();
+      served_by self{me, make(), {.interval = 2, .share_interval = 1, .timeout = patience}};
       for (int call = 0; call < 12; ++call) {
         auto const tokens = call == 1 ? load_t{1} << 62 : load_t{10};
         for (index_t layer = 0; layer < num_layers; ++layer) {
-          moved.record_logical(layer, std::vector<load_t>{tokens, tokens, 30, 40}).or_throw();
+          self.moved.record_logical(layer, std::vector<load_t>{tokens, tokens, 30, 40}).or_throw();
         }
-        moved.on_forward_pass_end().or_throw();
+        self.moved.on_forward_pass_end().or_throw();
       }
     });
   };
