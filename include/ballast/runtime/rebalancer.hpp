@@ -129,6 +129,7 @@ public:
   ~rebalancer() {
     mover_.abandon();
     retract_memory();
+    if (started_) { detail::disconnect<Transport>(*store_); }
   }
 
   // ---- life cycle, called by all ranks together ----
@@ -291,8 +292,9 @@ public:
   ///         has changed then, as if the exchange had been missed.
   [[nodiscard]] status incoming(std::span<std::uint64_t const> words) {
     return from_outside("incoming", [&] {
+      bool const moved = state_ == rebalancer_state::moving;
       auto result = take_words(words);
-      prepare_if_due();
+      if (moved) { prepare_if_due(); }
       return result;
     });
   }

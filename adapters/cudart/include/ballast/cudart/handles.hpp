@@ -22,10 +22,17 @@ class stream {
 public:
   /// On the current device. @throws std::system_error in `cudart::category()`
   [[nodiscard]] static stream create() {
+    stream made;
+    create(made).or_throw();
+    return made;
+  }
+  /// The same for those who want a status.
+  [[nodiscard]] static status create(stream& out) {
     detail::capture_guard const guard;
     cudaStream_t handle = nullptr;
-    to_status(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags").or_throw();
-    return stream{handle};
+    auto result = to_status(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    if (result.ok()) { out = stream{handle}; }
+    return result;
   }
 
   stream() = default;
