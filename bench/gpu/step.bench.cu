@@ -6,6 +6,7 @@
 #include <ballast/cudart/peer_copy.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "expert_sizes.hpp"
@@ -14,7 +15,6 @@
 
 #include <benchmark/benchmark.h>
 #include <sched.h>
-#include <support/few_layers.hpp>
 #include <unistd.h>
 
 #include <algorithm>
@@ -216,7 +216,7 @@ struct rank_state {
               initial,
               cudart::device_recorder{compute.get(), num_layers, initial.num_logical(), {1000, 8}},
               trade_with_neighbour{experts},
-              ballast_test::few_layers{1},
+              ballast::layers_per_chunk{1},
               transport,
               store,
               control,
@@ -239,7 +239,7 @@ struct rank_state {
   timed_control control;
   std::vector<cudart::device_memory<std::byte>> weights;
   timed_store<Copies> store;
-  rebalancer<cudart::device_recorder, trade_with_neighbour, ballast_test::few_layers, timed_wires<wires>,
+  rebalancer<cudart::device_recorder, trade_with_neighbour, ballast::layers_per_chunk<>, timed_wires<wires>,
              timed_store<Copies>, timed_control>
       moved;
 };
@@ -329,7 +329,7 @@ void recording(benchmark::State& state, bool launches) {
   }
   in_process_group group{1};
   auto& alone = group.endpoint(0);
-  rebalancer<cudart::device_recorder, trade_with_neighbour, ballast_test::few_layers, in_process_endpoint,
+  rebalancer<cudart::device_recorder, trade_with_neighbour, ballast::layers_per_chunk<>, in_process_endpoint,
              cudart::device_store<>>
       moved{where, initial, cudart::device_recorder{compute.get(), num_layers, 256, {1000, 8}},
             {},    {},      alone,

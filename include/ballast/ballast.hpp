@@ -56,6 +56,8 @@
 #include <ballast/runtime/replica_check.hpp>
 #include <ballast/runtime/set_up.hpp>
 #include <ballast/runtime/store.hpp>
+#include <ballast/schedule/chunk_schedule.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/transport/by_link.hpp>

@@ -6,13 +6,13 @@
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/placement/survivors.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
 #include "faults/fault.hpp"
 #include "faults/random_moves.hpp"
-#include "support/few_layers.hpp"
 #include "support/hooked.hpp"
 #include "support/patterned_weights.hpp"
 
@@ -54,7 +54,8 @@ template <class Transport, class Control>
 class fault_model final : private ballast::observer {
 public:
   using store = poisoning_store<hooked_store>;
-  using rebalancer = ballast::rebalancer<ballast::window_recorder, random_moves, few_layers, Transport, store, Control>;
+  using rebalancer = ballast::rebalancer<ballast::window_recorder, random_moves, ballast::layers_per_chunk<>, Transport,
+                                         store, Control>;
 
   fault_model(fault const& what, std::size_t number, ballast::index_t rank, Transport& wires, Control& plane,
               hook_function hook, bool* deviates_next)
@@ -68,7 +69,7 @@ public:
                initial_,
                ballast::window_recorder{shape_.num_layers, initial_.num_logical(), {2 * shape_.interval, 2}},
                {what.few_moves, deviates_next},
-               {what.layers_per_chunk},
+               ballast::layers_per_chunk{what.layers_per_chunk},
                wires,
                store_,
                plane,

@@ -3,10 +3,10 @@
 // measures.
 #include <ballast/runtime/device_times.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "../support/cohort.hpp"
-#include "../support/few_layers.hpp"
 #include "../support/policies.hpp"
 
 #include <doctest/doctest.h>
@@ -99,10 +99,10 @@ constexpr index_t num_layers = 4;
 // Without replicas a rotation moves two experts a layer, one each way.
 placement const initial = trivial_placement({num_layers, 6, 6});
 
-using rank_type = member<rotate_placement, few_layers, device_like_store, device_like_wires>;
+using rank_type = member<rotate_placement, layers_per_chunk<>, device_like_store, device_like_wires>;
 
 template <class Body>
-void on_two_ranks(few_layers schedule, rebalancer_options options, Body body) {
+void on_two_ranks(layers_per_chunk<> schedule, rebalancer_options options, Body body) {
   options.timeout = patience;
   in_process_group group{2};
   group.run([&](in_process_endpoint& me) {
@@ -160,22 +160,23 @@ std::size_t check_times(event_log const& log) {
 TEST_CASE("each chunk's times come once, in order, on the first call that finds the device done with it") {
   for (index_t const per_chunk : {1, 3, 4}) {
     CAPTURE(per_chunk);
-    on_two_ranks({per_chunk}, {.interval = 2}, [](rank_type& self, device_like_wires&, in_process_endpoint&) {
-      std::size_t seen = 0;
-      for (std::uint64_t call = 1; call <= 40; ++call) {
-        if (call % 3 == 0) { self.store.catch_up(); }
-        self.moved.on_forward_pass_end().or_throw();
-        auto const times = times_in(self.log);
-        for (; seen < times.size(); ++seen) { CHECK(call == (times[seen].step / 3 + 1) * 3); }
-      }
-      CHECK(check_times(self.log) >= 12);
-      CHECK(check_times(self.log) + 3 >= self.log.steps_of("commit").size());
-    });
+    on_two_ranks(layers_per_chunk{per_chunk}, {.interval = 2},
+                 [](rank_type& self, device_like_wires&, in_process_endpoint&) {
+                   std::size_t seen = 0;
+                   for (std::uint64_t call = 1; call <= 40; ++call) {
+                     if (call % 3 == 0) { self.store.catch_up(); }
+                     self.moved.on_forward_pass_end().or_throw();
+                     auto const times = times_in(self.log);
+                     for (; seen < times.size(); ++seen) { CHECK(call == (times[seen].step / 3 + 1) * 3); }
+                   }
+                   CHECK(check_times(self.log) >= 12);
+                   CHECK(check_times(self.log) + 3 >= self.log.steps_of("commit").size());
+                 });
   }
 }
 
 TEST_CASE("a chunk of several groups and batches tells their sums") {
-  on_two_ranks({4}, {.interval = 2, .max_message_bytes = 20, .rounds_per_batch = 1},
+  on_two_ranks(layers_per_chunk{4}, {.interval = 2, .max_message_bytes = 20, .rounds_per_batch = 1},
                [](rank_type& self, device_like_wires&, in_process_endpoint&) {
                  self.store.room = 2048;  // two layers: an arrival and a spare each, of two tensors
                  for (int call = 0; call < 20; ++call) {
@@ -187,7 +188,7 @@ TEST_CASE("a chunk of several groups and batches tells their sums") {
 }
 
 TEST_CASE("asynchronous moves tell their times as well") {
-  on_two_ranks({2}, {.interval = 2, .asynchronous = true},
+  on_two_ranks(layers_per_chunk{2}, {.interval = 2, .asynchronous = true},
                [](rank_type& self, device_like_wires&, in_process_endpoint& me) {
                  for (int call = 0; call < 60; ++call) {
                    auto const mine = self.moved.outgoing();
@@ -202,7 +203,7 @@ TEST_CASE("asynchronous moves tell their times as well") {
 }
 
 TEST_CASE("a placement that is applied tells its times on a later call") {
-  on_two_ranks({1}, {.interval = 100}, [](rank_type& self, device_like_wires&, in_process_endpoint&) {
+  on_two_ranks(layers_per_chunk{1}, {.interval = 100}, [](rank_type& self, device_like_wires&, in_process_endpoint&) {
     auto target = initial;
     rotate_placement{}.plan({}, initial, where, target).or_throw();
     self.moved.apply(target).or_throw();
@@ -214,21 +215,22 @@ TEST_CASE("a placement that is applied tells its times on a later call") {
 }
 
 TEST_CASE("where nothing measures, nobody is asked") {
-  on_two_ranks({2}, {.interval = 2}, [](rank_type& self, device_like_wires& wires, in_process_endpoint&) {
-    self.store.timed = false;
-    wires.timed = false;
-    for (int call = 0; call < 20; ++call) {
-      self.moved.on_forward_pass_end().or_throw();
-      self.store.catch_up();
-    }
-    CHECK(self.log.steps_of("commit").size() >= 4);
-    CHECK(times_in(self.log).empty());
-    CHECK(self.store.num_questions == 0);
-  });
+  on_two_ranks(layers_per_chunk{2}, {.interval = 2},
+               [](rank_type& self, device_like_wires& wires, in_process_endpoint&) {
+                 self.store.timed = false;
+                 wires.timed = false;
+                 for (int call = 0; call < 20; ++call) {
+                   self.moved.on_forward_pass_end().or_throw();
+                   self.store.catch_up();
+                 }
+                 CHECK(self.log.steps_of("commit").size() >= 4);
+                 CHECK(times_in(self.log).empty());
+                 CHECK(self.store.num_questions == 0);
+               });
 }
 
 TEST_CASE("a store is asked only while it has something to tell") {
-  on_two_ranks({4}, {.interval = 4}, [](rank_type& self, device_like_wires&, in_process_endpoint&) {
+  on_two_ranks(layers_per_chunk{4}, {.interval = 4}, [](rank_type& self, device_like_wires&, in_process_endpoint&) {
     for (int call = 1; call <= 5; ++call) { self.moved.on_forward_pass_end().or_throw(); }
     CHECK(self.store.num_questions == 0);  // this call has committed, and asks later
     self.moved.on_forward_pass_end().or_throw();
@@ -245,45 +247,47 @@ TEST_CASE("a store is asked only while it has something to tell") {
 TEST_CASE("one of the two may measure alone") {
   for (bool const store_measures : {false, true}) {
     CAPTURE(store_measures);
-    on_two_ranks({2}, {.interval = 2}, [&](rank_type& self, device_like_wires& wires, in_process_endpoint&) {
-      self.store.timed = store_measures;
-      wires.timed = !store_measures;
-      for (int call = 0; call < 6; ++call) {
-        self.moved.on_forward_pass_end().or_throw();
-        self.store.catch_up();
-      }
-      auto const times = times_in(self.log);
-      REQUIRE(times.size() == 2);
-      CHECK((times[0].device_receive >= 0) == !store_measures);
-      CHECK((times[0].device_commit >= 0) == store_measures);
-    });
+    on_two_ranks(layers_per_chunk{2}, {.interval = 2},
+                 [&](rank_type& self, device_like_wires& wires, in_process_endpoint&) {
+                   self.store.timed = store_measures;
+                   wires.timed = !store_measures;
+                   for (int call = 0; call < 6; ++call) {
+                     self.moved.on_forward_pass_end().or_throw();
+                     self.store.catch_up();
+                   }
+                   auto const times = times_in(self.log);
+                   REQUIRE(times.size() == 2);
+                   CHECK((times[0].device_receive >= 0) == !store_measures);
+                   CHECK((times[0].device_commit >= 0) == store_measures);
+                 });
   }
 }
 
 TEST_CASE("commits of a chunk that failed are not counted for another") {
-  on_two_ranks({2}, {.interval = 1}, [](rank_type& self, device_like_wires& wires, in_process_endpoint&) {
-    self.store.room = 1024;  // a layer at a time
-    wires.failing_batch = self.moved.rank() == 0 ? 1 : -1;
-    status result;
-    for (int call = 0; call < 5 && result.ok(); ++call) { result = self.moved.on_forward_pass_end(); }
-    REQUIRE(!result.ok());
-    CHECK(self.moved.epoch(0) == 1);
-    CHECK(self.moved.epoch(1) == 0);
-    self.moved.resume().or_throw();
-    for (int call = 0; call < 4; ++call) {
-      self.moved.on_forward_pass_end().or_throw();
-      self.store.catch_up();
-    }
-    auto const times = times_in(self.log);
-    REQUIRE(times.size() == 3);
-    CHECK(times[0].layers == std::vector<index_t>{0});
-    CHECK(times[0].device_commit == 1000);
-    CHECK(times[1].layers == std::vector<index_t>{0});
-    CHECK(times[1].device_commit == 2000);  // for the second time
-    CHECK(times[2].layers == std::vector<index_t>{1});
-    CHECK(times[2].device_commit == 1001);
-    CHECK(times[2].device_receive == 53);
-  });
+  on_two_ranks(layers_per_chunk{2}, {.interval = 1},
+               [](rank_type& self, device_like_wires& wires, in_process_endpoint&) {
+                 self.store.room = 1024;  // a layer at a time
+                 wires.failing_batch = self.moved.rank() == 0 ? 1 : -1;
+                 status result;
+                 for (int call = 0; call < 5 && result.ok(); ++call) { result = self.moved.on_forward_pass_end(); }
+                 REQUIRE(!result.ok());
+                 CHECK(self.moved.epoch(0) == 1);
+                 CHECK(self.moved.epoch(1) == 0);
+                 self.moved.resume().or_throw();
+                 for (int call = 0; call < 4; ++call) {
+                   self.moved.on_forward_pass_end().or_throw();
+                   self.store.catch_up();
+                 }
+                 auto const times = times_in(self.log);
+                 REQUIRE(times.size() == 3);
+                 CHECK(times[0].layers == std::vector<index_t>{0});
+                 CHECK(times[0].device_commit == 1000);
+                 CHECK(times[1].layers == std::vector<index_t>{0});
+                 CHECK(times[1].device_commit == 2000);  // for the second time
+                 CHECK(times[2].layers == std::vector<index_t>{1});
+                 CHECK(times[2].device_commit == 1001);
+                 CHECK(times[2].device_receive == 53);
+               });
 }
 
 TEST_CASE("a chunk between the groups of another keeps its own times") {

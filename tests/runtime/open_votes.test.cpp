@@ -2,9 +2,9 @@
 // Votes of which a rank does not hear the outcome: what settles them, and what does not.
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
 
-#include "../support/few_layers.hpp"
 #include "../support/group_runner.hpp"
 #include "../support/hooked.hpp"
 #include "../support/patterned_weights.hpp"
@@ -52,8 +52,16 @@ struct rank_with_open_vote {
   in_process_endpoint* transport;
   patterned_weights weights{where, transport->rank(), initial, {{24, 24}}};
   hooked_store store{where, 2};
-  rebalancer<window_recorder, rotate_placement, few_layers, in_process_endpoint, hooked_store, reticent_control> moved{
-      where, initial, window_recorder{2, 5}, {}, {2}, *transport, store, control, {.interval = 1, .timeout = patience}};
+  rebalancer<window_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, hooked_store, reticent_control>
+      moved{where,
+            initial,
+            window_recorder{2, 5},
+            {},
+            layers_per_chunk{2},
+            *transport,
+            store,
+            control,
+            {.interval = 1, .timeout = patience}};
 };
 
 template <class Body>

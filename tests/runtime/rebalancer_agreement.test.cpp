@@ -3,10 +3,10 @@
 #include <ballast/load/decay_recorder.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "../support/cohort.hpp"
-#include "../support/few_layers.hpp"
 #include "../support/hooked.hpp"
 #include "../support/policies.hpp"
 
@@ -112,7 +112,8 @@ struct rank_of_two {
       : control{me},
         weights{where, me.rank(), initial, {shape}},
         store{where, num_layers},
-        moved{where, initial, window_recorder{num_layers, 4, {1, 1}}, {}, {2}, me, store, control, options, &log} {
+        moved{where,   initial, window_recorder{num_layers, 4, {1, 1}}, {}, layers_per_chunk{2}, me, store, control,
+              options, &log} {
     weights.add_to(store);
   }
   status step(std::vector<index_t> const& ids = {2, 2, 2, 2, 0, 0, 1, 1}) {
@@ -129,7 +130,8 @@ struct rank_of_two {
   lying_control control;
   patterned_weights weights;
   refusing_store store;
-  rebalancer<window_recorder, rotate_placement, few_layers, in_process_endpoint, refusing_store, lying_control> moved;
+  rebalancer<window_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, refusing_store, lying_control>
+      moved;
 };
 
 template <class Body>
@@ -330,12 +332,12 @@ TEST_CASE("replicas of large tensors: both ends at the start, all of it in the b
 TEST_CASE("survivors go on with another topology, at another epoch, and move among themselves") {
   topology const three{{3, 1, 4, 0}};
   placement const twice = trivial_placement({num_layers, 6, 12});  // 0 1 2 3 | 4 5 0 1 | 2 3 4 5
-  using rank_of_three = member<keep_placement, few_layers>;
+  using rank_of_three = member<keep_placement, layers_per_chunk<>>;
   in_process_group group{3};
   std::vector<std::unique_ptr<rank_of_three>> ranks(3);
   group.run([&](in_process_endpoint& me) {
     auto& self = ranks[static_cast<std::size_t>(me.rank())];
-    self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, few_layers{2}, me,
+    self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, me,
                                            rebalancer_options{.timeout = patience});
     self->moved.start().or_throw();
   });
@@ -376,7 +378,8 @@ TEST_CASE("ranks with recorders of another kind are told that they are") {
     host_store store{where, num_layers};
     weights.add_to(store);
     auto const start = [&](auto recorder) {
-      rebalancer moved{where, initial, recorder, keep_placement{}, few_layers{}, me, store, me, {.timeout = patience}};
+      rebalancer moved{where, initial, recorder, keep_placement{},     layers_per_chunk{},
+                       me,    store,   me,       {.timeout = patience}};
       return moved.start();
     };
     auto const result =
@@ -389,7 +392,8 @@ TEST_CASE("ranks with recorders of another kind are told that they are") {
 TEST_CASE("while layers move, counts of one that has not moved yet are those of the map in force") {
   in_process_group group{2};
   group.run([](in_process_endpoint& me) {
-    member<rotate_placement, few_layers> self{where, initial, {}, {1}, me, {.interval = 1, .timeout = patience}};
+    member<rotate_placement, layers_per_chunk<>> self{
+        where, initial, {}, layers_per_chunk{1}, me, {.interval = 1, .timeout = patience}};
     self.moved.start().or_throw();
     for (int call = 0; call < 3; ++call) { self.moved.on_forward_pass_end().or_throw(); }
     REQUIRE(self.moved.state() == rebalancer_state::moving);
@@ -424,8 +428,8 @@ TEST_CASE("no tag is used twice, whatever a rebalancer does and whoever comes af
   group.run([](in_process_endpoint& me) {
     noted_wire wire{me};
     for (int model = 0; model < 2; ++model) {
-      member<rotate_placement, few_layers, host_store, noted_wire> self{
-          where, initial, {}, {1}, me, wire, {.interval = 1, .timeout = patience}};
+      member<rotate_placement, layers_per_chunk<>, host_store, noted_wire> self{
+          where, initial, {}, layers_per_chunk{1}, me, wire, {.interval = 1, .timeout = patience}};
       self.moved.start().or_throw();
       for (int call = 0; call < 12; ++call) { self.moved.on_forward_pass_end().or_throw(); }
       self.moved.resume().or_throw();
@@ -444,8 +448,8 @@ TEST_CASE("regions have the same numbers on every rank, those of no one else, an
     noted_wire wire{me};
     wire.used = me.rank() == 0 ? 3 : 8;
     {
-      member<rotate_placement, few_layers, host_store, noted_wire> self{
-          where, initial, {}, {2}, me, wire, {.timeout = patience}};
+      member<rotate_placement, layers_per_chunk<>, host_store, noted_wire> self{
+          where, initial, {}, layers_per_chunk{2}, me, wire, {.timeout = patience}};
       self.moved.start().or_throw();
       CHECK(wire.exposed == std::vector<std::uint32_t>{8});
       self.moved.apply(rotated()).or_throw();
@@ -458,8 +462,8 @@ TEST_CASE("regions have the same numbers on every rank, those of no one else, an
   // Weights of another layout on one rank: what was exposed before a start fails is taken back too.
   group.run([](in_process_endpoint& me) {
     noted_wire wire{me};
-    member<rotate_placement, few_layers, host_store, noted_wire> self{
-        where, initial, {}, {2}, me, wire, {.timeout = patience}};
+    member<rotate_placement, layers_per_chunk<>, host_store, noted_wire> self{
+        where, initial, {}, layers_per_chunk{2}, me, wire, {.timeout = patience}};
     if (me.rank() == 1) { self.weights.expert(1, 0, 2)[0] ^= std::byte{1}; }
     CHECK(self.moved.start().code() == errc::corrupted);
     CHECK(wire.exposed.size() == 1);
@@ -488,13 +492,13 @@ TEST_CASE("a rank that fails while all record is heard of by the others, at thei
 }
 
 TEST_CASE("a rank that cannot take its part of a layer that arrives over several steps ends the first of them") {
-  struct one_move_a_step : few_layers {
+  struct one_move_a_step : layers_per_chunk<> {
     [[nodiscard]] std::int64_t step_bytes() const noexcept { return 1; }
   };
   in_process_group group{2};
   group.run([](in_process_endpoint& me) {
-    member<rotate_placement, one_move_a_step, hooked_store> self{where, trivial_placement({num_layers, 6, 6}), {}, {},
-                                                                 me,    {.interval = 1, .timeout = patience}};
+    member<rotate_placement, one_move_a_step, hooked_store> self{
+        where, trivial_placement({num_layers, 6, 6}), {}, one_move_a_step{}, me, {.interval = 1, .timeout = patience}};
     self.store.out_of_memory = [&] { return me.rank() == 1; };
     self.moved.start().or_throw();
     for (int call = 0; call < 2; ++call) { self.moved.on_forward_pass_end().or_throw(); }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/schedule/schedules.hpp>
+#include <ballast/schedule/views.hpp>
 
 #include "../support/long_runs.hpp"
 #include "../support/random.hpp"
@@ -22,6 +23,17 @@ chunks cut(Schedule const& schedule, std::vector<layer_work> const& work) {
   chunks result;
   schedule.for_each_chunk(work,
                           [&](std::span<index_t const> layers) { result.emplace_back(layers.begin(), layers.end()); });
+  return result;
+}
+
+template <chunk_schedule Schedule>
+chunks cut_lazily(Schedule const& schedule, std::vector<layer_work> const& work) {
+  chunks result;
+  std::vector<layer_work> storage;
+  for (auto&& chunk : views::chunks(schedule, work, storage)) {
+    auto& layers = result.emplace_back();
+    for (layer_work const& layer : chunk) { layers.push_back(layer.layer); }
+  }
   return result;
 }
 
@@ -110,6 +122,7 @@ TEST_CASE("whatever the schedule, each changed layer comes once and no chunk is 
       if (item.changed) { expected.push_back(item.layer); }
     }
     auto const check = [&](auto const& schedule) {
+      REQUIRE(cut_lazily(schedule, work) == cut(schedule, work));
       std::vector<index_t> seen;
       for (auto const& chunk : cut(schedule, work)) {
         REQUIRE(!chunk.empty());

@@ -7,8 +7,8 @@
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
+#include <ballast/schedule/schedules.hpp>
 
-#include "support/few_layers.hpp"
 #include "support/gpu.hpp"
 #include "support/law_log.hpp"
 
@@ -62,7 +62,7 @@ struct gpu_member {
   gpu_member(ballast::topology const& where, ballast::placement const& initial, Transport& transport, Control& control,
              std::vector<cudaStream_t> copy_streams, ballast::rebalancer_options const& options,
              ballast::observer* watcher = nullptr, std::vector<gpu_tensor_shape> tensors = odd_tensors(),
-             few_layers schedule = {}, bool timed = false)
+             ballast::layers_per_chunk<> schedule = {}, bool timed = false)
       : weights{where, control.rank(), initial, std::move(tensors)},
         store{where,
               control.rank(),
@@ -107,7 +107,7 @@ struct gpu_member {
   ballast::cudart::stream compute = ballast::cudart::stream::create();
   gpu_weights weights;
   ballast::cudart::device_store<> store;
-  ballast::rebalancer<ballast::window_recorder, shuffle_placement, few_layers, Transport,
+  ballast::rebalancer<ballast::window_recorder, shuffle_placement, ballast::layers_per_chunk<>, Transport,
                       ballast::cudart::device_store<>, Control>
       moved;
 };

@@ -5,12 +5,12 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/transport.hpp>
 
 #include "support/check_complaints.hpp"
 #include "support/control_laws.hpp"
 #include "support/faulty_transport.hpp"
-#include "support/few_layers.hpp"
 #include "support/group_runner.hpp"
 #include "support/hooked.hpp"
 #include "support/patterned_weights.hpp"
@@ -86,12 +86,12 @@ struct wayward_placement {
   void describe(ballast::digest& out) const { out.add(std::string_view{"wayward_placement"}); }
 };
 
-/// `few_layers`, or so many bytes a step.
-struct few_layers_or_bytes : few_layers {
+/// `layers_per_chunk<>`, or so many bytes a step.
+struct layers_or_bytes : ballast::layers_per_chunk<> {
   std::int64_t bytes = 1 << 30;
   [[nodiscard]] std::int64_t step_bytes() const noexcept { return bytes; }
   void describe(ballast::digest& out) const {
-    few_layers::describe(out);
+    ballast::layers_per_chunk<>::describe(out);
     out.add(bytes);
   }
 };
@@ -141,7 +141,7 @@ public:
                initial_,
                ballast::window_recorder{num_layers, initial_.num_logical(), {1, 1}},
                wayward_placement{&deed_},
-               few_layers_or_bytes{{2}, what.bytes_per_step ? 71 : 1 << 30},
+               layers_or_bytes{ballast::layers_per_chunk{2}, what.bytes_per_step ? 71 : 1 << 30},
                transport_,
                store_,
                control_,
@@ -293,7 +293,7 @@ private:
   hooked_control<control> control_;
   faulty_transport<transport> transport_;
   believing_observer observer_;
-  ballast::rebalancer<ballast::window_recorder, wayward_placement, few_layers_or_bytes, faulty_transport<transport>,
+  ballast::rebalancer<ballast::window_recorder, wayward_placement, layers_or_bytes, faulty_transport<transport>,
                       hooked_store, hooked_control<control>>
       moved_;
 };

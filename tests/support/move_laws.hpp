@@ -8,11 +8,11 @@
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/transport.hpp>
 
 #include "support/check_complaints.hpp"
 #include "support/control_laws.hpp"
-#include "support/few_layers.hpp"
 #include "support/group_runner.hpp"
 #include "support/patterned_weights.hpp"
 #include "support/policies.hpp"
@@ -105,7 +105,8 @@ private:
   ballast::placement initial_;
   patterned_weights weights_;
   store store_;
-  ballast::rebalancer<ballast::window_recorder, keep_placement, few_layers, transport, store, control> moved_;
+  ballast::rebalancer<ballast::window_recorder, keep_placement, ballast::layers_per_chunk<>, transport, store, control>
+      moved_;
   ballast::detail::transfer_scratch scratch_;
   std::size_t most_staged_ = 0;
 };

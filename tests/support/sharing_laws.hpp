@@ -5,9 +5,9 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 
 #include "support/check_complaints.hpp"
-#include "support/few_layers.hpp"
 #include "support/group_runner.hpp"
 #include "support/hooked.hpp"
 #include "support/patterned_weights.hpp"
@@ -57,7 +57,9 @@ private:
   ballast::placement initial_;
   patterned_weights weights_;
   hooked_store store_;
-  ballast::rebalancer<ballast::window_recorder, rotate_placement, few_layers, transport, hooked_store, control> moved_;
+  ballast::rebalancer<ballast::window_recorder, rotate_placement, ballast::layers_per_chunk<>, transport, hooked_store,
+                      control>
+      moved_;
 };
 
 /// A rank with two models on one transport.

@@ -2,19 +2,10 @@
 #ifndef BALLAST_SCHEDULE_SCHEDULES_HPP
 #define BALLAST_SCHEDULE_SCHEDULES_HPP
 
-#if defined(__CUDACC__) && defined(__NVCC__)
-  #error "ballast/schedule/schedules.hpp uses range-v3, which nvcc cannot compile: include it from a .cpp file"
-#endif
-
-#include <ballast/contract.hpp>
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
+#include <ballast/detail/wide_int.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
-
-#include <range/v3/range/conversion.hpp>
-#include <range/v3/view/chunk.hpp>
-#include <range/v3/view/filter.hpp>
-#include <range/v3/view/transform.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -62,58 +53,58 @@ struct by_gain {
   }
 
 private:
-  __extension__ using wide = __int128;
-
   [[nodiscard]] static bool comes_before(layer_work const& a, layer_work const& b) {
     if (a.bytes == 0 || b.bytes == 0) { return a.bytes == 0 && (b.bytes != 0 || a.gain > b.gain); }
     // a.gain / a.bytes > b.gain / b.bytes without a division
-    return static_cast<wide>(a.gain) * b.bytes > static_cast<wide>(b.gain) * a.bytes;
+    return detail::wide_product(a.gain, b.bytes) > detail::wide_product(b.gain, a.bytes);
   }
 };
 
 namespace detail {
 
-/// What all schedules share: filter, order, and handing chunks out as spans of layer ids.
+/// What all schedules share: which layers take part, in which order, and handing them out in chunks.
 template <class Filter, class Order>
 struct schedule_base {
   [[no_unique_address]] Filter layer_filter;
   [[no_unique_address]] Order layer_order;
 
-  /// The layers that take part, in order: a lazy range over `work` (or over `storage`, when the order sorts).
-  [[nodiscard]] auto selected(std::span<layer_work const> work, std::vector<layer_work>& storage) const {
-    return layer_order(work, storage) | ranges::views::filter(layer_filter);
+  /// Hand the layers that take part to `sink` in chunks: `ends(layer)`, asked before each layer but a chunk's first,
+  /// says whether the chunk ends before it.
+  template <class Ends, class Sink>
+  void sink_chunks(std::span<layer_work const> work, Ends ends, Sink&& sink) const {
+    std::vector<layer_work> storage;
+    std::vector<index_t> chunk;
+    for (auto const& layer : layer_order(work, storage)) {
+      if (!layer_filter(layer)) { continue; }
+      if (ends(layer, chunk.size()) && !chunk.empty()) {
+        sink(std::span<index_t const>{chunk});
+        chunk.clear();
+      }
+      chunk.push_back(layer.layer);
+    }
+    if (!chunk.empty()) { sink(std::span<index_t const>{chunk}); }
   }
   void describe_parts(digest& out) const { out.add(Filter::name).add(Order::name); }
 };
 
-/// Hand each inner range of layers to `sink` as a span.
-template <class Chunks, class Sink>
-void sink_chunks(Chunks&& chunks, Sink&& sink) {
-  std::vector<index_t> layers;
-  for (auto&& chunk : chunks) {
-    layers.clear();
-    for (auto const& work : chunk) { layers.push_back(work.layer); }
-    sink(std::span<index_t const>{layers});
+/// Fills chunks greedily with layers whose summed cost stays within a limit; a layer above it is a chunk of its own.
+template <class Cost>
+class cost_limit {
+public:
+  cost_limit(std::int64_t limit, Cost cost) : limit_{limit}, cost_{cost} {}
+  /// Whether the chunk of `size` layers ends before this one, which is counted either way.
+  [[nodiscard]] bool operator()(layer_work const& layer, std::size_t size) {
+    auto const price = cost_(layer);
+    bool const ends = size > 0 && price > limit_ - spent_;
+    spent_ = ends || size == 0 ? price : spent_ + price;
+    return ends;
   }
-}
 
-/// Cut layers greedily into chunks whose summed cost stays within a limit; a layer above it is a chunk of its own.
-template <class Layers, class Cost, class Sink>
-void sink_by_cost(Layers&& selected, std::int64_t limit, Cost cost, Sink&& sink) {
-  std::vector<index_t> layers;
-  std::int64_t spent = 0;
-  for (auto const& work : selected) {
-    auto const price = cost(work);
-    if (!layers.empty() && spent + price > limit) {
-      sink(std::span<index_t const>{layers});
-      layers.clear();
-      spent = 0;
-    }
-    layers.push_back(work.layer);
-    spent += price;
-  }
-  if (!layers.empty()) { sink(std::span<index_t const>{layers}); }
-}
+private:
+  std::int64_t limit_;
+  std::int64_t spent_ = 0;
+  Cost cost_;
+};
 
 }  // namespace detail
 
@@ -126,10 +117,7 @@ struct all_layers : detail::schedule_base<Filter, Order> {
   [[nodiscard]] status validate() const { return {}; }
   template <class Sink>
   void for_each_chunk(std::span<layer_work const> work, Sink&& sink) const {
-    std::vector<layer_work> storage;
-    auto const layers = this->selected(work, storage) | ranges::views::transform(&layer_work::layer) |
-                        ranges::to<std::vector<index_t>>();
-    if (!layers.empty()) { sink(std::span<index_t const>{layers}); }
+    this->sink_chunks(work, [](layer_work const&, std::size_t) { return false; }, sink);
   }
   void describe(digest& out) const {
     out.add(std::string_view{"all_layers"});
@@ -143,6 +131,7 @@ template <class Filter = changed_layers, class Order = in_layer_order>
 struct layers_per_chunk : detail::schedule_base<Filter, Order> {
   index_t layers = 1;
 
+  constexpr layers_per_chunk() = default;
   constexpr explicit layers_per_chunk(index_t k, Filter filter = {}, Order order = {})
       : detail::schedule_base<Filter, Order>{filter, order}, layers{k} {}
 
@@ -152,15 +141,13 @@ struct layers_per_chunk : detail::schedule_base<Filter, Order> {
     }
     return {};
   }
-  /// The chunks as a lazy range of ranges of `layer_work`. @pre `validate()` succeeds
-  [[nodiscard]] auto chunks(std::span<layer_work const> work, std::vector<layer_work>& storage) const {
-    BALLAST_EXPECTS(layers > 0, "layers_per_chunk: chunk size must be positive");
-    return this->selected(work, storage) | ranges::views::chunk(layers);
-  }
+  /// @pre `validate()` succeeds
   template <class Sink>
   void for_each_chunk(std::span<layer_work const> work, Sink&& sink) const {
-    std::vector<layer_work> storage;
-    detail::sink_chunks(chunks(work, storage), sink);
+    auto const is_full = [this](layer_work const&, std::size_t size) {
+      return size >= static_cast<std::size_t>(layers);
+    };
+    this->sink_chunks(work, is_full, sink);
   }
   template <class Visit>
   void for_each_option(Visit visit) const {
@@ -188,11 +175,13 @@ struct bytes_per_step : detail::schedule_base<Filter, Order> {
     return {};
   }
   [[nodiscard]] std::int64_t step_bytes() const noexcept { return bytes; }
+  /// What a layer takes of a step's bytes.
+  [[nodiscard]] auto cost() const noexcept {
+    return [](layer_work const& layer) { return layer.bytes; };
+  }
   template <class Sink>
   void for_each_chunk(std::span<layer_work const> work, Sink&& sink) const {
-    std::vector<layer_work> storage;
-    detail::sink_by_cost(
-        this->selected(work, storage), bytes, [](layer_work const& layer) { return layer.bytes; }, sink);
+    this->sink_chunks(work, detail::cost_limit{bytes, cost()}, sink);
   }
   template <class Visit>
   void for_each_option(Visit visit) const {
@@ -229,13 +218,15 @@ struct time_per_step : detail::schedule_base<Filter, Order> {
     }
     return {};
   }
+  /// What a layer takes of a step's microseconds.
+  [[nodiscard]] auto cost() const noexcept {
+    return [model = link](layer_work const& layer) {
+      return layer.busiest_rank_bytes / model.bytes_per_microsecond + model.layer_overhead_us;
+    };
+  }
   template <class Sink>
   void for_each_chunk(std::span<layer_work const> work, Sink&& sink) const {
-    std::vector<layer_work> storage;
-    auto const cost = [this](layer_work const& layer) {
-      return layer.busiest_rank_bytes / link.bytes_per_microsecond + link.layer_overhead_us;
-    };
-    detail::sink_by_cost(this->selected(work, storage), microseconds, cost, sink);
+    this->sink_chunks(work, detail::cost_limit{microseconds, cost()}, sink);
   }
   template <class Visit>
   void for_each_option(Visit visit) const {

@@ -39,7 +39,7 @@ __global__ void read_slots(std::int32_t const* physical, unsigned count, std::by
 using wires = cudart::peer_copy<cudart::local_peers::member, cudart::kernel_copies>;
 using store_type = cudart::device_store<dispatch_tables, cudart::kernel_copies>;
 using rebalancer_type =
-    rebalancer<cudart::device_recorder, shuffle_placement, few_layers, wires, store_type, in_process_endpoint>;
+    rebalancer<cudart::device_recorder, shuffle_placement, layers_per_chunk<>, wires, store_type, in_process_endpoint>;
 
 /// A graph of one layer's pass: dispatch and count the router's choices, then read the experts' weights.
 class captured_pass {

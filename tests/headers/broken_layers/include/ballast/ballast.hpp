@@ -3,6 +3,6 @@
 #define BALLAST_BALLAST_HPP
 
 #include <ballast/load/upward.hpp>
-#include <ballast/schedule/fine.hpp>
+#include <ballast/schedule/views.hpp>
 
 #endif
