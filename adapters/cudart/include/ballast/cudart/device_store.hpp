@@ -56,7 +56,7 @@ struct device_store_options {
   /// The engine's own memory on the rank's device to stage in, aligned to 256 bytes; `staging_limit` is at most its
   /// size then. Left out, staging is allocated once, by `start`, as large as the limit or the registered weights.
   segment staging = {};
-  dispatch_mode dispatch = dispatch_mode::nearest;     ///< how tokens choose among replicas
+  dispatch_mode dispatch = dispatch_mode::nearest;  ///< how tokens choose among replicas
   bool exported = false;  ///< other processes read the weights: refuse tensors whose memory they cannot open
   bool timed = false;     ///< measure commits on the device, see `commit_timer`: two event records for each
   slot_hook hook = {};    ///< runs after a commit's copies and before its tables
@@ -106,7 +106,8 @@ public:
 
   /// Learn a transport's copy streams: from now on they are ordered behind this store's commits. A rebalancer does it.
   ///
-  /// @return `errc::invalid_option` for a transport that does not tell them where the options name none; nothing changes
+  /// @return `errc::invalid_option` for a transport that does not tell them where the options name none; nothing
+  /// changes
   ///         then.
   template <data_transport Transport>
   [[nodiscard]] status connect(Transport const& transport) {
@@ -122,9 +123,10 @@ public:
       add(transport.copy_stream());
     }
     if (streams.empty() && transport.num_ranks() > 1) {
-      return {errc::invalid_option,
-              "device_store: the transport does not tell the streams that it copies on, and its copies could run before "
-              "a commit: name them in copy_streams, or give the transport for_each_copy_stream"};
+      return {
+          errc::invalid_option,
+          "device_store: the transport does not tell the streams that it copies on, and its copies could run before "
+          "a commit: name them in copy_streams, or give the transport for_each_copy_stream"};
     }
     streams_ = std::move(streams);
     ahead_ = tables_.published().get();

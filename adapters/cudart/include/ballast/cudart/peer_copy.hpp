@@ -147,8 +147,8 @@ public:
   }
   [[nodiscard]] std::uint32_t next_region() const noexcept { return directory_.next_region(); }
 
-  /// Take costs of first use out of the first batch: access to the peers' memory, kernels, buffers. Call it on all ranks
-  /// after `expose`.
+  /// Take costs of first use out of the first batch: access to the peers' memory, kernels, buffers. Call it on all
+  /// ranks after `expose`.
   /// @return what `expose` could not know yet: a peer's device cannot reach this rank's memory.
   [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
@@ -552,10 +552,10 @@ private:
   }
 
   [[nodiscard]] status given_up(index_t peer) const {
-    return {errc::transport_failed,
-            ballast::detail::concat("peer_copy: rank ", peer, " gave up the batch that rank ", rank(),
-                                    " shares with it"),
-            peer};
+    return {
+        errc::transport_failed,
+        ballast::detail::concat("peer_copy: rank ", peer, " gave up the batch that rank ", rank(), " shares with it"),
+        peer};
   }
   /// A peer that still has to take something has said that it will not, or is dead. Of the latter peers are asked now
   /// and then.

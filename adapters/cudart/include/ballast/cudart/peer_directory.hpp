@@ -48,7 +48,8 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 /// - `readable(peer)` is the event behind which an odd offer of the peer stands; `readable(rank())` is our own.
 /// - `device(peer)` is the ordinal in this process of the device that holds the peer's memory.
 /// - `is_connected()` says whether there are boards; before, no batch can be opened.
-/// - `check_reach()`, after all ranks have exposed, refuses memory of this rank that a peer's device cannot read, unless
+/// - `check_reach()`, after all ranks have exposed, refuses memory of this rank that a peer's device cannot read,
+/// unless
 ///   there is no access between the two devices at all.
 /// - `peer_trouble(peer)` is a failure if it is known, without waiting, that the peer is dead.
 /// - `abandon()`: copies are still under way that may never end; what they read stays in place for the life of the

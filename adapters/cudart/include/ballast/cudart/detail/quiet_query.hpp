@@ -10,8 +10,8 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-/// Queries that leave the thread's last error alone: the runtime's own put `cudaErrorNotReady` there, over an error that
-/// the engine has not looked at yet.
+/// Queries that leave the thread's last error alone: the runtime's own put `cudaErrorNotReady` there, over an error
+/// that the engine has not looked at yet.
 class quiet_query {
 public:
   /// `cudaSuccess` when the last record of the event has been reached, `cudaErrorNotReady` before.

@@ -45,8 +45,8 @@ public:
   [[nodiscard]] status reserve(std::size_t bytes) {
     if (bytes <= size()) { return {}; }
     if (bytes > limit_) {
-      return {errc::out_of_memory, ballast::detail::concat("device_store: ", bytes,
-                                                           " bytes of staging needed, the limit is ", limit_)};
+      return {errc::out_of_memory,
+              ballast::detail::concat("device_store: ", bytes, " bytes of staging needed, the limit is ", limit_)};
     }
     own_ = {};
     auto result = device_memory<std::byte>::allocate(own_, bytes);
