@@ -2,6 +2,8 @@
 #ifndef BALLAST_CONFIG_HPP
 #define BALLAST_CONFIG_HPP
 
+#include <ballast/version.hpp>
+
 #if defined(_MSVC_LANG) ? _MSVC_LANG < 202002L : __cplusplus < 202002L
   #error "ballast needs C++20: compile with -std=c++20 or later"
 #endif
@@ -15,13 +17,13 @@
   #endif
 #endif
 
-// The contract level is part of the ABI namespace: translation units built at different levels never share an inline
+// Version and contract level are part of the ABI namespace: translation units built with other ones never share an inline
 // function body; handing our types from one to the other fails to link.
-#define BALLAST_DETAIL_CAT3(a, b, c) a##b##c
-#define BALLAST_DETAIL_ABI(major, level) BALLAST_DETAIL_CAT3(v##major, _c, level)
+#define BALLAST_DETAIL_CAT_ABI(major, minor, level) v##major##_##minor##_c##level
+#define BALLAST_DETAIL_ABI(major, minor, level) BALLAST_DETAIL_CAT_ABI(major, minor, level)
 #define BALLAST_BEGIN_NAMESPACE \
   namespace ballast {           \
-  inline namespace BALLAST_DETAIL_ABI(0, BALLAST_CONTRACT_LEVEL) {
+  inline namespace BALLAST_DETAIL_ABI(BALLAST_VERSION_MAJOR, BALLAST_VERSION_MINOR, BALLAST_CONTRACT_LEVEL) {
 #define BALLAST_END_NAMESPACE \
   }                           \
   }
