@@ -27,10 +27,12 @@ BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
 /// What two ranks tell each other about one direction of a batch, as an even digest of its messages; 0 says nothing.
-struct pair_board {
+struct alignas(64) pair_board {
   /// The sender: these messages may be read. One more than the digest: behind the `readable` event.
   std::atomic<std::uint64_t> offered{0};
-  std::atomic<std::uint64_t> taken{0};  ///< the receiver: these messages are all here
+  std::atomic<std::uint64_t> taken{0};      ///< the receiver: these messages are all here
+  std::atomic<std::uint64_t> withdrawn{0};  ///< the sender: it gives these messages up
+  std::atomic<std::uint64_t> declined{0};   ///< the receiver: it gives them up
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in memory that processes share");
 
@@ -46,6 +48,12 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 /// - `readable(peer)` is the event behind which an odd offer of the peer stands; `readable(rank())` is our own.
 /// - `device(peer)` is the ordinal in this process of the device that holds the peer's memory.
 /// - `is_connected()` says whether there are boards; before, no batch can be opened.
+/// - `check_reach()`, after all ranks have exposed, refuses memory of this rank that a peer's device cannot read,
+/// unless
+///   there is no access between the two devices at all.
+/// - `peer_trouble(peer)` is a failure if it is known, without waiting, that the peer is dead.
+/// - `abandon()`: copies are still under way that may never end; what they read stays in place for the life of the
+///   process.
 /// - `board(sender, receiver)` is the same object for both.
 /// - `turns()` of a rank live as long as its boards: what is said there is told apart by tags.
 template <class D>
@@ -62,6 +70,9 @@ concept peer_directory =
       { c.device(peer) } -> std::same_as<int>;
       { c.readable(peer) } -> std::same_as<event const&>;
       { c.is_connected() } noexcept -> std::same_as<bool>;
+      { c.check_reach() } -> std::same_as<status>;
+      { c.peer_trouble(peer) } -> std::same_as<status>;
+      { d.abandon() } noexcept -> std::same_as<void>;
       { c.board(peer, peer) } -> std::same_as<pair_board&>;
       { d.turns() } noexcept -> std::same_as<transfer_turns&>;
     };
@@ -142,6 +153,9 @@ public:
     [[nodiscard]] int device(index_t peer) const { return all_->at(peer).device; }
     [[nodiscard]] event const& readable(index_t peer) const { return all_->at(peer).readable; }
     [[nodiscard]] bool is_connected() const noexcept { return true; }
+    [[nodiscard]] status check_reach() const { return {}; }
+    [[nodiscard]] status peer_trouble(index_t /*peer*/) const { return {}; }
+    void abandon() noexcept {}
     [[nodiscard]] pair_board& board(index_t sender, index_t receiver) const {
       return all_->boards_[static_cast<std::size_t>(sender) * all_->peers_.size() + static_cast<std::size_t>(receiver)];
     }
