@@ -44,9 +44,11 @@
 #include <ballast/placement/validate.hpp>
 #include <ballast/runtime/cycle_plan.hpp>
 #include <ballast/runtime/device_times.hpp>
+#include <ballast/runtime/expert_size.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/plan_message.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>
@@ -59,6 +61,7 @@
 #include <ballast/transport/by_link.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/transport/engine_control.hpp>
+#include <ballast/transport/node_plane.hpp>
 #include <ballast/transport/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>

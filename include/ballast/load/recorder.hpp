@@ -63,8 +63,9 @@ concept pass_recording = requires(R& recorder, index_t number, std::span<index_t
 ///
 /// @par Semantics
 /// `history(out)` writes `[H, L, E]` tokens, `H = num_buckets()`, oldest first, or says why it cannot; what it writes
-/// can be planned on (`validate_loads`). `clear()` forgets the passes that `history` hands out; `clears_on_dump` says
-/// whether a rebalancer calls it after each dump. `describe` mixes the options in that ranks must share.
+/// can be planned on (`validate_loads`). `clear()` forgets the closed passes, or, of a recorder whose counts were
+/// brought by `prepare_history` (`preparing_recorder`), those that `history` speaks of; `clears_on_dump` says whether a
+/// rebalancer calls it after each dump. `describe` mixes the options in that ranks must share.
 template <class R>
 concept load_dumping = requires(R& recorder, R const& constant, std::span<load_t> out, digest& description) {
   { constant.num_buckets() } -> std::same_as<index_t>;
@@ -74,18 +75,6 @@ concept load_dumping = requires(R& recorder, R const& constant, std::span<load_t
   { recorder.clear() } -> std::same_as<void>;
   { constant.describe(description) } -> std::same_as<void>;
   { R::clears_on_dump } -> std::convertible_to<bool>;
-};
-
-/// Counts that are not at hand when `history` asks for them, such as a device's: `prepare_history` starts to bring
-/// them.
-///
-/// @par Semantics
-/// A rebalancer calls it at the end of the call before the one that will ask `history`. From then on `history`, and
-/// what `pass_telling` and its kinds ask, speak of exactly the passes closed before it, and `clear` forgets exactly
-/// those, although more are closed meanwhile. Passes are numbered as ever, from the last one that has ended.
-template <class R>
-concept history_preparing = load_dumping<R> && requires(R& recorder) {
-  { recorder.prepare_history() } -> std::same_as<void>;
 };
 
 /// A recorder that tells which passes it holds, so that the counts of ranks that counted different passes can be added

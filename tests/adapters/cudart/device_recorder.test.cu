@@ -318,6 +318,40 @@ TEST_CASE("counts of the host wait for no stream, and none is lost however far i
   CHECK(recorder.failure().ok());
 }
 
+TEST_CASE("a recorder goes in time although its stream stands still") {
+  auto const stream = cudart::stream::create();
+  std::optional<cudart::device_recorder> recorder;
+  recorder.emplace(stream.get(), num_layers, num_logical, window_options{8, 4});
+  recorder->set_timeout(20 * millisecond);
+  busy_stream hung{stream.get()};
+  record_pass(*recorder, 5);
+  recorder->end_pass(true);
+  recorder->prepare_history();
+  CHECK(is_prompt([&] { recorder.reset(); }));
+  CHECK(hung.release());
+  ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+}
+
+TEST_CASE("a recorder that is moved or replaced keeps to its own stream") {
+  auto const first = cudart::stream::create();
+  auto const second = cudart::stream::create();
+  cudart::device_recorder recorder{first.get(), num_layers, num_logical, {8, 4}};
+  record_pass(recorder, 5);
+  recorder.end_pass(true);
+  recorder.prepare_history();
+  auto moved = std::move(recorder);
+  record_pass(moved, 7);
+  moved.end_pass(true);
+  CHECK(sum(history_of(moved)) == 5);
+  moved.clear();
+  CHECK(sum(history_of(moved)) == 7);
+  cudart::device_recorder other{second.get(), num_layers, num_logical, {8, 4}};
+  record_pass(other, 9);
+  other.end_pass(true);
+  moved = std::move(other);
+  CHECK(sum(history_of(moved)) == 9);
+}
+
 TEST_CASE("an error that the engine has not asked for yet is neither taken for ours nor swallowed") {
   auto const stream = cudart::stream::create();
   auto const map = cudart::device_memory<index_t>::create(num_layers * 4);

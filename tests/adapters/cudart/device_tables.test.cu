@@ -183,7 +183,7 @@ TEST_CASE("calls beside another thread's capture succeed and leave it whole") {
   CHECK(during_capture([&] { recorder.history(found).or_throw(); }) == cudaSuccess);
   CHECK(during_capture([&] {
           cudart::kernel_copies copies;
-          copies.warm_up(on.stream.get()).or_throw();
+          copies.warm_up().or_throw();
         }) == cudaSuccess);
   std::optional<cudart::device_recorder> another;
   CHECK(during_capture([&] {

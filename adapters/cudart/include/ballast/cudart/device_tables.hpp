@@ -3,7 +3,7 @@
 #define BALLAST_CUDART_DEVICE_TABLES_HPP
 
 #include <ballast/cudart/copy_batch.hpp>
-#include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/device_reader.hpp>
 #include <ballast/cudart/detail/mirror_rows.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/text.hpp>
@@ -41,7 +41,6 @@ public:
         first_slot_{where.first_slot(rank)},
         slots_{where.slots_per_rank()},
         mirror_{row_bytes(), 2 * static_cast<std::size_t>(host_.shape().num_layers)} {
-    detail::capture_guard const guard;
     auto const layers = static_cast<std::size_t>(host_.shape().num_layers);
     mirror_.reserve().or_throw();
     ranges_ = device_memory<replica_range>::create(layers * row_ranges());
@@ -82,11 +81,30 @@ public:
   }
   /// The second half, behind the caller's batch or batches. @param on the engine's compute stream
   [[nodiscard]] status mark_published(cudaStream_t on) { return mirror_.mark(on); }
-  [[nodiscard]] status mark_published(index_t /*layer*/, cudaStream_t on) { return mark_published(on); }
   /// Recorded behind the last publication.
   [[nodiscard]] event const& published() const noexcept { return mirror_.marked(); }
   /// Rows of pinned memory, each with the tables of one publication on its way to the device.
   [[nodiscard]] std::size_t num_mirrors() const noexcept { return mirror_.num_rows(); }
+
+  /// Take costs of first use out of the first publication.
+  [[nodiscard]] status warm_up() {
+    if constexpr (requires { batch_.warm_up(); }) {
+      return batch_.warm_up();
+    } else {
+      return {};
+    }
+  }
+  /// Wait until everything that was published is in force, until a deadline.
+  [[nodiscard]] status await_published(nanoseconds_t deadline) const {
+    return detail::await_event(published(), deadline, "device_tables: publish");
+  }
+  /// Leave the tables in place for the life of the process: a device that does not answer still reads them.
+  void abandon() noexcept {
+    ranges_.abandon();
+    entries_.abandon();
+    local_map_.abandon();
+    mirror_.abandon();
+  }
 
   [[nodiscard]] Tables const& host() const noexcept { return host_; }
   /// What kernels read; stays valid for the life of the tables, in captured graphs too.

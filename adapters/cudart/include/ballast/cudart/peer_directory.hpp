@@ -2,8 +2,10 @@
 #ifndef BALLAST_CUDART_PEER_DIRECTORY_HPP
 #define BALLAST_CUDART_PEER_DIRECTORY_HPP
 
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/memory.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/transport.hpp>
@@ -27,10 +29,13 @@ BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
 /// What two ranks tell each other about one direction of a batch, as an even digest of its messages; 0 says nothing.
-struct pair_board {
+/// Each fills a cache line of its own: the ranks of a host look at them all the time.
+struct alignas(64) pair_board {
   /// The sender: these messages may be read. One more than the digest: behind the `readable` event.
   std::atomic<std::uint64_t> offered{0};
-  std::atomic<std::uint64_t> taken{0};  ///< the receiver: these messages are all here
+  std::atomic<std::uint64_t> taken{0};      ///< the receiver: these messages are all here
+  std::atomic<std::uint64_t> withdrawn{0};  ///< the sender: it gives these messages up
+  std::atomic<std::uint64_t> declined{0};   ///< the receiver: it gives them up
 };
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in memory that processes share");
 
@@ -48,6 +53,12 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 /// - `is_connected()` says whether there are boards; before, no batch can be opened.
 /// - `board(sender, receiver)` is the same object for both.
 /// - `turns()` of a rank live as long as its boards: what is said there is told apart by tags.
+/// - `check_reach()` says whether the peers' devices can read what this rank exposes, with the remedy where not; asked
+///   when all ranks are there.
+/// - `peer_trouble(peer)` is `errc::peer_lost` when it is known that the peer is dead. What it said on its boards
+///   before is seen by who looks afterwards. It costs a call of the system at most, and waits for nothing.
+/// - `leave_mapped()` before destruction leaves what is mapped of the peers' memory as it is until the process ends, for
+///   a transport whose copies have not ended in time.
 template <class D>
 concept peer_directory =
     requires(D& d, D const& c, std::span<segment const> regions, index_t peer, std::uint32_t number) {
@@ -64,6 +75,9 @@ concept peer_directory =
       { c.is_connected() } noexcept -> std::same_as<bool>;
       { c.board(peer, peer) } -> std::same_as<pair_board&>;
       { d.turns() } noexcept -> std::same_as<transfer_turns&>;
+      { c.check_reach() } -> std::same_as<status>;
+      { c.peer_trouble(peer) } -> std::same_as<status>;
+      { d.leave_mapped() } noexcept -> std::same_as<void>;
     };
 
 namespace detail {
@@ -127,7 +141,8 @@ public:
     /// ones are refused, and nobody finds regions of theirs.
     ///
     /// @return `errc::invalid_option` for numbers that this rank has used, `errc::disagreement` for a set that differs
-    ///         from another rank's; nothing changes then.
+    ///         from another rank's, `errc::invalid_weights` with the remedy for a region in several allocations, or
+    ///         that the device of a rank which has joined cannot read; nothing changes then.
     [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
       return all_->expose(rank_, regions, first);
     }
@@ -146,6 +161,15 @@ public:
       return all_->boards_[static_cast<std::size_t>(sender) * all_->peers_.size() + static_cast<std::size_t>(receiver)];
     }
     [[nodiscard]] transfer_turns& turns() noexcept { return all_->at(rank_).turns; }
+    /// Whether the devices of all ranks that have joined can read what this rank exposes.
+    ///
+    /// @return `errc::invalid_weights` with the remedy.
+    /// @complexity a few calls of the driver for each physical piece of memory and each device
+    [[nodiscard]] status check_reach() const { return all_->check_reach(rank_); }
+    /// Ranks of one process die together.
+    [[nodiscard]] status peer_trouble(index_t /*peer*/) const { return {}; }
+    /// Nothing is mapped here: the memory is the engine's.
+    void leave_mapped() noexcept {}
 
   private:
     friend class local_peers;
@@ -166,11 +190,14 @@ public:
           .or_throw();
     }
     auto& self = at(rank);
+    detail::capture_guard const guard;
     int device = 0;
     to_status(cudaGetDevice(&device), "cudaGetDevice").or_throw();
     if (self.readable.get() == nullptr) {
-      self.device = device;
       self.readable = event::create();
+      std::lock_guard const lock{mutex_};
+      self.device = device;
+      self.joined = true;
     } else if (device != self.device) {
       status{errc::invalid_option,
              ballast::detail::concat("local_peers: rank ", rank, " comes with device ", device, ", it had device ",
@@ -219,8 +246,9 @@ private:
     std::atomic<exposed_set const*> newest{nullptr};  // the way of the others into `sets`
     std::uint32_t next_region = 0;
     transfer_turns turns;
-    int device = 0;
     event readable;
+    bool joined = false;  // under the mutex, like the device until the rank has been heard of
+    int device = 0;
   };
   /// A set that a rank has exposed: the others' must be alike.
   struct agreed_set {
@@ -241,10 +269,48 @@ private:
   [[nodiscard]] status expose(index_t rank, std::span<segment const> regions, std::uint32_t first) {
     detail::region_numbers const numbers{first, regions.size()};
     if (auto result = numbers.validate(at(rank).next_region, "local_peers", rank); !result.ok()) { return result; }
+    if (auto result = check_memory(rank, regions, first); !result.ok()) { return result; }
     if (auto result = compare(rank, numbers); !result.ok()) { return result; }
     at(rank).publish(numbers, regions);
     return {};
   }
+  /// The devices of the ranks that have joined, each once.
+  [[nodiscard]] std::vector<int> devices() {
+    std::vector<int> found;
+    std::lock_guard const lock{mutex_};
+    for (auto const& each : peers_) {
+      if (each.joined && std::find(found.begin(), found.end(), each.device) == found.end()) {
+        found.push_back(each.device);
+      }
+    }
+    return found;
+  }
+  /// Say whether copies from these regions can work. @param first the number of the first region, for the message
+  [[nodiscard]] status check_memory(index_t rank, std::span<segment const> regions, std::uint32_t first) {
+    detail::capture_guard const guard;
+    auto const readers = devices();
+    for (auto const& region : regions) {
+      auto result = in_one_allocation(region);
+      for (auto const reader : readers) {
+        if (result.ok()) { result = reachable_from(region, reader); }
+      }
+      if (!result.ok()) {
+        auto const number = first + static_cast<std::uint64_t>(&region - regions.data());
+        return {result.code(),
+                ballast::detail::concat("local_peers: region ", number, " of rank ", rank, ": ", result.message()),
+                rank};
+      }
+    }
+    return {};
+  }
+  [[nodiscard]] status check_reach(index_t rank) {
+    for (auto const& set : at(rank).sets) {
+      if (set.retracted.load(std::memory_order_relaxed)) { continue; }
+      if (auto result = check_memory(rank, set.regions, set.numbers.first); !result.ok()) { return result; }
+    }
+    return {};
+  }
+
   /// Compare a set with those that other ranks have exposed, and let it be compared with.
   [[nodiscard]] status compare(index_t rank, detail::region_numbers const& numbers) {
     std::lock_guard const lock{mutex_};

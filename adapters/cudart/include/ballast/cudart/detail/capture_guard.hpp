@@ -9,23 +9,18 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-/// While it lives, calls of this thread neither fail because another thread captures a graph in global mode, nor spoil
-/// that capture. What this thread captures itself is captured as ever.
+/// While it lives, this thread's calls neither fail nor break a capture because another thread captures a stream in
+/// global mode, the default of frameworks.
 class capture_guard {
 public:
-  capture_guard() noexcept : changed_{cudaThreadExchangeStreamCaptureMode(&mode_) == cudaSuccess} {
-    // Without a device; the call that is guarded will say so.
-    if (!changed_) { static_cast<void>(cudaGetLastError()); }
-  }
+  capture_guard() noexcept { exchange(); }
   capture_guard(capture_guard const&) = delete;
   capture_guard& operator=(capture_guard const&) = delete;
-  ~capture_guard() {
-    if (changed_) { static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_)); }
-  }
+  ~capture_guard() { exchange(); }
 
 private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then the thread's own
-  bool changed_;
+  void exchange() noexcept { static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 }  // namespace cudart::detail

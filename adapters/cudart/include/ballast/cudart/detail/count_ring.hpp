@@ -18,7 +18,6 @@ namespace cudart::detail {
 /// Counts of a few passes in pinned memory, on their way from the host to the device.
 class count_ring {
 public:
-  count_ring() = default;
   /// @param cells  of one pass; those that are never written stay zero.
   /// @throws std::system_error in `cudart::category()`
   explicit count_ring(std::size_t cells) : cells_{cells} {
@@ -37,6 +36,9 @@ public:
     next_ = (next_ + 1) % num_passes;
     return read_[sent].record(by);
   }
+
+  /// Never give the memory back: the device still reads it.
+  void abandon() noexcept { memory_.abandon(); }
 
 private:
   static constexpr std::size_t num_passes = 4;

@@ -59,6 +59,10 @@ public:
     if (result.ok()) { marked_ = &newest.read; }
     return result;
   }
+  /// Never give the memory back: the device still reads it.
+  void abandon() noexcept {
+    for (auto& chunk : chunks_) { chunk.abandon(); }
+  }
   /// Recorded by the last `mark`. @pre `reserve` succeeded
   [[nodiscard]] event const& marked() const noexcept { return marked_ == nullptr ? rows_.front().read : *marked_; }
 

@@ -7,10 +7,9 @@
 #endif
 
 #include <ballast/cudart/detail/capture_guard.hpp>
-#include <ballast/cudart/detail/count_ring.hpp>
-#include <ballast/cudart/detail/pause.hpp>
+#include <ballast/cudart/detail/device_reader.hpp>
+#include <ballast/cudart/detail/recorder_memory.hpp>
 #include <ballast/cudart/error.hpp>
-#include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/record_view.hpp>
 #include <ballast/detail/clock.hpp>
@@ -21,6 +20,7 @@
 #include <ballast/load/pass_timeline.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/load/window_cursor.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -30,6 +30,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
@@ -57,24 +58,17 @@ public:
   /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`)
   device_recorder(cudaStream_t compute_stream, index_t num_layers, index_t num_logical, window_options options = {},
                   index_t const* local_map = nullptr, index_t slots_per_rank = 0)
-      : pass_counter{num_layers, num_logical},
-        stream_{compute_stream},
-        window_{options},
-        since_{options},
-        snapshot_{options} {
+      : pass_counter{num_layers, num_logical}, window_{options}, since_{options}, snapshot_{options} {
     validate(local_map, slots_per_rank).or_throw();
-    detail::capture_guard const guard;
     cells_ = detail::padded_cells(num_layers, num_logical);
     waiting_.assign(pass().size(), 0);
-    sent_ = detail::count_ring{cells_};
-    auto const window_cells = static_cast<std::size_t>(num_buckets()) * cells_;
-    mirror_.allocate(window_cells * sizeof(load_t)).or_throw();
-    copied_ = event::create();
-    pass_ = device_memory<std::uint32_t>::create(num_stripes * cells_);
-    gate_ = device_memory<std::uint32_t>::create(1);
-    window_.counts = device_memory<load_t>::create(window_cells);
-    since_.counts = device_memory<load_t>::create(window_cells);
-    view_ = {pass_.data(), gate_.data(), local_map, num_layers, num_logical, slots_per_rank, cells_, num_stripes};
+    memory_ = std::make_unique<detail::recorder_memory>(compute_stream, num_stripes * cells_, cells_,
+                                                        static_cast<std::size_t>(num_buckets()));
+    window_.counts = memory_->windows[0].data();
+    since_.counts = memory_->windows[1].data();
+    view_ = {memory_->pass.data(), memory_->gate.data(), local_map, num_layers,
+             num_logical,          slots_per_rank,       cells_,    num_stripes};
+    detail::capture_guard const guard;
     folder_ = detail::folder{view_};
     set_gate(true).or_throw();
   }
@@ -82,7 +76,7 @@ public:
   /// Let the stream do nothing once in every way in which it will be used, so that no pass pays for a first time.
   [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
-    return folder_.warm_up(stream_);
+    return folder_.warm_up(memory_->stream);
   }
 
   /// What kernels count into; stays valid for the life of the recorder, in captured graphs too.
@@ -90,7 +84,8 @@ public:
 
   /// Open or close the gate for what is enqueued from here on: kernels behind a closed gate count nothing.
   [[nodiscard]] status set_gate(bool open) {
-    return to_status(cudaMemsetAsync(gate_.data(), open ? 1 : 0, sizeof(std::uint32_t), stream_), "cudaMemsetAsync");
+    return to_status(cudaMemsetAsync(memory_->gate.data(), open ? 1 : 0, sizeof(std::uint32_t), memory_->stream),
+                     "cudaMemsetAsync");
   }
 
   // ---- counts that the host has: they wait there for the end of the pass ----
@@ -140,8 +135,8 @@ public:
       forget_host_counts();
     }
     if (is_pending) { snapshot_.cursor.skip_pass(); }
-    auto result = folder_.fold(stream_, command);
-    if (result.ok() && command.host != nullptr) { result = sent_.send(stream_); }
+    auto result = folder_.fold(memory_->stream, command);
+    if (result.ok() && command.host != nullptr) { result = memory_->sent.send(memory_->stream); }
     note_loss(std::move(result));
   }
 
@@ -208,12 +203,12 @@ public:
     std::fill(waiting_.begin(), waiting_.end(), load_t{0});
     has_waiting_ = false;
     window_.cursor.clear();
-    note_loss(zero(window_.counts));
+    note_loss(zero(window_));
   }
 
   /// How long `history` may wait for the device. A rebalancer sets it from its own.
-  void set_timeout(nanoseconds_t timeout) noexcept { timeout_ = timeout; }
-  [[nodiscard]] nanoseconds_t timeout() const noexcept { return timeout_; }
+  void set_timeout(nanoseconds_t timeout) noexcept { memory_->timeout = timeout; }
+  [[nodiscard]] nanoseconds_t timeout() const noexcept { return memory_->timeout; }
 
   /// As a `window_recorder`.
   template <class Visit>
@@ -238,12 +233,12 @@ private:
     [[nodiscard]] detail::fold_target count_pass(std::size_t cells) noexcept {
       is_empty = false;
       auto const to = cursor.count_pass();
-      return {counts.data() + static_cast<std::size_t>(to.bucket) * cells, to.fresh};
+      return {counts + static_cast<std::size_t>(to.bucket) * cells, to.fresh};
     }
 
     window_cursor cursor;
-    device_memory<load_t> counts;  // [H, L, E], each bucket padded
-    bool is_empty = true;          // all zero
+    load_t* counts = nullptr;  // [H, L, E], each bucket padded
+    bool is_empty = true;      // all zero
   };
 
   enum class snapshot_state : unsigned char {
@@ -288,7 +283,7 @@ private:
   /// there are none, or no room.
   [[nodiscard]] load_t const* send_host_counts() {
     if (!has_counts_ && !has_waiting_) { return nullptr; }
-    auto const room = sent_.room();
+    auto const room = memory_->sent.room();
     if (room.empty()) {
       ballast::detail::add_saturated(pass(), waiting_);
       has_waiting_ = true;
@@ -304,50 +299,38 @@ private:
     return room.data();
   }
 
-  [[nodiscard]] status zero(device_memory<load_t> const& counts) const {
-    return to_status(cudaMemsetAsync(counts.data(), 0, counts.size() * sizeof(load_t), stream_), "cudaMemsetAsync");
+  [[nodiscard]] status zero(window const& which) const {
+    auto const bytes = memory_->mirror.bytes().size();
+    return to_status(cudaMemsetAsync(which.counts, 0, bytes, memory_->stream), "cudaMemsetAsync");
   }
   [[nodiscard]] status empty_since() {
     if (since_.is_empty) { return {}; }
-    auto result = zero(since_.counts);
+    auto result = zero(since_);
     since_.is_empty = result.ok();
     return result;
   }
 
   /// Enqueue the copy of the window to the host.
   [[nodiscard]] status copy_window() const {
-    auto const to = mirror_.bytes();
+    auto const to = memory_->mirror.bytes();
     auto result =
-        to_status(cudaMemcpyAsync(to.data(), window_.counts.data(), to.size(), cudaMemcpyDeviceToHost, stream_),
+        to_status(cudaMemcpyAsync(to.data(), window_.counts, to.size(), cudaMemcpyDeviceToHost, memory_->stream),
                   "cudaMemcpyAsync");
-    return result.ok() ? copied_.record(stream_) : std::move(result);
+    return result.ok() ? memory_->copied.record(memory_->stream) : std::move(result);
   }
   /// Wait for the counts in the mirror.
   [[nodiscard]] status read_counts() const {
     detail::capture_guard const guard;
+    auto const deadline = ballast::detail::deadline_after(timeout());
     auto result = has_snapshot() ? status{} : copy_window();
-    if (result.ok()) { result = wait_for_copy(); }
+    if (result.ok()) {
+      result = detail::await_event(memory_->copied, deadline, "device_recorder: the last pass to read");
+    }
     if (!result.ok() && result.code() != errc::deadline_exceeded) { note_failure(result); }
     return result;
   }
-  [[nodiscard]] status wait_for_copy() const {
-    auto const start = ballast::detail::now();
-    auto const deadline = ballast::detail::deadline_after(timeout_);
-    for (;;) {
-      auto const found = copied_.query();
-      if (found != cudaErrorNotReady) { return to_status(found, "cudaEventQuery"); }
-      auto const time = ballast::detail::now();
-      if (time >= deadline) {
-        return {errc::deadline_exceeded,
-                ballast::detail::concat("device_recorder: the stream has not come to the end of the last pass to read "
-                                        "within ",
-                                        timeout_, " ns")};
-      }
-      detail::pause(time - start);
-    }
-  }
   void write_oldest_first(std::span<load_t> out) const {
-    auto const* const cells = reinterpret_cast<load_t const*>(mirror_.bytes().data());
+    auto const* const cells = reinterpret_cast<load_t const*>(memory_->mirror.bytes().data());
     auto const bucket = out.size() / static_cast<std::size_t>(num_buckets());
     auto to = out.begin();
     for (index_t i = 0; i < num_buckets(); ++i) {
@@ -365,20 +348,13 @@ private:
     if (lost_.ok()) { lost_ = std::move(result); }
   }
 
-  cudaStream_t stream_;
-  nanoseconds_t timeout_ = 5'000'000'000;
-  std::size_t cells_ = 0;  // of a bucket, with padding
-  // The pinned memory outlives the device's, which is not given back before the stream is done with both.
-  pinned_buffer mirror_;  // [H, L, E] as in the window
-  event copied_;          // behind the last copy to the mirror
-  detail::count_ring sent_;
+  std::unique_ptr<detail::recorder_memory> memory_;
+  std::size_t cells_ = 0;        // of a bucket, with padding
   std::vector<load_t> waiting_;  // [L, E] counts of the host that had no room in the ring
   bool has_waiting_ = false;
-  bool has_counts_ = false;            // of the pass in progress, on the host
-  device_memory<std::uint32_t> pass_;  // [stripes, L, E], each stripe padded
-  device_memory<std::uint32_t> gate_;  // one word
-  window window_;                      // of all closed passes
-  window since_;                       // of those that were closed since the snapshot
+  bool has_counts_ = false;  // of the pass in progress, on the host
+  window window_;            // of all closed passes
+  window since_;             // of those that were closed since the snapshot
   mutable snapshot snapshot_;
   record_view view_;
   detail::folder folder_;
@@ -386,7 +362,8 @@ private:
   mutable status lost_;     // the first that cost counts of passes that are in no snapshot
 };
 
-static_assert(load_recorder<device_recorder> && bucket_placing<device_recorder> && history_preparing<device_recorder>);
+static_assert(load_recorder<device_recorder> && bucket_placing<device_recorder>);
+static_assert(preparing_recorder<device_recorder> && bounded_part<device_recorder> && warming_part<device_recorder>);
 static_assert(ballast::detail::names_options<device_recorder>);
 
 }  // namespace cudart

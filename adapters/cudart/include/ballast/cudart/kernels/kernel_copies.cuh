@@ -8,6 +8,7 @@
 
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/kernel_graph.cuh>
 #include <ballast/status.hpp>
 
@@ -123,13 +124,14 @@ public:
 
   /// Let a launch that copies nothing pay for what the first one costs: loading the kernel, making its graph.
   ///
-  /// @param on  the stream of the copies to come, which is not being captured.
-  /// @complexity one launch; allocates what `add` needs for one launch's copies.
-  [[nodiscard]] status warm_up(cudaStream_t on) {
+  /// @complexity one launch on a stream of its own; allocates what `add` needs for one launch's copies.
+  [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
     copies_.reserve(detail::copy_list::room);
     if (auto result = kernel_.prepare(1, detail::copy_threads, detail::copy_list{}); !result.ok()) { return result; }
-    return kernel_.launch(on);
+    stream own;
+    if (auto result = stream::create(own); !result.ok()) { return result; }
+    return kernel_.launch(own.get());
   }
 
 private:
