@@ -56,6 +56,22 @@ struct shared_run {
   [[nodiscard]] bool excuses() const { return armed > 0 || simulated::now() < excused_until; }
 };
 
+/// Shuffles every layer, and moves something also where the shuffle would not.
+struct restless_placement {
+  [[nodiscard]] ballast::status plan(ballast::load_history_view history, ballast::placement const& current,
+                                     ballast::topology const& where, ballast::placement& next) const {
+    if (auto result = shuffle_placement{}.plan(history, current, where, next); !result.ok()) { return result; }
+    for (index_t layer = 0; layer < current.num_layers(); ++layer) {
+      if (!std::ranges::equal(current.logical_of_slot(layer), next.logical_of_slot(layer))) { continue; }
+      auto const map = next.edit(layer).logical_of_slot;
+      std::rotate(map.begin(), map.begin() + 1, map.end());
+      next.index_replicas(layer);
+    }
+    return {};
+  }
+  void describe(ballast::digest& out) const { out.add(std::string_view{"restless_placement"}); }
+};
+
 /// The store, whose commits no failure hits: what then would have to happen is the engine's end.
 class sturdy_store : public ballast::cudart::device_store<> {
 public:
@@ -107,7 +123,7 @@ private:
           moved{where,
                 initial,
                 ballast::window_recorder{initial.num_layers(), initial.num_logical(), {1, 1}},
-                shuffle_placement{},
+                restless_placement{},
                 few_layers{what.layers_per_chunk},
                 wires,
                 store,
@@ -130,7 +146,7 @@ private:
     ballast::placement initial;
     watched_weights weights;
     sturdy_store store;
-    ballast::rebalancer<ballast::window_recorder, shuffle_placement, few_layers, Wires, sturdy_store, Control> moved;
+    ballast::rebalancer<ballast::window_recorder, restless_placement, few_layers, Wires, sturdy_store, Control> moved;
   };
 
   // ---- calls of the library ----
@@ -229,14 +245,14 @@ private:
       if (each.kind == mishap_kind::switched_off) {
         if (each.step == step) {
           all_.excuse(0);  // what was under way is given up, at different times
-          for (auto& model : models_) {
+          for (auto& which : models_) {
             call("disable", [&] {
-              model->moved.disable();
+              which->moved.disable();
               return 0;
             });
           }
         } else if (each.step + 2 == step) {
-          for (auto& model : models_) { model->moved.enable(); }
+          for (auto& which : models_) { which->moved.enable(); }
         }
       } else if (each.step == step && each.rank == rank_) {
         meet(each);
@@ -293,11 +309,11 @@ private:
   void apply_twice(index_t step, bool excused) {
     for (auto const& each : what_.mishaps) {
       if (each.kind != mishap_kind::applied_twice || each.step != step) { continue; }
-      for (auto& model : models_) {
+      for (auto& which : models_) {
         for (int time = 0; time < 2; ++time) {
-          auto target = model->moved.current();
-          static_cast<void>(shuffle_placement{}.plan({}, model->moved.current(), model->moved.where(), target));
-          auto const result = call("apply", [&] { return model->moved.apply(target); });
+          auto target = which->moved.current();
+          static_cast<void>(restless_placement{}.plan({}, which->moved.current(), which->moved.where(), target));
+          auto const result = call("apply", [&] { return which->moved.apply(target); });
           if (result.code() != ballast::errc::busy) { judge(result, excused, "apply"); }
         }
       }

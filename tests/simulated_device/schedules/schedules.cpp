@@ -70,8 +70,10 @@ void with_local_peers(machine_room& room, Control& control, Body body) {
 template <class Control, class Body>
 void with_ipc_peers(machine_room& room, Control& control, Body body) {
   using peers = cudart::ipc_peers<Control>;
-  cudart::peer_copy<peers> near{peers{control, 8 * room.run.what.timeout}, copy_options_of(room.run.what)};
-  body(near);
+  if constexpr (cudart::peer_directory<peers>) {
+    cudart::peer_copy<peers> near{peers{control, 8 * room.run.what.timeout}, copy_options_of(room.run.what)};
+    body(near);
+  }
 }
 template <class Control, class Body>
 void with_nccl(machine_room& room, Control& control, cudaStream_t compute, Body body) {

@@ -68,17 +68,17 @@ public:
 
   /// Launch a pass under a placement.
   void look(ballast::placement const& tables, cudaStream_t compute) {
-    auto pass = take_pass();
-    pass->tables = tables;
+    auto next = take_pass();
+    next->tables = tables;
     ballast::cudart::copy_batch copies;
-    auto* to = pass->seen.bytes().data();
+    auto* to = next->seen.bytes().data();
     for (auto const& block : blocks_) {
       copies.add(to, block.data(), block.size());
       to += block.size();
     }
     copies.submit(compute).or_throw();
-    pass->done.record(compute).or_throw();
-    passes_.push_back(std::move(pass));
+    next->done.record(compute).or_throw();
+    passes_.push_back(std::move(next));
   }
 
   /// Compare what passes have seen. @return the first wrong place, empty where there is none
