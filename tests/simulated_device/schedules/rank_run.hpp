@@ -46,6 +46,7 @@ struct shared_run {
   int armed = 0;                    // failures that are to come
   std::int64_t num_failures = 0;
   std::int64_t num_moves = 0;
+  std::vector<std::shared_ptr<watched_weights>> kept;  // weights go when nobody can read them any more
 
   void complain(std::string text) {
     if (complaints.size() < 20) { complaints.push_back(std::move(text)); }
@@ -93,6 +94,7 @@ public:
     ballast::topology const where{{what_.num_ranks, nodes, what_.slots_per_rank, 0}};
     for (index_t i = 0; i < what_.num_models; ++i) {
       models_.push_back(std::make_unique<model>(where, rank, what_, wires, control, compute, i));
+      all.kept.push_back(models_.back()->weights);
     }
   }
 
@@ -118,7 +120,7 @@ private:
     model(ballast::topology const& where, index_t rank, set_up const& what, Wires& wires, Control& control,
           cudaStream_t compute, index_t number)
         : initial{ballast_test::spread_placement(where, what.num_layers)},
-          weights{where, rank, initial, static_cast<std::uint64_t>(number)},
+          weights{std::make_shared<watched_weights>(where, rank, initial, static_cast<std::uint64_t>(number))},
           store{where, rank, initial, store_options(what, compute)},
           moved{where,
                 initial,
@@ -134,7 +136,7 @@ private:
                  .rounds_per_batch = what.rounds_per_batch,
                  .asynchronous = what.asynchronous,
                  .verify = what.verify}} {
-      weights.add_to(store);
+      weights->add_to(store);
     }
     [[nodiscard]] static ballast::cudart::device_store_options store_options(set_up const& what, cudaStream_t compute) {
       ballast::cudart::device_store_options options;
@@ -144,7 +146,7 @@ private:
     }
 
     ballast::placement initial;
-    watched_weights weights;
+    std::shared_ptr<watched_weights> weights;
     sturdy_store store;
     ballast::rebalancer<ballast::window_recorder, restless_placement, few_layers, Wires, sturdy_store, Control> moved;
   };
@@ -228,13 +230,13 @@ private:
   void launch_pass() {
     simulated::failures_suspended const calm;
     simulated::hold_until(compute_, simulated::now() + what_.pass);
-    for (auto& each : models_) { each->weights.look(each->moved.current(), compute_); }
+    for (auto& each : models_) { each->weights->look(each->moved.current(), compute_); }
     simulated::sleep_for(what_.pass / 2);
   }
   void check_passes() {
     simulated::failures_suspended const calm;
     for (auto& each : models_) {
-      if (auto const wrong = each->weights.check(); !wrong.empty()) { complain("WRONG BYTES: ", wrong); }
+      if (auto const wrong = each->weights->check(); !wrong.empty()) { complain("WRONG BYTES: ", wrong); }
     }
   }
 
@@ -392,13 +394,20 @@ private:
     }
   }
   void finish() {
+    simulated::failures_suspended const calm;
     for (auto& each : models_) { all_.num_moves += static_cast<std::int64_t>(each->moved.epoch(0)); }
-    static_cast<void>(cudaDeviceSynchronize());
+    for (auto& each : models_) {
+      call("disable", [&] {
+        each->moved.disable();
+        return 0;
+      });
+    }
+    static_cast<void>(tell_all(0));
+    static_cast<void>(cudaStreamSynchronize(compute_));
     check_passes();
     for (auto const& each : models_) {
-      if (!each->weights.has_checked_all()) { complain("passes have not ended"); }
+      if (!each->weights->has_checked_all()) { complain("passes have not ended"); }
     }
-    static_cast<void>(tell_all(0));  // nobody's weights go before its peers are done with them
   }
 
   shared_run& all_;

@@ -71,7 +71,10 @@ machine::machine(machine_options const& with)
     device->pool.readers = std::uint64_t{1} << i;
     devices.push_back(std::move(device));
   }
-  time.on_hang = [this] { complain("hang", "everybody waits for ever"); };
+  time.on_hang = [this] {
+    complain("hang", "everybody waits for ever");
+    if (std::getenv("SIMULATED_ABORT_ON_HANG") != nullptr) { std::abort(); }  // for a debugger
+  };
 }
 
 machine::~machine() {
