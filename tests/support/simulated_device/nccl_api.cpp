@@ -92,7 +92,13 @@ ncclResult_t nccl_call_frame(std::string_view name, Body body) {
   auto result = ncclSuccess;
   static_cast<void>(runtime_call(name, always_ok, [&](machine& all, thread_state&, lock_type& lock) {
     result = static_cast<ncclResult_t>(self.take_failure(name));
-    if (result != ncclSuccess) { return cudaSuccess; }
+    if (result != ncclSuccess) {
+      if (name == "ncclGroupEnd") {  // ends the group all the same
+        self.nccl_depth = 0;
+        self.nccl_calls.clear();
+      }
+      return cudaSuccess;
+    }
     result = body(all, self, lock);
     return cudaSuccess;
   }));
@@ -176,7 +182,10 @@ public:
   ~message_operation() override { --by_->under_way; }
 
   void enter(machine& of, stream& on) override {
-    for (auto const& each : calls_) { touch(of, on, each.data, each.bytes, !each.sends); }
+    // What a kernel reads that is told to end goes nowhere.
+    for (auto const& each : calls_) {
+      touch(of, on, each.data, each.bytes, !each.sends, each.sends ? aborted_ : nullptr);
+    }
   }
   step advance(machine& of, stream& on) override {
     if (!may_touch(of, on)) { return give_up(); }
