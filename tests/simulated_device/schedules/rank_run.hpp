@@ -376,7 +376,7 @@ private:
   void run_clean_cycles() {
     if (std::ranges::count(tell_all(gave_up_ ? 1 : 0), std::uint64_t{1}) > 0) { return; }
     ++calm_;
-    constexpr int most_steps = 150;
+    constexpr int most_steps = 800;
     constexpr std::uint64_t cycles = 5;
     std::vector<std::uint64_t> before;
     for (auto const& each : models_) { before.push_back(each->moved.epoch(0)); }
