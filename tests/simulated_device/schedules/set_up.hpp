@@ -139,7 +139,9 @@ struct set_up {
   bool const has_nodes = result.transport >= wires::by_link_local;
   result.num_ranks = has_nodes ? 4 : 2 + draw.below(4);
   result.num_devices = 1 + draw.below(4);
-  result.peer_access = draw.below(8) != 0;
+  // Other processes' memory cannot be mapped without, and start says so.
+  bool const is_ipc = result.transport == wires::ipc_peers || result.transport == wires::by_link_ipc;
+  result.peer_access = draw.below(8) != 0 || is_ipc;
   result.allow_sm_overlap = draw.below(2) == 0;
   result.asynchronous = draw.below(2) == 0 && (!uses_nccl(result) || result.allow_sm_overlap);
   result.num_models = 1 + draw.below(2);

@@ -231,6 +231,9 @@ cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, in
       case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 << 10; break;
       case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
       case cudaDevAttrWarpSize: *value = 32; break;
+      case cudaDevAttrPciBusId: *value = device + 1; break;
+      case cudaDevAttrPciDeviceId:
+      case cudaDevAttrPciDomainId: *value = 0; break;
       default: *value = 1; break;
     }
     return cudaSuccess;
