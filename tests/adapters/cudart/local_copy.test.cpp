@@ -193,7 +193,11 @@ TEST_CASE("copies that did not end in time are waited for by the next batch alon
       log.expect_ok(wires.start(view.sends, view.receives), "start");
       log.expect(!wires.wait(300 * millisecond).ok(), "copies behind a stream that stands are done");
       if (control.rank() == 1) {
-        log.expect_failure(wires.start(view.sends, view.receives), {errc::transport_failed}, "have not finished",
+        auto const beside = transport_law::single_message(3, 3000);
+        auto const beside_view = memory.view(beside);
+        log.expect_ok(wires.start(beside_view.sends, beside_view.receives), "start beside copies under way");
+        log.expect(wires.poll() == transfer_state::pending, "a batch began beside copies under way");
+        log.expect_failure(wires.wait(100 * millisecond), {errc::transport_failed}, "have not finished",
                            "a batch beside copies under way");
       }
       log.expect(stands.release(), "waited for the stream");

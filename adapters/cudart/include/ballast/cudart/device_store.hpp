@@ -162,6 +162,7 @@ public:
     detail::capture_guard const guard;
     if (auto result = tables_.warm_up(); !result.ok()) { return result; }
     if (auto result = reader_.warm_up(); !result.ok()) { return result; }
+    if (auto result = timer_.warm_up(); !result.ok()) { return result; }
     if constexpr (requires { batch_.warm_up(); }) {
       if (auto result = batch_.warm_up(); !result.ok()) { return result; }
     }
@@ -314,7 +315,7 @@ private:
     ballast::detail::tensor_registry alone{slots_per_rank(), num_layers()};
     if (auto result = alone.add(layer, name, base, bytes, stride); !result.ok()) { return result; }
     std::vector<memory_piece> pieces;
-    auto result = find_pieces(alone.regions().front(), pieces);
+    auto result = find_exportable_pieces(alone.regions().front(), pieces);
     if (result.ok()) { return result; }
     return {errc::invalid_weights,
             ballast::detail::concat("tensor '", name, "' of layer ", layer, ": ", result.message())};
