@@ -24,9 +24,6 @@ class ending final : public errand {
 public:
   ending(ncclComm_t handle, bool aborts) : handle_{handle}, aborts_{aborts} {}
 
-  /// Where no thread can be had.
-  void run_here() noexcept { static_cast<void>(call()); }
-
 private:
   ncclResult_t call() noexcept override { return aborts_ ? ncclCommAbort(handle_) : ncclCommDestroy(handle_); }
 
