@@ -542,7 +542,12 @@ private:
     if (!own.ok()) { return own; }
     if (result.ok()) { result = compare_set_up(timeout); }
     if (result.ok()) { result = share_transport(timeout); }
-    if (result.ok()) { result = detail::all_ready(*control_, make_ready(), "get ready to move", timeout); }
+    if (result.ok()) { result = detail::all_ready(*control_, connect_store(), "connect its store", timeout); }
+    // Some transports do this together, and should not wait for a rank that cannot.
+    if (result.ok()) {
+      auto warm = detail::warm_up(*transport_, *store_, recorder_);
+      result = detail::all_ready(*control_, warm, "warm up", timeout);
+    }
     if (result.ok() && options_.check_replicas) {
       replicas_.sum_all(true);
       result = replicas_.compare(*control_, timeout);
@@ -552,10 +557,9 @@ private:
     if (!started_) { retract_memory(); }
     return result;
   }
-  [[nodiscard]] status make_ready() {
+  [[nodiscard]] status connect_store() {
     detail::set_timeout(options_.timeout, *store_, recorder_);
-    if (auto result = detail::connect(*store_, *transport_); !result.ok()) { return result; }
-    return detail::warm_up(*transport_, *store_, recorder_);
+    return detail::connect(*store_, *transport_);
   }
   [[nodiscard]] status publish_tables() {
     status result;

@@ -76,7 +76,8 @@ public:
   /// @param where    ranks and slots.
   /// @param rank     this one.
   /// @param initial  [L, P] the placement that the weights were loaded with; its tables are in force on return.
-  /// @throws std::system_error (`errc::invalid_option`, `errc::invalid_topology`, `cudart::category()`)
+  /// @throws std::system_error (`errc::invalid_option`, `errc::invalid_topology`, `cudart::category()`, and
+  ///         `errc::deadline_exceeded` where the compute stream stands for ten seconds)
   device_store(topology where, index_t rank, placement const& initial, device_store_options const& options)
       : registry_{where.slots_per_rank(), initial.num_layers()},
         options_{options},
@@ -91,7 +92,9 @@ public:
     for (index_t layer = 0; layer < initial.num_layers(); ++layer) {
       tables_.publish(where_, initial, layer, options.compute_stream).or_throw();
     }
-    to_status(cudaStreamSynchronize(options.compute_stream), "cudaStreamSynchronize").or_throw();
+    auto const in_force = tables_.await_published(ballast::detail::deadline_after(timeout_));
+    if (!in_force.ok()) { tables_.abandon(); }
+    in_force.or_throw();
   }
   device_store(device_store const&) = delete;
   device_store& operator=(device_store const&) = delete;

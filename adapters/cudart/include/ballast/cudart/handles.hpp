@@ -3,8 +3,10 @@
 #define BALLAST_CUDART_HANDLES_HPP
 
 #include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/detail/quiet_query.hpp>
 #include <ballast/cudart/error.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -196,7 +198,16 @@ private:
     auto const own = stream::create();
     auto const bytes = (size_ == 0 ? 1 : size_) * sizeof(T);
     auto result = to_status(cudaMemsetAsync(data_, 0, bytes, own.get()), "cudaMemsetAsync");
-    return result.ok() ? to_status(cudaStreamSynchronize(own.get()), "cudaStreamSynchronize") : result;
+    auto const begin = ballast::detail::now();
+    constexpr nanoseconds_t patience = 10'000'000'000;
+    while (result.ok()) {
+      auto const state = own.query();
+      if (state != cudaErrorNotReady) { return to_status(state, "cudaMemsetAsync"); }
+      auto const waited = ballast::detail::now() - begin;
+      if (waited >= patience) { result = {errc::deadline_exceeded, "the device does not come to clear memory"}; }
+      detail::pause(waited);
+    }
+    return result;
   }
 
   T* data_ = nullptr;

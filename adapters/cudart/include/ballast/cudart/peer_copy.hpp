@@ -66,8 +66,8 @@ struct peer_copy_options {
 /// a batch that ends, well or not, takes its offers back. A rank whose batch fails tells the peers that it exchanges
 /// with, and theirs fails at once.
 ///
-/// After a failed `wait` copies may still be under way that the device did not finish in time; the status says so.
-/// Until they are done, `start` says so too. The destructor waits a while for them; where they do not end, it leaves
+/// After a failed `wait` copies may still be under way that the device did not finish in time; the status says so. The
+/// next batch begins when they are done. The destructor waits a while for them; where they do not end, it leaves
 /// what they need in place for the life of the process.
 ///
 /// @tparam Directory  where the peers' memory is: `local_peers::member`, `ipc_peers`.
@@ -261,11 +261,7 @@ private:
     return {};
   }
   /// Why this rank cannot take part in a batch that its peers may be waiting in.
-  [[nodiscard]] status refuse(std::span<incoming_message const> receives) {
-    if (!unfinished_.ok()) {
-      if (is_copying()) { return unfinished_; }
-      unfinished_ = {};
-    }
+  [[nodiscard]] status refuse(std::span<incoming_message const> receives) const {
     for (auto const& receive : receives) {
       for (auto const& source : receive.source) {
         if (directory_.exposes(source.region)) { continue; }
@@ -279,21 +275,26 @@ private:
   }
 
   void begin_batch() {
-    directory_.close_retracted();
+    open_ = true;
+    offered_ = false;
     waiting_.resize(receives_.size());
     std::iota(waiting_.begin(), waiting_.end(), std::size_t{0});
+    next_look_ = ballast::detail::now() + look_interval;
+    static_cast<void>(progress());
+  }
+  /// Offer what this rank sends, once no copy of a batch before writes to its memory any more.
+  void offer() {
+    offered_ = true;
+    unfinished_ = {};
+    directory_.close_retracted();
     for (auto& lane : lanes_) { lane.used = false; }
-    open_ = true;
-    auto const now = ballast::detail::now();
-    next_submit_ = now + options_.gathering;
-    next_look_ = now + look_interval;
+    next_submit_ = ballast::detail::now() + options_.gathering;
     failure_ = mark_commits();
     if (!failure_.ok()) { return; }
     for (auto const& send : sends_) {
       auto const offer = at(send.peer).sent + (settled_ ? 0 : 1);
       directory_.board(rank(), send.peer).offered.store(offer, std::memory_order_release);
     }
-    static_cast<void>(progress());
   }
   /// Take the offers back, and after a failure let what is under way finish while there is time.
   [[nodiscard]] status end(status failure, nanoseconds_t deadline) {
@@ -303,7 +304,7 @@ private:
       measure();
     } else {
       decline();
-      if (!await_copies(deadline)) {
+      if (!await_copies(deadline) && offered_) {
         unfinished_ = {errc::transport_failed,
                        ballast::detail::concat("peer_copy: copies of rank ", rank(),
                                                " have not finished after: ", failure.message()),
@@ -339,9 +340,11 @@ private:
   }
 
   [[nodiscard]] transfer_state progress() {
-    if (failure_.ok() && !waiting_.empty()) { enqueue_ready(); }
+    if (!offered_ && (unfinished_.ok() || !is_copying())) { offer(); }
+    if (failure_.ok() && offered_ && !waiting_.empty()) { enqueue_ready(); }
     if (failure_.ok()) { failure_ = trouble(); }
     if (!failure_.ok()) { return transfer_state::failed; }
+    if (!offered_) { return transfer_state::pending; }
     if (!told_peers_ && (!waiting_.empty() || !copies_done())) {
       return failure_.ok() ? transfer_state::pending : transfer_state::failed;
     }
@@ -580,6 +583,7 @@ private:
   }
 
   [[nodiscard]] status late() const {
+    if (!offered_) { return unfinished_; }
     auto const blame = [](index_t who, auto const&... parts) {
       return status{errc::deadline_exceeded, ballast::detail::concat("peer_copy: ", parts...), who};
     };
@@ -629,6 +633,7 @@ private:
   std::vector<peer_progress> peers_;
   std::vector<access> access_;
   bool open_ = false;
+  bool offered_ = false;  // the batch has begun: no copy of one before is under way
   bool told_peers_ = false;
   bool settled_ = true;  // this rank's commits were done when the batch was opened
   std::span<outgoing_message const> sends_;
