@@ -383,6 +383,7 @@ void leaves_captures_alone(Endpoint& self, law_log& log) {
   cudaError_t ended = cudaErrorUnknown;
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  meet(self, log);  // from here on only what we do may touch the device
   std::thread capture{[&] {
     static_cast<void>(cudaSetDevice(device));
     begun = cudaStreamBeginCapture(captured.get(), cudaStreamCaptureModeGlobal);
