@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include "support/check_complaints.hpp"
+#include "support/gpu_member.hpp"
 #include "support/nccl_laws.hpp"
 #include "support/simulated_nccl_runner.hpp"
 #include "support/transport_laws.hpp"
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 // Communicators and transports over NCCL on simulated devices.
@@ -38,6 +42,55 @@ void hears_of_a_missing_id(Endpoint& self, law_log& log) {
   log.expect(!result.ok() && result.message().find("ncclGetUniqueId") != std::string::npos, result.message());
   log.expect(ballast::detail::now() - begin < slack, "rank 0 is waited for");
   log.expect_ok(nccl::communicator::create(self.control, made), "create again");
+  meet(self, log);
+}
+
+/// Late at the second and third batch, when all ranks have agreed and the others wait for bytes.
+class late_transport : public nccl::transport {
+public:
+  late_transport(nccl::communicator wires, nanoseconds_t delay) : transport{std::move(wires)}, delay_{delay} {}
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    ++batches_;
+    if (batches_ == 2 || batches_ == 3) { ballast::detail::sleep_for(delay_); }
+    return transport::start(sends, receives);
+  }
+
+private:
+  nanoseconds_t delay_;
+  int batches_ = 0;
+};
+
+/// Whole rebalances at the default options of the transport, a rank late now and then: `resume` brings everybody back.
+template <class Endpoint>
+void outlives_late_ranks(Endpoint& self, law_log& log) {
+  nccl::communicator own;
+  if (!log.expect_ok(nccl::communicator::create(self.control, own), "create")) { return; }
+  nanoseconds_t const timeout = 500 * millisecond;
+  late_transport wires{std::move(own), self.rank() == 1 ? 2 * timeout : 0};
+  topology const where{{self.num_ranks(), 1, 6, 0}};
+  gpu_member<late_transport, in_process_endpoint> member{where, spread_placement(where, 2),         wires, self.control,
+                                                         {},    {.interval = 2, .timeout = timeout}};
+  if (!log.expect_ok(member.moved.start(), "start")) { return; }
+  int losses = 0;
+  for (int step = 0; step < 18; ++step) {
+    auto result = member.moved.on_forward_pass_end();
+    losses += wires.needs_repair() ? 1 : 0;
+    auto const somebody_failed = [&] {
+      auto const all = self.tell_all(result.ok() ? 0 : 1);
+      return std::ranges::count(all, 1u) > 0;
+    };
+    bool failed = somebody_failed();
+    for (int attempt = 0; attempt < 5 && failed; ++attempt) {
+      result = member.moved.resume();
+      failed = somebody_failed();
+    }
+    if (!log.expect(!failed, "resume: ", result.message())) { return; }
+    auto const error = member.weights.first_error(member.moved.current());
+    if (!log.expect(error.empty(), "after step ", step, " wrong at ", error)) { return; }
+  }
+  auto const all_losses = self.tell_all(static_cast<std::uint64_t>(losses));
+  log.expect(std::ranges::count(all_losses, 0u) < self.num_ranks(), "no batch was late");
+  member.expect_moves(log);
   meet(self, log);
 }
 
@@ -105,4 +158,8 @@ TEST_CASE("captures of other threads outlast batches") {
 
 TEST_CASE("options that make no transport are refused") {
   check({1}, [](auto& self, law_log& log) { nccl_law::refuses_options(self, log); });
+}
+
+TEST_CASE("a rebalancer over NCCL outlives late ranks") {
+  check({2, 3}, [](auto& self, law_log& log) { outlives_late_ranks(self, log); });
 }

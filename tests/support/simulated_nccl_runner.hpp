@@ -31,6 +31,7 @@ struct simulated_nccl_runner {
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
     simulated::reset({.num_devices = static_cast<int>(num_ranks), .seed = seed});
     ballast::in_process_group group{num_ranks};
+    ballast::in_process_group engine{num_ranks};
     std::vector<std::string> complaints;
     std::mutex mutex;
     group.run([&](ballast::in_process_endpoint& control) {
@@ -40,7 +41,8 @@ struct simulated_nccl_runner {
         ballast::nccl::communicator wires;
         ballast::nccl::communicator::create(control, wires).or_throw();
         ballast::nccl::transport transport{std::move(wires), options};
-        law_endpoint<ballast::in_process_endpoint, ballast::nccl::transport, gpu_memory> self{control, transport};
+        law_endpoint<ballast::in_process_endpoint, ballast::nccl::transport, gpu_memory> self{
+            control, transport, [] {}, exchange_over(engine.endpoint(control.rank()))};
         body(self, log);
       } catch (std::exception const& error) { log.expect(false, "exception: ", error.what()); }
       std::lock_guard const lock{mutex};
