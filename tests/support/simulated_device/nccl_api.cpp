@@ -341,7 +341,7 @@ void hand_out(machine& all, split_call const& call, communicator* made) {
   if (is_dead) {
     all.complain("write to dead memory", "NCCL writes a handle to a variable that is gone");
   } else {
-    *call.out = made == nullptr ? nullptr : to_handle(*made);
+    __atomic_store_n(call.out, made == nullptr ? nullptr : to_handle(*made), __ATOMIC_RELEASE);
   }
   if (made != nullptr) { made->state = ncclSuccess; }
   if (call.by->state == ncclInProgress) { call.by->state = ncclSuccess; }
