@@ -92,11 +92,12 @@ ncclResult_t nccl_call_frame(std::string_view name, Body body) {
   auto& self = machine::thread();
   auto result = ncclSuccess;
   static_cast<void>(runtime_call(name, always_ok, [&](machine& all, thread_state&, lock_type& lock) {
-    for (auto failure = self.failures.begin(); failure != self.failures.end(); ++failure) {
-      if (failure->call != name) { continue; }
-      if (failure->skip-- > 0) { break; }
-      result = static_cast<ncclResult_t>(failure->error);
-      self.failures.erase(failure);
+    result = static_cast<ncclResult_t>(self.take_failure(name));
+    if (result != ncclSuccess) {
+      if (name == "ncclGroupEnd") {  // ends the group all the same
+        self.nccl_depth = 0;
+        self.nccl_calls.clear();
+      }
       return cudaSuccess;
     }
     result = body(all, self, lock);
@@ -182,7 +183,10 @@ public:
   ~message_operation() override { --by_->under_way; }
 
   void enter(machine& of, stream& on) override {
-    for (auto const& each : calls_) { touch(of, on, each.data, each.bytes, !each.sends); }
+    // What a kernel reads that is told to end goes nowhere.
+    for (auto const& each : calls_) {
+      touch(of, on, each.data, each.bytes, !each.sends, each.sends ? aborted_ : nullptr);
+    }
   }
   step advance(machine& of, stream& on) override {
     if (!may_touch(of, on)) { return give_up(); }
@@ -377,6 +381,15 @@ void destroy(communicator& which) { which.gone = true; }
 }  // namespace
 
 namespace ballast_test::simulated {
+std::vector<ncclComm_t> living_communicators(int rank) {
+  auto& all = machine::get();
+  auto const lock = all.time.lock();
+  std::vector<ncclComm_t> result;
+  for (auto const& each : state_of(all).communicators) {
+    if (each->rank == rank && !each->gone) { result.push_back(to_handle(*each)); }
+  }
+  return result;
+}
 void raise_async_error(ncclComm_t handle, ncclResult_t error) {
   auto& all = machine::get();
   auto const lock = all.time.lock();
