@@ -71,7 +71,10 @@ machine::machine(machine_options const& with)
     device->pool.readers = std::uint64_t{1} << i;
     devices.push_back(std::move(device));
   }
-  time.on_hang = [this] { complain("hang", "everybody waits for ever"); };
+  time.on_hang = [this] {
+    complain("hang", "everybody waits for ever");
+    if (std::getenv("SIMULATED_ABORT_ON_HANG") != nullptr) { std::abort(); }  // for a debugger
+  };
 }
 
 machine::~machine() {
@@ -322,10 +325,12 @@ bool machine::can_access(allocation const& what, int device, bool writes) const 
   return what.device == device || (own.peers >> what.device & 1) != 0;
 }
 
-void machine::check_order(located const& where, bool writes, operation_id const& by, vector_clock const& clock) {
+void machine::check_order(located const& where, bool writes, operation_id const& by, vector_clock const& clock,
+                          std::shared_ptr<bool const> is_void) {
   if (where.where == nullptr || where.where->memory == nullptr) { return; }
   auto const begin = where.where->offset + where.offset;
-  auto const* const earlier = where.where->memory->log.add({begin, begin + where.size, writes, by}, clock, observed);
+  auto const* const earlier =
+      where.where->memory->log.add({begin, begin + where.size, writes, by, std::move(is_void)}, clock, observed);
   if (earlier == nullptr) { return; }
   auto const text = [](bool is_write, operation_id const& id) {
     return std::string{is_write ? "write by " : "read by "} + std::string{id.name} + " " + std::to_string(id.number) +
@@ -342,7 +347,7 @@ void machine::check_unused(allocation const& what, std::string_view call) {
   operation_id const by{0, observed.at(0) + 1, "the host"};
   observed.set(0, by.number);
   auto const* const earlier =
-      what.memory->log.add({what.offset, what.offset + what.size, true, by}, observed, observed);
+      what.memory->log.add({what.offset, what.offset + what.size, true, by, {}}, observed, observed);
   if (earlier == nullptr) { return; }
   complain("free under way", std::string{call} + " of memory that " + std::string{earlier->by.name} + " " +
                                  std::to_string(earlier->by.number) + " of stream " +
@@ -351,7 +356,8 @@ void machine::check_unused(allocation const& what, std::string_view call) {
 
 // ---- operations on memory -----------------------------------------------------------------------------------------
 
-void touching_operation::touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes) {
+void touching_operation::touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes,
+                               std::shared_ptr<bool const> is_void) {
   std::vector<located> parts;
   auto const found = of.memory.resolve(at, bytes, parts);
   if (found == lookup::gone || found == lookup::crosses) {
@@ -366,7 +372,7 @@ void touching_operation::touch(machine& of, stream& on, std::byte const* at, std
     }
     is_illegal_ = is_illegal_ || !(goes_anywhere || of.can_access(*part.where, on.device, writes));
     if (writes && part.where->is_host() && part.where->memory != nullptr) { part.where->memory->device_writes = true; }
-    of.check_order(part, writes, id, on.clock);
+    of.check_order(part, writes, id, on.clock, is_void);
     where_.emplace_back(std::move(part), writes);
   }
 }
@@ -485,6 +491,21 @@ void fail_next_nccl(std::string_view call, ncclResult_t error, int skip) {
   machine::thread().failures.push_back({std::string{call}, static_cast<int>(error), skip});
 }
 int forget_failures() { return static_cast<int>(std::exchange(machine::thread().failures, {}).size()); }
+
+int thread_state::take_failure(std::string_view call) {
+  if (suspensions > 0) { return 0; }
+  for (auto failure = failures.begin(); failure != failures.end(); ++failure) {
+    if (failure->call != call) { continue; }
+    if (failure->skip-- > 0) { return 0; }
+    auto const error = failure->error;
+    failures.erase(failure);
+    return error;
+  }
+  return 0;
+}
+failures_suspended::failures_suspended() { ++machine::thread().suspensions; }
+failures_suspended::~failures_suspended() { --machine::thread().suspensions; }
+int num_planned_failures() { return static_cast<int>(machine::thread().failures.size()); }
 
 void declare_dead(void const* address, std::size_t bytes) {
   auto& all = machine::get();

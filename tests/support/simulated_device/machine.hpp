@@ -168,6 +168,9 @@ struct thread_state {
   cudaError_t last = cudaSuccess;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
   std::vector<planned_failure> failures;
+  int suspensions = 0;
+  /// The failure that a test has ordered for this call; 0 if there is none.
+  [[nodiscard]] int take_failure(std::string_view call);
   int nccl_depth = 0;
   std::vector<nccl_call> nccl_calls;
   std::vector<std::function<ncclResult_t()>> nccl_jobs;
@@ -233,7 +236,8 @@ public:
   [[nodiscard]] allocation_ptr allocate(std::size_t bytes, memory_kind kind, int device);
   [[nodiscard]] bool can_access(allocation const& what, int device, bool writes) const;
   /// Note an access of an operation down and complain about what is not ordered before it.
-  void check_order(located const& where, bool writes, operation_id const& by, vector_clock const& clock);
+  void check_order(located const& where, bool writes, operation_id const& by, vector_clock const& clock,
+                   std::shared_ptr<bool const> is_void = {});
   /// The host gives memory back: nobody may be at it.
   void check_unused(allocation const& what, std::string_view call);
   void poison(int device, cudaError_t error) { devices[static_cast<std::size_t>(device)]->poisoned = error; }
@@ -287,7 +291,8 @@ public:
   bool goes_anywhere = false;  ///< through the host, where devices cannot reach each other
 
 protected:
-  void touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes);
+  void touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes,
+             std::shared_ptr<bool const> is_void = {});
   /// Whether the operation can go on; if not, the context may be poisoned.
   [[nodiscard]] bool may_touch(machine& of, stream& on) const;
   [[nodiscard]] allocation_ptr last_touched() const { return where_.empty() ? nullptr : where_.back().first.where; }
@@ -379,13 +384,7 @@ cudaError_t runtime_call(std::string_view name, unsigned traits, Body body) {
   all.log.add(name);
   auto result = cudaSuccess;
   if ((traits & always_ok) == 0) {
-    for (auto failure = self.failures.begin(); failure != self.failures.end(); ++failure) {
-      if (failure->call != name) { continue; }
-      if (failure->skip-- > 0) { break; }
-      result = static_cast<cudaError_t>(failure->error);
-      self.failures.erase(failure);
-      break;
-    }
+    result = static_cast<cudaError_t>(self.take_failure(name));
     auto const poisoned = all.devices[static_cast<std::size_t>(self.device)]->poisoned;
     if (result == cudaSuccess) { result = poisoned; }
     if (result == cudaSuccess && (traits & unsafe) != 0 && !all.may_be_unsafe(name)) {

@@ -67,6 +67,7 @@ struct communicator {
   int rank = 0;
   int device = 0;
   bool blocking = true;
+  bool shares = false;  ///< its flag to abort by, with what is split off it
   bool gone = false;
   ncclResult_t state = ncclSuccess;
   std::shared_ptr<bool> aborted = std::make_shared<bool>(false);
@@ -91,11 +92,12 @@ ncclResult_t nccl_call_frame(std::string_view name, Body body) {
   auto& self = machine::thread();
   auto result = ncclSuccess;
   static_cast<void>(runtime_call(name, always_ok, [&](machine& all, thread_state&, lock_type& lock) {
-    for (auto failure = self.failures.begin(); failure != self.failures.end(); ++failure) {
-      if (failure->call != name) { continue; }
-      if (failure->skip-- > 0) { break; }
-      result = static_cast<ncclResult_t>(failure->error);
-      self.failures.erase(failure);
+    result = static_cast<ncclResult_t>(self.take_failure(name));
+    if (result != ncclSuccess) {
+      if (name == "ncclGroupEnd") {  // ends the group all the same
+        self.nccl_depth = 0;
+        self.nccl_calls.clear();
+      }
       return cudaSuccess;
     }
     result = body(all, self, lock);
@@ -181,7 +183,10 @@ public:
   ~message_operation() override { --by_->under_way; }
 
   void enter(machine& of, stream& on) override {
-    for (auto const& each : calls_) { touch(of, on, each.data, each.bytes, !each.sends); }
+    // What a kernel reads that is told to end goes nowhere.
+    for (auto const& each : calls_) {
+      touch(of, on, each.data, each.bytes, !each.sends, each.sends ? aborted_ : nullptr);
+    }
   }
   step advance(machine& of, stream& on) override {
     if (!may_touch(of, on)) { return give_up(); }
@@ -340,7 +345,7 @@ void hand_out(machine& all, split_call const& call, communicator* made) {
   if (is_dead) {
     all.complain("write to dead memory", "NCCL writes a handle to a variable that is gone");
   } else {
-    *call.out = made == nullptr ? nullptr : to_handle(*made);
+    __atomic_store_n(call.out, made == nullptr ? nullptr : to_handle(*made), __ATOMIC_RELEASE);
   }
   if (made != nullptr) { made->state = ncclSuccess; }
   if (call.by->state == ncclInProgress) { call.by->state = ncclSuccess; }
@@ -376,6 +381,15 @@ void destroy(communicator& which) { which.gone = true; }
 }  // namespace
 
 namespace ballast_test::simulated {
+std::vector<ncclComm_t> living_communicators(int rank) {
+  auto& all = machine::get();
+  auto const lock = all.time.lock();
+  std::vector<ncclComm_t> result;
+  for (auto const& each : state_of(all).communicators) {
+    if (each->rank == rank && !each->gone) { result.push_back(to_handle(*each)); }
+  }
+  return result;
+}
 void raise_async_error(ncclComm_t handle, ncclResult_t error) {
   auto& all = machine::get();
   auto const lock = all.time.lock();
@@ -427,6 +441,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* out, int size, ncclUniqueId id, 
     }
     auto& made = add_communicator(all, of, rank, blocking);
     of->members[static_cast<std::size_t>(rank)] = &made;
+    made.shares = config != nullptr && is_set(config->splitShare) && config->splitShare != 0;
     *out = to_handle(made);
     if (++of->arrived == size) {
       constexpr nanoseconds longest_init = 2'000'000;
@@ -448,11 +463,9 @@ ncclResult_t ncclCommSplit(ncclComm_t parent, int color, int key, ncclComm_t* ou
   return nccl_call_frame("ncclCommSplit", [&](machine& all, thread_state&, lock_type& lock) {
     auto* const by = to_communicator(all, parent);
     if (auto const usable = check_usable(all, by); usable != ncclSuccess) { return usable; }
-    split_call call{by, color, key, out, by->blocking ? 1 : 0, false};
-    if (config != nullptr) {
-      if (is_set(config->blocking)) { call.blocking = config->blocking; }
-      call.shares = is_set(config->splitShare) && config->splitShare != 0;
-    }
+    // The parent's word counts, not the child's.
+    split_call call{by, color, key, out, by->blocking ? 1 : 0, by->shares};
+    if (config != nullptr && is_set(config->blocking)) { call.blocking = config->blocking; }
     *out = nullptr;
     by->state = ncclInProgress;
     by->all->splits.push_back(call);

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace ballast_test::simulated {
@@ -48,14 +50,15 @@ public:
     std::size_t end;
     bool writes;
     operation_id by;
+    std::shared_ptr<bool const> is_void{};  ///< true: it is of no consequence any more; null: never
   };
 
   /// Note an access down. @param clock of the operation @param observed what the host has seen done
   /// @return an earlier access that conflicts and is not ordered before it; null if there is none
-  access const* add(access const& next, vector_clock const& clock, vector_clock const& observed) {
+  access const* add(access next, vector_clock const& clock, vector_clock const& observed) {
     bool found = false;
     std::erase_if(accesses_, [&](access const& old) {
-      if (old.by.is_before(observed)) { return true; }
+      if (old.by.is_before(observed) || (old.is_void != nullptr && *old.is_void)) { return true; }
       bool const overlaps = old.begin < next.end && next.begin < old.end;
       if (!overlaps || !(old.writes || next.writes)) { return is_repeated(old, next); }
       if (!old.by.is_before(clock)) {
@@ -65,7 +68,7 @@ public:
       }
       return next.writes && next.begin <= old.begin && old.end <= next.end;
     });
-    accesses_.push_back(next);
+    accesses_.push_back(std::move(next));
     return found ? &conflict_ : nullptr;
   }
 

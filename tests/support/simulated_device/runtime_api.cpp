@@ -56,9 +56,11 @@ constexpr error_text texts[] = {
   return all.devices[static_cast<std::size_t>(device)]->poisoned;
 }
 
-/// Look at one end of a copy. @param pageable in/out: whether some end is memory that the driver does not know
+/// Look at one end of a copy.
+/// @param with_host  the other end is memory of the host: then a device that holds the memory itself does the copy
+/// @param pageable   in/out: whether some end is memory that the driver does not know
 [[nodiscard]] cudaError_t check_end(machine& all, thread_state const& self, stream const& on, void const* address,
-                                    std::size_t bytes, bool writes, bool& pageable) {
+                                    std::size_t bytes, bool writes, bool with_host, bool& pageable) {
   std::vector<located> parts;
   switch (all.memory.resolve(address, bytes, parts)) {
     case lookup::found: break;
@@ -72,7 +74,8 @@ constexpr error_text texts[] = {
   }
   for (auto const& part : parts) {
     auto const& where = *part.where;
-    if (!all.can_access(where, on.device, writes)) {
+    bool const is_plain = where.kind == memory_kind::device || where.kind == memory_kind::imported;
+    if (!(with_host && is_plain) && !all.can_access(where, on.device, writes)) {
       all.complain("no access", "device " + std::to_string(on.device) + " may not reach memory of device " +
                                     std::to_string(where.device));
       return cudaErrorInvalidValue;
@@ -83,6 +86,10 @@ constexpr error_text texts[] = {
   }
   return cudaSuccess;
 }
+[[nodiscard]] bool is_of_host(machine const& all, void const* address) {
+  auto const found = all.memory.find(address);
+  return found == nullptr || found->is_host();
+}
 
 /// Enqueue copies; wait where the runtime would.
 [[nodiscard]] cudaError_t copy(machine& all, thread_state& self, lock_type& lock, std::string_view call, stream& on,
@@ -90,16 +97,16 @@ constexpr error_text texts[] = {
   std::erase_if(items, [](copy_item const& item) { return item.bytes == 0; });
   bool pageable = false;
   for (auto const& item : items) {
-    if (auto const result = check_end(all, self, on, item.from, item.bytes, false, pageable); result != cudaSuccess) {
-      return result;
-    }
-    if (auto const result = check_end(all, self, on, item.to, item.bytes, true, pageable); result != cudaSuccess) {
-      return result;
-    }
+    bool const with_host = is_of_host(all, item.from) || is_of_host(all, item.to);
+    auto result = check_end(all, self, on, item.from, item.bytes, false, with_host, pageable);
+    if (result == cudaSuccess) { result = check_end(all, self, on, item.to, item.bytes, true, with_host, pageable); }
+    if (result != cudaSuccess) { return result; }
   }
   if (on.is_legacy && !all.may_be_unsafe(call)) { return cudaErrorStreamCaptureUnsupported; }
   all.enqueue(on, [items = std::move(items)](machine&) {
-    return std::make_unique<memory_operation>("copy", items, std::vector<touched>{});
+    auto made = std::make_unique<memory_operation>("copy", items, std::vector<touched>{});
+    made->goes_anywhere = true;  // looked at above
+    return made;
   });
   if ((!pageable && !waits) || on.capturing != nullptr) { return cudaSuccess; }
   return outcome(all, all.wait_for_stream(lock, on, call), on.device);
@@ -108,7 +115,9 @@ constexpr error_text texts[] = {
 [[nodiscard]] cudaError_t fill(machine& all, thread_state const& self, std::string_view call, stream& on, void* to,
                                int value, std::size_t bytes) {
   bool pageable = false;
-  if (auto const result = check_end(all, self, on, to, bytes, true, pageable); result != cudaSuccess) { return result; }
+  if (auto const result = check_end(all, self, on, to, bytes, true, true, pageable); result != cudaSuccess) {
+    return result;
+  }
   if (pageable) { return cudaErrorInvalidValue; }
   if (on.is_legacy && !all.may_be_unsafe(call)) { return cudaErrorStreamCaptureUnsupported; }
   auto* const bytes_of = static_cast<std::byte*>(to);
@@ -222,6 +231,9 @@ cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, in
       case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 << 10; break;
       case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
       case cudaDevAttrWarpSize: *value = 32; break;
+      case cudaDevAttrPciBusId: *value = device + 1; break;
+      case cudaDevAttrPciDeviceId:
+      case cudaDevAttrPciDomainId: *value = 0; break;
       default: *value = 1; break;
     }
     return cudaSuccess;
