@@ -44,9 +44,11 @@
 #include <ballast/placement/validate.hpp>
 #include <ballast/runtime/cycle_plan.hpp>
 #include <ballast/runtime/device_times.hpp>
+#include <ballast/runtime/expert_size.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/plan_message.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>

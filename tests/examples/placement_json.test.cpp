@@ -187,7 +187,7 @@ TEST_CASE("a message is short, whatever is wrong") {
 
 TEST_CASE("a text with many keys is read in no time") {
   std::string text = "{";
-  for (int key = 0; key < 200000; ++key) { text += "\"" + std::to_string(key) + "\":0,"; }
+  for (int key = 0; key < 200000; ++key) { text.append("\"").append(std::to_string(key)).append("\":0,"); }
   json_input object;
   CHECK(ballast_tools::parse_json(text + "\"end\":0}", object).ok());
   CHECK(object.size() == 200001);

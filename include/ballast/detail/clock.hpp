@@ -4,17 +4,32 @@
 
 #include <ballast/types.hpp>
 
+#include <sched.h>
+
+#include <cstdint>
 #include <ctime>
 #include <limits>
+
+#if defined(BALLAST_SIMULATED_TIME)
+// Tests that simulate a machine bring a clock of their own, for the whole program.
+extern "C" {
+std::int64_t ballast_simulated_now() noexcept;
+void ballast_simulated_sleep(std::int64_t nanoseconds) noexcept;
+}
+#endif
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
 /// Monotonic host time. `<chrono>` costs a third of a second to include.
 [[nodiscard]] inline nanoseconds_t now() noexcept {
+#if defined(BALLAST_SIMULATED_TIME)
+  return ballast_simulated_now();
+#else
   std::timespec time{};
   clock_gettime(CLOCK_MONOTONIC, &time);
   return static_cast<nanoseconds_t>(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
+#endif
 }
 
 /// The time `timeout` nanoseconds from now. The largest timeout is never over; none is negative.
@@ -26,10 +41,22 @@ namespace detail {
 }
 /// Let other threads run for so many nanoseconds, or less where a signal comes.
 inline void sleep_for(nanoseconds_t duration) noexcept {
+#if defined(BALLAST_SIMULATED_TIME)
+  ballast_simulated_sleep(duration);
+#else
   std::timespec time{};
   time.tv_sec = static_cast<std::time_t>(duration / 1'000'000'000);
   time.tv_nsec = static_cast<long>(duration % 1'000'000'000);
   ::nanosleep(&time, nullptr);
+#endif
+}
+/// Let another thread run, for an instant.
+inline void yield() noexcept {
+#if defined(BALLAST_SIMULATED_TIME)
+  ballast_simulated_sleep(0);
+#else
+  static_cast<void>(::sched_yield());
+#endif
 }
 
 /// What is left until a deadline, at least 0.

@@ -7,6 +7,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/migration/commit_order.hpp>
 #include <ballast/migration/transfer_plan.hpp>
+#include <ballast/runtime/expert_size.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -23,23 +24,6 @@
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
-
-/// Tensors start at multiples of this in staging, as copy engines and vector loads like it.
-inline constexpr std::size_t staging_alignment = 256;
-
-/// Bytes of one expert of a layer as they travel, and as they lie in staging.
-struct expert_size {
-  std::size_t payload = 0;
-  std::size_t staged = 0;
-};
-[[nodiscard]] inline expert_size size_of_expert(std::span<expert_tensor const> tensors) noexcept {
-  expert_size size;
-  for (auto const& tensor : tensors) {
-    size.payload += tensor.bytes;
-    size.staged += (tensor.bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
-  }
-  return size;
-}
 
 /// Experts that each rank must hold in staging to move a layer as a whole: its arrivals, and one more when it copies
 /// locally and may have to break a cycle. @param out out: [R]

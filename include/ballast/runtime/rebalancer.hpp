@@ -21,6 +21,7 @@
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/plan_message.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>
 #include <ballast/runtime/replica_check.hpp>
@@ -38,6 +39,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <iterator>
 #include <limits>
 #include <new>
 #include <numeric>
@@ -127,6 +129,7 @@ public:
   ~rebalancer() {
     mover_.abandon();
     retract_memory();
+    if (started_) { detail::disconnect<Transport>(*store_); }
   }
 
   // ---- life cycle, called by all ranks together ----
@@ -288,7 +291,12 @@ public:
   /// @return success, or why the cycle failed. `errc::invalid_option` for words that are not of this exchange; nothing
   ///         has changed then, as if the exchange had been missed.
   [[nodiscard]] status incoming(std::span<std::uint64_t const> words) {
-    return from_outside("incoming", [&] { return take_words(words); });
+    return from_outside("incoming", [&] {
+      bool const moved = state_ == rebalancer_state::moving;
+      auto result = take_words(words);
+      if (moved) { prepare_if_due(); }
+      return result;
+    });
   }
 
   /// Put another placement in force at once: an offline plan, an operator's choice. Call on every rank between two
@@ -528,11 +536,18 @@ private:
     if (started_) { return {errc::busy, "start: the rebalancer has started already"}; }
     auto result = regroup_plane(timeout);
     // The others hear of a store that does not fit, if they are there.
-    auto const own = validate_store();
+    auto own = validate_mode();
+    if (own.ok()) { own = validate_store(); }
     if (result.ok()) { result = detail::all_ready(*control_, own, "start", timeout); }
     if (!own.ok()) { return own; }
     if (result.ok()) { result = compare_set_up(timeout); }
     if (result.ok()) { result = share_transport(timeout); }
+    if (result.ok()) { result = detail::all_ready(*control_, connect_store(), "connect its store", timeout); }
+    // Some transports do this together, and should not wait for a rank that cannot.
+    if (result.ok()) {
+      auto warm = detail::warm_up(*transport_, *store_, recorder_);
+      result = detail::all_ready(*control_, warm, "warm up", timeout);
+    }
     if (result.ok() && options_.check_replicas) {
       replicas_.sum_all(true);
       result = replicas_.compare(*control_, timeout);
@@ -541,6 +556,10 @@ private:
     started_ = result.ok();
     if (!started_) { retract_memory(); }
     return result;
+  }
+  [[nodiscard]] status connect_store() {
+    detail::set_timeout(options_.timeout, *store_, recorder_);
+    return detail::connect(*store_, *transport_);
   }
   [[nodiscard]] status publish_tables() {
     status result;
@@ -552,6 +571,14 @@ private:
     return result;
   }
 
+  /// Asynchronous moves only poll.
+  [[nodiscard]] status validate_mode() const {
+    if (!options_.asynchronous || detail::moves_in_poll(*transport_)) { return {}; }
+    return {errc::invalid_option,
+            "rebalancer: asynchronous mode needs a transport that moves bytes while it is polled, and this one moves "
+            "them only inside of wait: let its kernels run beside the engine's (NCCL: allow_sm_overlap), or switch "
+            "asynchronous mode off"};
+  }
   /// The store is this model's: its layers, its slots, and room for one expert at a time.
   [[nodiscard]] status validate_store() const {
     if (store_->num_layers() != current_.num_layers() || store_->slots_per_rank() != where_.slots_per_rank()) {
@@ -657,6 +684,20 @@ private:
   // ---- a step ----
 
   [[nodiscard]] status end_pass(pass_info const& pass) {
+    auto result = count_and_act(pass);
+    prepare_if_due();
+    return result;
+  }
+  /// Where the next call reads the window, its counts set off for the host now.
+  void prepare_if_due() {
+    if (asks_history_next()) { detail::prepare_history(recorder_); }
+  }
+  [[nodiscard]] bool asks_history_next() const noexcept {
+    if (!enabled_ || current_.num_layers() == 0) { return false; }
+    bool const plans = state_ == rebalancer_state::recording && waited_ == options_.interval;
+    return plans || (options_.share_interval > 0 && share_waited_ + 1 >= options_.share_interval);
+  }
+  [[nodiscard]] status count_and_act(pass_info const& pass) {
     if (auto result = refuse_unless_started("on_forward_pass_end"); !result.ok()) { return result; }
     ++step_;
     recorder_.end_pass(options_.gate.admits(pass));
@@ -1348,13 +1389,14 @@ private:
     bool const undecided = awaits_words_;
     if (!undecided) { forget_cycle(); }
     if (auto result = regroup_plane(options_.timeout); !result.ok()) { return fail(std::move(result)); }
-    std::uint64_t const mine[] = {committed_, step_, next_tag_};
-    std::vector<std::uint64_t> all(3 * static_cast<std::size_t>(where_.num_ranks()));
+    std::uint64_t const mine[] = {committed_, step_, next_tag_, detail::needs_repair<Control>(*transport_) ? 1u : 0u};
+    constexpr std::size_t words = std::size(mine);
+    std::vector<std::uint64_t> all(words * static_cast<std::size_t>(where_.num_ranks()));
     if (auto result = control_->all_gather(mine, all, options_.timeout); !result.ok()) {
       return fail(std::move(result));
     }
-    std::uint64_t most[] = {0, 0, 0};
-    for (std::size_t i = 0; i < all.size(); ++i) { most[i % 3] = std::max(most[i % 3], all[i]); }
+    std::uint64_t most[words] = {};
+    for (std::size_t i = 0; i < all.size(); ++i) { most[i % words] = std::max(most[i % words], all[i]); }
     // All live ranks are here, and none of them moves: now it is known whether one of them has committed.
     if (undecided && most[0] == committed_ + 1) {
       if (auto result = commit_group(); !result.ok()) { return result; }
@@ -1364,6 +1406,9 @@ private:
     if (step_ != most[1]) { maps_.clear(static_cast<std::int64_t>(most[1])); }
     step_ = most[1];
     next_tag_ = most[2];
+    if (most[3] != 0) {
+      if (auto result = repair_transport(); !result.ok()) { return fail(std::move(result)); }
+    }
     digest in_force;
     current_.describe(in_force);
     if (auto result = agree_on("placement in force", in_force.value()); !result.ok()) {
@@ -1375,6 +1420,13 @@ private:
     waited_ = 0;
     share_waited_ = 0;
     return {};
+  }
+
+  /// Called by all ranks when the transport of one of them needs it.
+  [[nodiscard]] status repair_transport() {
+    auto result = detail::repair(*transport_, *control_, options_.timeout);
+    if (result.ok()) { result = detail::connect(*store_, *transport_); }
+    return result;
   }
 
   // ---- other ways to a placement ----

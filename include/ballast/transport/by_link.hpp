@@ -4,9 +4,12 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
+#include <ballast/transport/control.hpp>
+#include <ballast/transport/node_plane.hpp>
 #include <ballast/transport/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
@@ -17,6 +20,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -76,11 +80,33 @@ private:
 
 static_assert(message_transport<self_copy>);
 
+namespace detail {
+
+struct copy_stream_visitor {
+  template <class Stream>
+  void operator()(Stream /*stream*/) const noexcept {}
+};
+
+/// Members that a link may have, told apart by concepts as `by_link` has them if one of its links does.
+template <class T>
+concept waits_inside = requires(T& link) { link.enter_wait(); };
+template <class T>
+concept warms_up = requires(T& link) {
+  { link.warm_up() } -> std::same_as<status>;
+};
+template <class T>
+concept tells_copy_streams = requires(T const& link) { link.for_each_copy_stream(copy_stream_visitor{}); };
+
+}  // namespace detail
+
 /// A transport per class of link behind one plan: to the rank itself, inside its node, to other nodes.
 ///
 /// A transport for the node may span all ranks, or only those of one node, numbered from 0 in the order of the ranks.
 /// It exposes memory if any of the three does. Several `by_link` may share their links, and take turns on the remote
 /// one; whoever uses a link by itself at the same time is refused while a batch is open (`errc::busy`).
+///
+/// All links make progress together, whoever is slow. A batch that fails on one link is ended on all of them; a link
+/// that cannot go on after that says so by `needs_repair`, and `repair`, called on all ranks, repairs every link.
 ///
 /// @lifetime the node's and the remote transport must outlive it.
 /// @threads one thread at a time.
@@ -126,6 +152,75 @@ public:
   }
   [[nodiscard]] transfer_turns& turns() noexcept { return remote_->turns(); }
 
+  /// Options of the links that the ranks must share.
+  template <class Visit>
+  void for_each_option(Visit visit) const
+    requires(detail::names_options<Same> || detail::names_options<Node> || detail::names_options<Remote>)
+  {
+    visit_options("same", same_, visit);
+    visit_options("node", *node_, visit);
+    visit_options("remote", *remote_, visit);
+  }
+  /// Every stream that a link copies on; a store orders its commits against them.
+  template <class Visit>
+  void for_each_copy_stream(Visit visit) const
+    requires(detail::tells_copy_streams<Same> || detail::tells_copy_streams<Node> || detail::tells_copy_streams<Remote>)
+  {
+    for_each_link([&](auto const& link) {
+      if constexpr (detail::tells_copy_streams<std::remove_cvref_t<decltype(link)>>) {
+        link.for_each_copy_stream(visit);
+      }
+    });
+  }
+  /// Take the costs of first use on every link out of the first batch; called by all ranks together. A link that fails
+  /// keeps no other from trying, because that one's peers may wait for it.
+  [[nodiscard]] status warm_up()
+    requires(detail::warms_up<Same> || detail::warms_up<Node> || detail::warms_up<Remote>)
+  {
+    status result;
+    for_each_link([&](auto& link) {
+      if constexpr (detail::warms_up<std::remove_cvref_t<decltype(link)>>) {
+        keep_first(result, link.warm_up(), link_name(link));
+      }
+    });
+    return result;
+  }
+  /// Whether bytes move on all links while they are polled; a link that does not say moves them.
+  [[nodiscard]] bool moves_in_poll() const noexcept {
+    bool all = true;
+    for_each_link([&](auto const& link) {
+      if constexpr (requires { link.moves_in_poll(); }) { all = all && link.moves_in_poll(); }
+    });
+    return all;
+  }
+  /// Whether a link cannot open a batch until `repair`.
+  [[nodiscard]] bool needs_repair() const noexcept {
+    bool any = false;
+    for_each_link([&](auto const& link) {
+      if constexpr (requires { link.needs_repair(); }) { any = any || link.needs_repair(); }
+    });
+    return any;
+  }
+  /// Repair every link that can be repaired; called by all ranks together, with no batch open.
+  ///
+  /// @param control  of all ranks. A node's transport of its own is repaired by its node's ranks through it.
+  /// @param timeout  nanoseconds, for all links together.
+  template <control_plane Control>
+  [[nodiscard]] status repair(Control& control, nanoseconds_t timeout) {
+    auto const deadline = detail::deadline_after(timeout);
+    status result;
+    for_each_link([&](auto& link) {
+      if (!result.ok()) { return; }
+      if (link.num_ranks() == num_ranks()) {
+        keep_first(result, repair_link(link, control, deadline), {});
+      } else {
+        detail::node_plane<Control> node{control, first_of_node_, link.num_ranks()};
+        keep_first(result, repair_link(link, node, deadline), link_name(link));
+      }
+    });
+    return result;
+  }
+
   /// Open a batch on all links; see `data_transport`.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     to_same_.clear();
@@ -146,13 +241,16 @@ public:
     route_all(receives, &batch::receives);
     // What was begun when a link refuses must not go on; what somebody else has open there must.
     index_t begun = 0;
-    for_each_link([&](auto& link, batch& messages) {
+    auto const begin = [&](auto& link, batch const& messages) {
       if (!result.ok()) { return; }
       result = link.start(messages.sends, messages.receives);
       begun += result.ok() ? 1 : 0;
-    });
+    };
+    begin(same_, to_same_);
+    begin(*node_, to_node_);
+    begin(*remote_, to_remote_);
     if (result.ok()) { return result; }
-    for_each_link([&](auto& link, batch&) {
+    for_each_link([&](auto& link) {
       if (begun-- > 0) { static_cast<void>(link.wait(0)); }
     });
     return result;
@@ -163,7 +261,7 @@ public:
     bool failed = false;
     bool pending = false;
     bool done = false;
-    for_each_link([&](auto& link, batch&) {
+    for_each_link([&](auto& link) {
       auto const state = link.poll();
       failed = failed || state == transfer_state::failed;
       pending = pending || state == transfer_state::pending;
@@ -174,18 +272,33 @@ public:
     return done ? transfer_state::done : transfer_state::idle;
   }
 
+  /// Tell the links that the host is inside a wait for this batch from now on: some move bytes only then.
+  void enter_wait()
+    requires(detail::waits_inside<Same> || detail::waits_inside<Node> || detail::waits_inside<Remote>)
+  {
+    for_each_link([](auto& link) {
+      if constexpr (detail::waits_inside<std::remove_cvref_t<decltype(link)>>) { link.enter_wait(); }
+    });
+  }
+
   /// Make progress on all links until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
+    auto const begin = detail::now();
     auto const deadline = detail::deadline_after(timeout);
-    auto nap = shortest_nap;
-    while (poll() == transfer_state::pending && detail::now() < deadline) {
-      detail::sleep_for(nap);
-      nap = std::min(2 * nap, longest_nap);
+    // A batch that is only to be ended begins nothing any more.
+    if constexpr (requires { enter_wait(); }) {
+      if (timeout > 0) { enter_wait(); }
+    }
+    while (poll() == transfer_state::pending) {
+      auto const time = detail::now();
+      if (time >= deadline) { break; }
+      pause(time - begin);
     }
     status result;
     // A link that failed tells the cause; those that are still at work are only told to stop.
-    for_each_link([&](auto& link, batch&) {
-      if (link.poll() == transfer_state::failed) { keep_first(result, link.wait(0), link_name(link)); }
+    for_each_link([&](auto& link) {
+      if (link.poll() != transfer_state::failed) { return; }
+      keep_first(result, link.wait(detail::time_until(deadline)), link_name(link));
     });
     close(result);
     return result;
@@ -199,8 +312,15 @@ public:
   }
 
 private:
-  static constexpr nanoseconds_t shortest_nap = 10'000;
-  static constexpr nanoseconds_t longest_nap = 500'000;
+  /// A move takes milliseconds, and a nap's end comes a tenth of one late.
+  static void pause(nanoseconds_t waited) noexcept {
+    constexpr nanoseconds_t patience = 20'000'000;
+    if (waited < patience) {
+      detail::yield();
+    } else {
+      detail::sleep_for(50'000);
+    }
+  }
 
   struct batch {
     std::vector<outgoing_message> sends;
@@ -213,14 +333,20 @@ private:
 
   template <class Function>
   void for_each_link(Function function) {
-    function(same_, to_same_);
-    function(*node_, to_node_);
-    function(*remote_, to_remote_);
+    function(same_);
+    function(*node_);
+    function(*remote_);
+  }
+  template <class Function>
+  void for_each_link(Function function) const {
+    function(same_);
+    function(std::as_const(*node_));
+    function(std::as_const(*remote_));
   }
 
   template <class Function>
   void for_each_copier(Function function) {
-    for_each_link([&](auto& link, batch&) {
+    for_each_link([&](auto& link) {
       if constexpr (peer_copier<std::remove_cvref_t<decltype(link)>>) { function(link); }
     });
   }
@@ -254,6 +380,26 @@ private:
     }
   }
 
+  template <class Link, class Visit>
+  static void visit_options([[maybe_unused]] char const* name, [[maybe_unused]] Link const& link,
+                            [[maybe_unused]] Visit& visit) {
+    if constexpr (detail::names_options<Link>) {
+      link.for_each_option([&](std::string_view option, std::uint64_t bits) {
+        auto const full_name = detail::concat(name, ": ", option);
+        visit(std::string_view{full_name}, bits);
+      });
+    }
+  }
+  template <class Link, class Control>
+  [[nodiscard]] static status repair_link([[maybe_unused]] Link& link, [[maybe_unused]] Control& control,
+                                          [[maybe_unused]] nanoseconds_t deadline) {
+    if constexpr (requires { link.repair(control, deadline); }) {
+      return link.repair(control, detail::time_until(deadline));
+    } else {
+      return {};
+    }
+  }
+
   template <class Link>
   [[nodiscard]] std::string link_name(Link const& link) const {
     if (static_cast<void const*>(&link) == node_ && first_of_node_ > 0) {
@@ -267,7 +413,7 @@ private:
 
   // End the batch on every link, so that nothing touches its memory.
   void close(status& result) {
-    for_each_link([&](auto& link, batch&) { keep_first(result, link.wait(0), link_name(link)); });
+    for_each_link([&](auto& link) { keep_first(result, link.wait(0), link_name(link)); });
   }
 
   topology where_;

@@ -15,7 +15,7 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
-/// Copies collected for one stream, merged where they touch, and enqueued with one call.
+/// Copies collected for one stream and enqueued with one call.
 ///
 /// @threads one thread at a time.
 class copy_batch {
@@ -23,14 +23,10 @@ public:
   /// Copies from the host do not belong in a batch with those on the device: the call would wait for the stream.
   static constexpr bool mixes_host_and_device = false;
 
-  /// Note a copy down. Copies of a batch must be independent of each other.
+  /// Note a copy down. Copies of a batch must be independent of each other. Those that touch stay apart: the driver
+  /// refuses a copy over two allocations, and which allocation an address lies in is not known here.
   void add(std::byte* to, std::byte const* from, std::size_t bytes) {
     if (bytes == 0) { return; }
-    if (!to_.empty() && static_cast<std::byte*>(to_.back()) + bytes_.back() == to &&
-        static_cast<std::byte const*>(from_.back()) + bytes_.back() == from) {
-      bytes_.back() += bytes;
-      return;
-    }
     to_.push_back(to);
     from_.push_back(from);
     bytes_.push_back(bytes);
@@ -61,9 +57,7 @@ public:
     cudaMemcpyAttributes attributes{};
     attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
     attributes.flags = flags_;
-    std::size_t first = 0;
-    auto const result =
-        cudaMemcpyBatchAsync(to_.data(), from_.data(), bytes_.data(), to_.size(), &attributes, &first, 1, on);
+    auto const result = submit(attributes, on);
     clear();
     return to_status(result, "cudaMemcpyBatchAsync");
   }
@@ -88,6 +82,17 @@ public:
   }
 
 private:
+  [[nodiscard]] cudaError_t submit(cudaMemcpyAttributes& attributes, cudaStream_t on) {
+    std::size_t first = 0;
+#if CUDART_VERSION >= 13000
+    return cudaMemcpyBatchAsync(to_.data(), from_.data(), bytes_.data(), to_.size(), &attributes, &first, 1, on);
+#else
+    std::size_t failed = 0;
+    auto* const sources = const_cast<void**>(from_.data());
+    return cudaMemcpyBatchAsync(to_.data(), sources, bytes_.data(), to_.size(), &attributes, &first, 1, &failed, on);
+#endif
+  }
+
   unsigned flags_ = cudaMemcpyFlagDefault;
   std::vector<void*> to_;
   std::vector<void const*> from_;

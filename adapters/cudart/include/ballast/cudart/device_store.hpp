@@ -3,24 +3,31 @@
 #define BALLAST_CUDART_DEVICE_STORE_HPP
 
 #include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/device_reader.hpp>
+#include <ballast/cudart/detail/staging_buffer.hpp>
 #include <ballast/cudart/device_tables.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/memory.hpp>
 #include <ballast/cudart/profiling.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
+#include <ballast/runtime/expert_size.hpp>
 #include <ballast/runtime/registry.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
+#include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -43,10 +50,13 @@ struct slot_hook {
 /// Options of `device_store`.
 struct device_store_options {
   cudaStream_t compute_stream = nullptr;  ///< runs the forward passes; commits are enqueued only there
-  /// What transports enqueue on, or order themselves behind.
+  /// What transports enqueue on, or order themselves behind; only for transports that do not tell, see `connect`.
   std::vector<cudaStream_t> copy_streams = {};         // NOLINT(readability-redundant-member-init): may be left out
   std::size_t staging_limit = std::size_t{256} << 20;  ///< bytes of staging that this rank may use at once
-  dispatch_mode dispatch = dispatch_mode::nearest;     ///< how tokens choose among replicas
+  /// The engine's own memory on the rank's device to stage in, aligned to 256 bytes; `staging_limit` is at most its
+  /// size then. Left out, staging is allocated once, by `start`, as large as the limit or the registered weights.
+  segment staging = {};
+  dispatch_mode dispatch = dispatch_mode::nearest;  ///< how tokens choose among replicas
   bool exported = false;  ///< other processes read the weights: refuse tensors whose memory they cannot open
   bool timed = false;     ///< measure commits on the device, see `commit_timer`: two event records for each
   slot_hook hook = {};    ///< runs after a commit's copies and before its tables
@@ -56,7 +66,9 @@ struct device_store_options {
 ///
 /// @tparam Tables  `dispatch_tables`, or `invariant_dispatch_tables` for engines without an all-to-all.
 /// @tparam Copies  what commits copy with: `copy_batch`, or `kernel_copies` in programs that nvcc compiles.
-/// @lifetime streams and registered memory belong to the engine and must outlive the store.
+/// @lifetime streams and registered memory belong to the engine and must outlive the store. A rebalancer that uses the
+///           store with a transport is destroyed before both. Where the device does not come to the end of the store's
+///           work within the timeout, the destructor leaves its memory in place for the life of the process.
 /// @threads  one thread at a time; the rank's device is current there.
 template <class Tables = dispatch_tables, class Copies = copy_batch>
 class device_store {
@@ -64,19 +76,96 @@ public:
   /// @param where    ranks and slots.
   /// @param rank     this one.
   /// @param initial  [L, P] the placement that the weights were loaded with; its tables are in force on return.
-  /// @throws std::system_error (`errc::invalid_option`, `errc::invalid_topology`, `cudart::category()`)
+  /// @throws std::system_error (`errc::invalid_option`, `errc::invalid_topology`, `cudart::category()`, and
+  ///         `errc::deadline_exceeded` where the compute stream stands for ten seconds)
   device_store(topology where, index_t rank, placement const& initial, device_store_options const& options)
       : registry_{where.slots_per_rank(), initial.num_layers()},
         options_{options},
         rank_{rank},
         tables_{make_tables(where, rank, initial, options), where, rank},
         where_{std::move(where)},
-        timer_{options.timed} {
+        timer_{options.timed},
+        staging_{options.staging, options.staging_limit},
+        streams_{options.copy_streams} {
+    detail::capture_guard const guard;
     rewritten_.resize(static_cast<std::size_t>(where_.slots_per_rank()));
     for (index_t layer = 0; layer < initial.num_layers(); ++layer) {
       tables_.publish(where_, initial, layer, options.compute_stream).or_throw();
     }
-    to_status(cudaStreamSynchronize(options.compute_stream), "cudaStreamSynchronize").or_throw();
+    auto const in_force = tables_.await_published(ballast::detail::deadline_after(timeout_));
+    if (!in_force.ok()) { tables_.abandon(); }
+    in_force.or_throw();
+  }
+  device_store(device_store const&) = delete;
+  device_store& operator=(device_store const&) = delete;
+  ~device_store() {
+    detail::capture_guard const guard;
+    auto const deadline = ballast::detail::deadline_after(timeout_);
+    if (tables_.await_published(deadline).ok() && reader_.await(deadline).ok()) { return; }
+    staging_.abandon();
+    tables_.abandon();
+    reader_.abandon();
+  }
+
+  /// Learn a transport's copy streams: from now on they are ordered behind this store's commits. A rebalancer does it.
+  ///
+  /// @return `errc::invalid_option` for a transport that does not tell them where the options name none; nothing
+  /// changes
+  ///         then.
+  template <data_transport Transport>
+  [[nodiscard]] status connect(Transport const& transport) {
+    auto streams = options_.copy_streams;
+    auto const add = [&streams](cudaStream_t copy_stream) {
+      if (std::find(streams.begin(), streams.end(), copy_stream) == streams.end()) { streams.push_back(copy_stream); }
+    };
+    if constexpr (requires { transport.for_each_copy_stream(add); }) {
+      transport.for_each_copy_stream(add);
+    } else if constexpr (requires {
+                           { transport.copy_stream() } -> std::convertible_to<cudaStream_t>;
+                         }) {
+      add(transport.copy_stream());
+    }
+    if (streams.empty() && transport.num_ranks() > 1) {
+      return {
+          errc::invalid_option,
+          "device_store: the transport does not tell the streams that it copies on, and its copies could run before "
+          "a commit: name them in copy_streams, or give the transport for_each_copy_stream"};
+    }
+    streams_ = std::move(streams);
+    ahead_ = tables_.published().get();
+    return {};
+  }
+  /// The transport is about to go. Waits, no longer than the timeout, until its copies are done; where they are not,
+  /// they may still write to staging, which is then left in place for the life of the process.
+  void disconnect() noexcept {
+    detail::capture_guard const guard;
+    auto const deadline = ballast::detail::deadline_after(timeout_);
+    for (auto const copy_stream : streams_) {
+      auto const begin = ballast::detail::now();
+      while (detail::quiet_query::stream(copy_stream) == cudaErrorNotReady) {
+        auto const time = ballast::detail::now();
+        if (time >= deadline) {
+          staging_.abandon();
+          break;
+        }
+        detail::pause(time - begin);
+      }
+    }
+    streams_ = options_.copy_streams;
+  }
+  /// Bound the waits of `checksum` and of the destructor, in nanoseconds. A rebalancer sets its own timeout.
+  void set_timeout(nanoseconds_t timeout) noexcept { timeout_ = timeout; }
+
+  /// Allocate what commits and checks need, staging above all: as much as the limit allows and all registered weights
+  /// could need. @return `errc::out_of_memory` where the device has not so much
+  [[nodiscard]] status warm_up() {
+    detail::capture_guard const guard;
+    if (auto result = tables_.warm_up(); !result.ok()) { return result; }
+    if (auto result = reader_.warm_up(); !result.ok()) { return result; }
+    if constexpr (requires { batch_.warm_up(); }) {
+      if (auto result = batch_.warm_up(); !result.ok()) { return result; }
+    }
+    return staging_.reserve(std::min(staging_limit(), most_staging()));
   }
 
   /// Register one tensor of one layer; see `host_store::add`. With `exported`, its memory is checked too.
@@ -101,33 +190,28 @@ public:
     if constexpr (!dispatches_for_rank) { out.add(static_cast<int>(options_.dispatch)); }
   }
 
-  [[nodiscard]] std::size_t staging_limit() const noexcept { return options_.staging_limit; }
-  /// Largest staging that was reserved so far, in bytes.
+  [[nodiscard]] std::size_t staging_limit() const noexcept { return staging_.limit(); }
+  /// Staging that is reserved, in bytes.
   [[nodiscard]] std::size_t staging_high_water() const noexcept { return staging_.size(); }
   [[nodiscard]] std::byte* staging() noexcept { return staging_.data(); }
+  /// See `expert_store`. Allocates once; after that, and in the engine's own memory, it only compares sizes.
+  /// @return `errc::busy` where staging that is too small is still in use
   [[nodiscard]] status reserve_staging(std::size_t bytes) {
-    if (bytes > options_.staging_limit) {
-      return {errc::out_of_memory,
-              ballast::detail::concat("device_store: ", bytes, " bytes of staging needed, the limit is ",
-                                      options_.staging_limit)};
-    }
     if (bytes <= staging_.size()) { return {}; }
-    // On the compute stream: commits may still read the old staging.
-    if (auto result = staging_.allocate(bytes, options_.compute_stream); !result.ok()) {
-      return {errc::out_of_memory,
-              ballast::detail::concat("device_store: no memory for ", bytes, " bytes of staging: ", result.message())};
+    detail::capture_guard const guard;
+    if (staging_.size() > 0) {
+      if (auto result = tables_.await_published(ballast::detail::deadline_after(timeout_)); !result.ok()) {
+        return result;
+      }
     }
-    if (allocated_.get() == nullptr) {
-      if (auto result = event::create(allocated_); !result.ok()) { return result; }
-    }
-    ahead_ = allocated_.get();
-    return allocated_.record(options_.compute_stream);
+    return staging_.reserve(bytes);
   }
 
   /// Hold the copy streams back until all commits so far are done. Where they are, the driver lets the streams be.
   [[nodiscard]] status prepare() {
     if (ahead_ == nullptr) { return {}; }
-    for (auto const waiter : options_.copy_streams) {
+    detail::capture_guard const guard;
+    for (auto const waiter : streams_) {
       auto const result = cudaStreamWaitEvent(waiter, ahead_, 0);
       if (result != cudaSuccess) { return to_status(result, "cudaStreamWaitEvent"); }
     }
@@ -139,6 +223,7 @@ public:
   [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
                               epoch_t /*epoch*/) {
     if (auto result = check_tables(layer, tables); !result.ok()) { return result; }
+    detail::capture_guard const guard;
     profiler_range const range{"ballast commit"};
     if (auto result = timer_.start(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = collect_copies(copies); !result.ok()) { return result; }
@@ -156,7 +241,10 @@ public:
 
   /// See `commit_timer`. With `timed`, a time waits for each commit until it is taken, as a rebalancer does.
   [[nodiscard]] bool times_commits() const noexcept { return timer_.is_on(); }
-  [[nodiscard]] nanoseconds_t take_commit_time() { return timer_.take(); }
+  [[nodiscard]] nanoseconds_t take_commit_time() {
+    detail::capture_guard const guard;
+    return timer_.take();
+  }
 
   /// The tables as kernels see them. @lifetime valid, unchanged, until the store is destroyed
   [[nodiscard]] dispatch_view view() const noexcept { return tables_.view(); }
@@ -175,26 +263,12 @@ public:
     return {};
   }
 
-  /// The digest of bytes in device memory, for verification mode. Waits for the commits so far.
-  /// @return the device's failure to read them; `out` is as it was then.
+  /// The digest of bytes in device memory, for verification mode. Waits, no longer than the timeout, for the commits so
+  /// far, not for what the compute stream holds behind them.
+  /// @return the device's failure to read them, `errc::deadline_exceeded`; `out` is as it was then.
   [[nodiscard]] status checksum(std::span<segment const> segments, std::uint64_t& out) {
-    digest sum;
-    std::vector<std::byte> bytes;
-    for (auto const& part : segments) {
-      if (part.data == nullptr && part.size > 0) {
-        return {errc::invalid_weights,
-                ballast::detail::concat("device_store: checksum of ", part.size, " bytes at address 0")};
-      }
-      bytes.resize(part.size);
-      auto const read =
-          cudaMemcpyAsync(bytes.data(), part.data, part.size, cudaMemcpyDeviceToHost, options_.compute_stream);
-      if (auto result = to_status(read, "cudaMemcpyAsync"); !result.ok()) { return result; }
-      auto const done = cudaStreamSynchronize(options_.compute_stream);
-      if (auto result = to_status(done, "cudaStreamSynchronize"); !result.ok()) { return result; }
-      sum.add_bytes(bytes);
-    }
-    out = sum.value();
-    return {};
+    detail::capture_guard const guard;
+    return reader_.checksum(segments, tables_.published(), ballast::detail::deadline_after(timeout_), out);
   }
 
 private:
@@ -204,8 +278,12 @@ private:
   /// Before anything is made on the device.
   [[nodiscard]] static status validate(topology const& where, index_t rank, placement const& initial,
                                        device_store_options const& options) {
-    if (options.compute_stream == nullptr) {
-      return {errc::invalid_option, "device_store: commits need a created stream, not the default stream"};
+    if (options.compute_stream == nullptr || options.compute_stream == cudaStreamLegacy ||
+        options.compute_stream == cudaStreamPerThread) {
+      return {errc::invalid_option, "device_store: commits need a created stream, not a default stream"};
+    }
+    if (auto result = detail::staging_buffer::validate(options.staging, options.staging_limit); !result.ok()) {
+      return result;
     }
     if (rank < 0 || rank >= where.num_ranks()) {
       return {errc::invalid_option,
@@ -223,6 +301,14 @@ private:
     }
   }
 
+  /// Bytes of staging that the largest move of all registered layers takes.
+  [[nodiscard]] std::size_t most_staging() const {
+    std::size_t bytes = 0;
+    for (index_t layer = 0; layer < num_layers(); ++layer) {
+      bytes += ballast::detail::size_of_expert(tensors(layer)).staged * static_cast<std::size_t>(slots_per_rank());
+    }
+    return bytes;
+  }
   [[nodiscard]] status check_exported(index_t layer, std::string_view name, std::byte* base, std::size_t bytes,
                                       std::optional<std::ptrdiff_t> stride) const {
     ballast::detail::tensor_registry alone{slots_per_rank(), num_layers()};
@@ -287,9 +373,11 @@ private:
   device_tables<Tables, Copies> tables_;
   topology where_;
   stage_timer timer_;
-  event allocated_;              // behind the last growth of staging
-  cudaEvent_t ahead_ = nullptr;  // the copy streams have not been ordered behind it yet
-  stream_memory staging_;
+  nanoseconds_t timeout_ = 10'000'000'000;
+  detail::staging_buffer staging_;
+  detail::device_reader reader_;
+  std::vector<cudaStream_t> streams_;  // copies run there
+  cudaEvent_t ahead_ = nullptr;        // they have not been ordered behind it yet
   Copies batch_;
   std::vector<unsigned char> rewritten_;
 };

@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/detail/device_reader.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/dispatch/table_view.hpp>
@@ -80,6 +81,26 @@ public:
   }
   /// Recorded behind the last publication.
   [[nodiscard]] event const& published() const noexcept { return published_[last_]; }
+
+  /// Take costs of first use out of the first publication.
+  [[nodiscard]] status warm_up() {
+    if constexpr (requires { batch_.warm_up(); }) {
+      return batch_.warm_up();
+    } else {
+      return {};
+    }
+  }
+  /// Wait until everything that was published is in force, until a deadline.
+  [[nodiscard]] status await_published(nanoseconds_t deadline) const {
+    return published_.empty() ? status{} : detail::await_event(published(), deadline, "device_tables: publish");
+  }
+  /// Leave the tables in place for the life of the process: a device that does not answer still reads them.
+  void abandon() noexcept {
+    ranges_.abandon();
+    entries_.abandon();
+    local_map_.abandon();
+    mirror_.abandon();
+  }
 
   [[nodiscard]] Tables const& host() const noexcept { return host_; }
   /// What kernels read; stays valid for the life of the tables, in captured graphs too.

@@ -2,7 +2,11 @@
 #ifndef BALLAST_CUDART_HANDLES_HPP
 #define BALLAST_CUDART_HANDLES_HPP
 
+#include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/pause.hpp>
+#include <ballast/cudart/detail/quiet_query.hpp>
 #include <ballast/cudart/error.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -20,9 +24,17 @@ class stream {
 public:
   /// On the current device. @throws std::system_error in `cudart::category()`
   [[nodiscard]] static stream create() {
+    stream made;
+    create(made).or_throw();
+    return made;
+  }
+  /// The same for those who want a status.
+  [[nodiscard]] static status create(stream& out) {
+    detail::capture_guard const guard;
     cudaStream_t handle = nullptr;
-    to_status(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags").or_throw();
-    return stream{handle};
+    auto result = to_status(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    if (result.ok()) { out = stream{handle}; }
+    return result;
   }
 
   stream() = default;
@@ -32,10 +44,14 @@ public:
     return *this;
   }
   ~stream() {
-    if (handle_ != nullptr) { static_cast<void>(cudaStreamDestroy(handle_)); }
+    if (handle_ == nullptr) { return; }
+    detail::capture_guard const guard;
+    static_cast<void>(cudaStreamDestroy(handle_));
   }
 
   [[nodiscard]] cudaStream_t get() const noexcept { return handle_; }
+  /// `cudaSuccess` when all work on it is done, `cudaErrorNotReady` before, anything else is a failure.
+  [[nodiscard]] cudaError_t query() const noexcept { return detail::quiet_query::stream(handle_); }
 
 private:
   explicit stream(cudaStream_t handle) noexcept : handle_{handle} {}
@@ -53,6 +69,7 @@ public:
   }
   /// The same for those who want a status.
   [[nodiscard]] static status create(event& out, unsigned flags = cudaEventDisableTiming) {
+    detail::capture_guard const guard;
     cudaEvent_t handle = nullptr;
     auto result = to_status(cudaEventCreateWithFlags(&handle, flags), "cudaEventCreateWithFlags");
     if (result.ok()) { out = event{handle}; }
@@ -68,7 +85,9 @@ public:
     return *this;
   }
   ~event() {
-    if (handle_ != nullptr) { static_cast<void>(cudaEventDestroy(handle_)); }
+    if (handle_ == nullptr) { return; }
+    detail::capture_guard const guard;
+    static_cast<void>(cudaEventDestroy(handle_));
   }
 
   [[nodiscard]] cudaEvent_t get() const noexcept { return handle_; }
@@ -80,14 +99,11 @@ public:
     return to_status(cudaStreamWaitEvent(waiter, handle_, 0), "cudaStreamWaitEvent");
   }
   /// `cudaSuccess` when the last record has been reached, `cudaErrorNotReady` before, anything else is a failure.
-  [[nodiscard]] cudaError_t query() const noexcept {
-    auto const result = cudaEventQuery(handle_);
-    if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
-    return result;
-  }
+  [[nodiscard]] cudaError_t query() const noexcept { return detail::quiet_query::event(handle_); }
   /// Nanoseconds on the device from the last record of this event to that of `later`; `not_measured` while either has
   /// not been reached, or was created without timing.
   [[nodiscard]] nanoseconds_t elapsed_until(event const& later) const noexcept {
+    if (query() != cudaSuccess || later.query() != cudaSuccess) { return not_measured; }
     float milliseconds = 0;
     if (cudaEventElapsedTime(&milliseconds, handle_, later.handle_) != cudaSuccess) {
       static_cast<void>(cudaGetLastError());
@@ -113,37 +129,48 @@ public:
     return *this;
   }
   ~pinned_buffer() {
-    if (data_ != nullptr) { static_cast<void>(cudaFreeHost(data_)); }
+    if (data_ == nullptr) { return; }
+    detail::capture_guard const guard;
+    static_cast<void>(cudaFreeHost(data_));
   }
   [[nodiscard]] status allocate(std::size_t bytes) {
     if (data_ != nullptr || bytes == 0) { return {}; }
+    detail::capture_guard const guard;
     auto result = to_status(cudaMallocHost(&data_, bytes), "cudaMallocHost");
     size_ = result.ok() ? bytes : 0;
     return result;
   }
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {static_cast<std::byte*>(data_), size_}; }
+  /// Never give it back: to do so would wait for a device that does not answer.
+  void abandon() noexcept { data_ = nullptr; }
 
 private:
   void* data_ = nullptr;
   std::size_t size_ = 0;
 };
 
-/// Owns an array in the memory of the current device, zero at first.
+/// Owns an array in the memory of the current device.
 template <class T>
 class device_memory {
 public:
-  /// @throws std::system_error in `cudart::category()`
+  /// Zero at first. @throws std::system_error in `cudart::category()`
   [[nodiscard]] static device_memory create(std::size_t count) {
     device_memory result;
-    void* memory = nullptr;
-    auto const bytes = (count == 0 ? 1 : count) * sizeof(T);
-    to_status(cudaMalloc(&memory, bytes), "cudaMalloc").or_throw();
-    result.data_ = static_cast<T*>(memory);
-    result.size_ = count;
-    to_status(cudaMemset(memory, 0, bytes), "cudaMemset").or_throw();
-    // Streams of ours do not order themselves behind the default stream.
-    to_status(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize").or_throw();
+    allocate(result, count).or_throw();
+    result.clear().or_throw();
     return result;
+  }
+  /// With any contents, for those who want a status. @param out out: replaced on success
+  [[nodiscard]] static status allocate(device_memory& out, std::size_t count) {
+    detail::capture_guard const guard;
+    device_memory fresh;
+    void* memory = nullptr;
+    auto result = to_status(cudaMalloc(&memory, (count == 0 ? 1 : count) * sizeof(T)), "cudaMalloc");
+    if (!result.ok()) { return result; }
+    fresh.data_ = static_cast<T*>(memory);
+    fresh.size_ = count;
+    out = std::move(fresh);
+    return {};
   }
 
   device_memory() = default;
@@ -155,55 +182,36 @@ public:
     return *this;
   }
   ~device_memory() {
-    if (data_ != nullptr) { static_cast<void>(cudaFree(data_)); }
+    if (data_ == nullptr) { return; }
+    detail::capture_guard const guard;
+    static_cast<void>(cudaFree(data_));
   }
   [[nodiscard]] T* data() const noexcept { return data_; }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  /// Never give it back: to do so would wait for a device that does not answer.
+  void abandon() noexcept { data_ = nullptr; }
 
 private:
+  /// Not on the default stream, which belongs to the engine.
+  [[nodiscard]] status clear() const {
+    detail::capture_guard const guard;
+    auto const own = stream::create();
+    auto const bytes = (size_ == 0 ? 1 : size_) * sizeof(T);
+    auto result = to_status(cudaMemsetAsync(data_, 0, bytes, own.get()), "cudaMemsetAsync");
+    auto const begin = ballast::detail::now();
+    constexpr nanoseconds_t patience = 10'000'000'000;
+    while (result.ok()) {
+      auto const state = own.query();
+      if (state != cudaErrorNotReady) { return to_status(state, "cudaMemsetAsync"); }
+      auto const waited = ballast::detail::now() - begin;
+      if (waited >= patience) { result = {errc::deadline_exceeded, "the device does not come to clear memory"}; }
+      detail::pause(waited);
+    }
+    return result;
+  }
+
   T* data_ = nullptr;
   std::size_t size_ = 0;
-};
-
-/// Owns device memory that is given and taken in the order of a stream, so that nobody waits for the device.
-///
-/// @lifetime the stream must outlive it.
-class stream_memory {
-public:
-  stream_memory() = default;
-  stream_memory(stream_memory&& other) noexcept
-      : data_{std::exchange(other.data_, nullptr)},
-        size_{std::exchange(other.size_, 0)},
-        order_{std::exchange(other.order_, nullptr)} {}
-  stream_memory& operator=(stream_memory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    std::swap(order_, other.order_);
-    return *this;
-  }
-  ~stream_memory() {
-    if (data_ != nullptr) { static_cast<void>(cudaFreeAsync(data_, order_)); }
-  }
-
-  /// Replace what is held; nothing changes on failure. @param order the stream that gives, and later takes back
-  [[nodiscard]] status allocate(std::size_t bytes, cudaStream_t order) {
-    stream_memory fresh;
-    if (auto result = to_status(cudaMallocAsync(&fresh.data_, bytes, order), "cudaMallocAsync"); !result.ok()) {
-      fresh.data_ = nullptr;
-      return result;
-    }
-    fresh.size_ = bytes;
-    fresh.order_ = order;
-    *this = std::move(fresh);
-    return {};
-  }
-  [[nodiscard]] std::byte* data() const noexcept { return static_cast<std::byte*>(data_); }
-  [[nodiscard]] std::size_t size() const noexcept { return size_; }
-
-private:
-  void* data_ = nullptr;
-  std::size_t size_ = 0;
-  cudaStream_t order_ = nullptr;
 };
 
 }  // namespace cudart

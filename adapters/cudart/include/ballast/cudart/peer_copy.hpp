@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
@@ -40,7 +41,7 @@ using peer_access_test = bool (*)(int from, int to);
   static_cast<void>(cudaGetDevice(&current));
   static_cast<void>(cudaSetDevice(to));
   auto const result = cudaDeviceEnablePeerAccess(from, 0);
-  static_cast<void>(cudaGetLastError());
+  if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
   static_cast<void>(cudaSetDevice(current));
   return result == cudaSuccess || result == cudaErrorPeerAccessAlreadyEnabled;
 }
@@ -62,10 +63,12 @@ struct peer_copy_options {
 /// done yet, it records an event behind them first, and a peer that expects just these messages orders its copies
 /// behind that event: no copy waits for anything that a host has still to do. A batch is over on a rank when its own
 /// copies are done and every peer that reads from it has said the same. An offer that nobody expects is never read, and
-/// a batch that ends, well or not, takes its offers back.
+/// a batch that ends, well or not, takes its offers back. A rank whose batch fails tells the peers that it exchanges
+/// with, and theirs fails at once.
 ///
-/// After a failed `wait` copies may still be under way that the device did not finish in time; the status says so.
-/// Until they are done, `start` says so too.
+/// After a failed `wait` copies may still be under way that the device did not finish in time; the status says so. The
+/// next batch begins when they are done. The destructor waits a while for them; where they do not end, it leaves
+/// what they need in place for the life of the process.
 ///
 /// @tparam Directory  where the peers' memory is: `local_peers::member`, `ipc_peers`.
 /// @tparam Copies     what copies: `copy_batch`, or `kernel_copies`, which takes multiprocessors but costs the host the
@@ -92,6 +95,16 @@ public:
     peers_.resize(static_cast<std::size_t>(directory_.num_ranks()));
     access_.resize(peers_.size(), access::unknown);
   }
+  peer_copy(peer_copy&& other) = default;
+  peer_copy& operator=(peer_copy&&) = delete;
+  ~peer_copy() {
+    if (lanes_.empty()) { return; }  // moved from
+    detail::capture_guard const guard;
+    if (open_) { static_cast<void>(end({errc::transport_failed, "peer_copy: the transport is gone"}, 0)); }
+    if (await_copies(ballast::detail::deadline_after(closing_patience))) { return; }
+    for (auto& lane : lanes_) { lane.bounce.abandon(); }
+    directory_.abandon();
+  }
 
   /// Say whether the options make sense, naming the first value that does not.
   [[nodiscard]] static status validate(peer_copy_options const& options) {
@@ -111,19 +124,48 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return directory_.num_ranks(); }
   /// The stream that a store orders behind its commits.
   [[nodiscard]] cudaStream_t copy_stream() const noexcept { return lanes_.front().copies.get(); }
+  /// The same for a store that asks; see `device_store::connect`.
+  template <class Visit>
+  void for_each_copy_stream(Visit visit) const {
+    visit(copy_stream());
+  }
 
   [[nodiscard]] Directory const& directory() const noexcept { return directory_; }
 
   /// Make a set of this rank's regions readable by its peers; see `peer_copier`. A batch may be open.
   [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
+    detail::capture_guard const guard;
     return directory_.expose(regions, first);
   }
+  /// The same with the next numbers that are free on this rank, for ranks that expose alike.
+  [[nodiscard]] status expose(std::span<segment const> regions) { return expose(regions, next_region()); }
   /// Forget a set; see `peer_copier`. What the peers' memory takes here is given back when no copy is under way.
   void retract(std::uint32_t first) noexcept {
+    detail::capture_guard const guard;
     directory_.retract(first);
     if (!open_ && !is_copying()) { directory_.close_retracted(); }
   }
   [[nodiscard]] std::uint32_t next_region() const noexcept { return directory_.next_region(); }
+
+  /// Take costs of first use out of the first batch: access to the peers' memory, kernels, buffers. Call it on all
+  /// ranks after `expose`.
+  /// @return what `expose` could not know yet: a peer's device cannot reach this rank's memory.
+  [[nodiscard]] status warm_up() {
+    detail::capture_guard const guard;
+    if (auto result = directory_.check_reach(); !result.ok()) { return result; }
+    bool staged = false;
+    for (index_t peer = 0; peer < num_ranks() && directory_.is_connected(); ++peer) {
+      if (peer != rank()) { staged = !may_read(peer) || staged; }
+    }
+    for (auto& lane : lanes_) {
+      if constexpr (requires { lane.direct.warm_up(); }) {
+        if (auto result = lane.direct.warm_up(); !result.ok()) { return result; }
+      }
+      if (!staged) { continue; }
+      if (auto result = lane.bounce.allocate(options_.bounce_bytes); !result.ok()) { return result; }
+    }
+    return {};
+  }
 
   /// See `data_transport`. They are the rank's, whatever transports it has had on this directory.
   [[nodiscard]] transfer_turns& turns() noexcept { return directory_.turns(); }
@@ -131,40 +173,33 @@ public:
   /// Open a batch; see `data_transport`.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     if (open_) { return {errc::busy, "peer_copy: a batch is already open"}; }
-    if (!unfinished_.ok()) {
-      if (is_copying()) { return unfinished_; }
-      unfinished_ = {};
-    }
-    if (auto result = validate(sends, receives); !result.ok()) { return result; }
-    directory_.close_retracted();
+    detail::capture_guard const guard;
+    if (auto result = validate_peers(sends, receives); !result.ok()) { return result; }
     sends_ = sends;
     receives_ = receives;
-    waiting_.resize(receives.size());
-    std::iota(waiting_.begin(), waiting_.end(), std::size_t{0});
     sign_messages();
-    for (auto& lane : lanes_) { lane.used = false; }
-    failure_ = {};
     told_peers_ = false;
-    open_ = true;
-    next_submit_ = ballast::detail::deadline_after(options_.gathering);
-    failure_ = mark_commits();
-    if (failure_.ok()) {
-      for (auto const& send : sends_) {
-        auto const offer = at(send.peer).sent + (settled_ ? 0 : 1);
-        directory_.board(rank(), send.peer).offered.store(offer, std::memory_order_release);
-      }
-      static_cast<void>(progress());
+    if (auto result = refuse(receives); !result.ok()) {
+      decline();
+      forget_messages();
+      return result;
     }
+    begin_batch();
     return {};
   }
 
   /// Make progress; see `data_transport`.
-  [[nodiscard]] transfer_state poll() { return open_ ? progress() : transfer_state::idle; }
+  [[nodiscard]] transfer_state poll() {
+    if (!open_) { return transfer_state::idle; }
+    detail::capture_guard const guard;
+    return progress();
+  }
 
   /// Make progress until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return {}; }
     profiler_range const range{"ballast receive"};
+    detail::capture_guard const guard;
     auto const begin = ballast::detail::now();
     auto const deadline = ballast::detail::deadline_after(timeout);
     while (progress() == transfer_state::pending) {
@@ -175,16 +210,7 @@ public:
       }
       detail::pause(time - begin);
     }
-    open_ = false;
-    for (auto const& send : sends_) { directory_.board(rank(), send.peer).offered.store(0, std::memory_order_release); }
-    if (failure_.ok()) {
-      measure();
-    } else {
-      drain(timeout);
-    }
-    sends_ = {};
-    receives_ = {};
-    return std::exchange(failure_, {});
+    return end(std::exchange(failure_, {}), deadline);
   }
 
   /// With `timed`, from the first copy on any stream to the end of the last; see `receive_timer`.
@@ -218,20 +244,13 @@ private:
     return {errc::transport_failed,
             ballast::detail::concat("peer_copy: rank ", rank(), " cannot ", what, " rank ", peer), rank()};
   }
-  [[nodiscard]] status validate(std::span<outgoing_message const> sends,
-                                std::span<incoming_message const> receives) const {
+  [[nodiscard]] status validate_peers(std::span<outgoing_message const> sends,
+                                      std::span<incoming_message const> receives) const {
     for (auto const& send : sends) {
       if (!is_peer(send.peer)) { return bad_peer("send to", send.peer); }
     }
     for (auto const& receive : receives) {
       if (!is_peer(receive.peer)) { return bad_peer("receive from", receive.peer); }
-      for (auto const& source : receive.source) {
-        if (directory_.exposes(source.region)) { continue; }
-        return {errc::transport_failed,
-                ballast::detail::concat("peer_copy: rank ", rank(), " exposes no region ", source.region,
-                                        ", and so reads none of rank ", receive.peer),
-                rank()};
-      }
     }
     if (!directory_.is_connected() && !(sends.empty() && receives.empty())) {
       return {
@@ -241,20 +260,91 @@ private:
     }
     return {};
   }
+  /// Why this rank cannot take part in a batch that its peers may be waiting in.
+  [[nodiscard]] status refuse(std::span<incoming_message const> receives) const {
+    for (auto const& receive : receives) {
+      for (auto const& source : receive.source) {
+        if (directory_.exposes(source.region)) { continue; }
+        return {errc::transport_failed,
+                ballast::detail::concat("peer_copy: rank ", rank(), " exposes no region ", source.region,
+                                        ", and so reads none of rank ", receive.peer),
+                rank()};
+      }
+    }
+    return {};
+  }
+
+  void begin_batch() {
+    open_ = true;
+    offered_ = false;
+    waiting_.resize(receives_.size());
+    std::iota(waiting_.begin(), waiting_.end(), std::size_t{0});
+    next_look_ = ballast::detail::now() + look_interval;
+    static_cast<void>(progress());
+  }
+  /// Offer what this rank sends, once no copy of a batch before writes to its memory any more.
+  void offer() {
+    offered_ = true;
+    unfinished_ = {};
+    directory_.close_retracted();
+    for (auto& lane : lanes_) { lane.used = false; }
+    next_submit_ = ballast::detail::now() + options_.gathering;
+    failure_ = mark_commits();
+    if (!failure_.ok()) { return; }
+    for (auto const& send : sends_) {
+      auto const offer = at(send.peer).sent + (settled_ ? 0 : 1);
+      directory_.board(rank(), send.peer).offered.store(offer, std::memory_order_release);
+    }
+  }
+  /// Take the offers back, and after a failure let what is under way finish while there is time.
+  [[nodiscard]] status end(status failure, nanoseconds_t deadline) {
+    open_ = false;
+    for (auto const& send : sends_) { directory_.board(rank(), send.peer).offered.store(0, std::memory_order_release); }
+    if (failure.ok()) {
+      measure();
+    } else {
+      decline();
+      if (!await_copies(deadline) && offered_) {
+        unfinished_ = {errc::transport_failed,
+                       ballast::detail::concat("peer_copy: copies of rank ", rank(),
+                                               " have not finished after: ", failure.message()),
+                       failure.rank()};
+        failure = unfinished_;
+      }
+    }
+    forget_messages();
+    return failure;
+  }
+  /// Tell the peers of the batch that it is given up.
+  void decline() {
+    for (auto const& send : sends_) {
+      directory_.board(rank(), send.peer).withdrawn.store(at(send.peer).sent, std::memory_order_release);
+    }
+    if (told_peers_) { return; }
+    for (auto const& receive : receives_) {
+      directory_.board(receive.peer, rank()).declined.store(at(receive.peer).expected, std::memory_order_release);
+    }
+  }
+  void forget_messages() noexcept {
+    sends_ = {};
+    receives_ = {};
+  }
 
   /// Find out whether this rank's commits are done; if not, put the event behind them.
   [[nodiscard]] status mark_commits() {
-    auto const state = cudaStreamQuery(copy_stream());
+    auto const state = lanes_.front().copies.query();
     settled_ = state == cudaSuccess;
     if (settled_) { return {}; }
     if (state != cudaErrorNotReady) { return to_status(state, "cudaStreamQuery"); }
-    static_cast<void>(cudaGetLastError());
     return directory_.readable(rank()).record(copy_stream());
   }
 
   [[nodiscard]] transfer_state progress() {
-    if (failure_.ok() && !waiting_.empty()) { enqueue_ready(); }
+    if (!offered_ && (unfinished_.ok() || !is_copying())) { offer(); }
+    if (failure_.ok() && offered_ && !waiting_.empty()) { enqueue_ready(); }
+    if (failure_.ok()) { failure_ = trouble(); }
     if (!failure_.ok()) { return transfer_state::failed; }
+    if (!offered_) { return transfer_state::pending; }
     if (!told_peers_ && (!waiting_.empty() || !copies_done())) {
       return failure_.ok() ? transfer_state::pending : transfer_state::failed;
     }
@@ -303,8 +393,12 @@ private:
   [[nodiscard]] bool has_offered(index_t peer) {
     auto& other = at(peer);
     if (other.offers) { return true; }
-    auto const offer = directory_.board(peer, rank()).offered.load(std::memory_order_acquire);
-    if ((offer & ~std::uint64_t{1}) != other.expected) { return false; }
+    auto const& board = directory_.board(peer, rank());
+    auto const offer = board.offered.load(std::memory_order_acquire);
+    if ((offer & ~std::uint64_t{1}) != other.expected) {
+      if (board.withdrawn.load(std::memory_order_acquire) == other.expected) { failure_ = given_up(peer); }
+      return false;
+    }
     other.offers = true;
     other.direct = may_read(peer);
     auto const& readable = directory_.readable(peer);
@@ -460,7 +554,36 @@ private:
                        [&](outgoing_message const& send) { return has_taken(send.peer); });
   }
 
+  [[nodiscard]] status given_up(index_t peer) const {
+    return {
+        errc::transport_failed,
+        ballast::detail::concat("peer_copy: rank ", peer, " gave up the batch that rank ", rank(), " shares with it"),
+        peer};
+  }
+  /// A peer that still has to take something has said that it will not, or is dead. Of the latter peers are asked now
+  /// and then.
+  [[nodiscard]] status trouble() {
+    for (auto const& send : sends_) {
+      auto const& board = directory_.board(rank(), send.peer);
+      if (board.declined.load(std::memory_order_acquire) == at(send.peer).sent && !has_taken(send.peer)) {
+        return given_up(send.peer);
+      }
+    }
+    auto const now = ballast::detail::now();
+    if (now < next_look_) { return {}; }
+    next_look_ = now + look_interval;
+    for (auto const i : waiting_) {
+      if (auto result = directory_.peer_trouble(receives_[i].peer); !result.ok()) { return result; }
+    }
+    for (auto const& send : sends_) {
+      if (has_taken(send.peer)) { continue; }
+      if (auto result = directory_.peer_trouble(send.peer); !result.ok()) { return result; }
+    }
+    return {};
+  }
+
   [[nodiscard]] status late() const {
+    if (!offered_) { return unfinished_; }
     auto const blame = [](index_t who, auto const&... parts) {
       return status{errc::deadline_exceeded, ballast::detail::concat("peer_copy: ", parts...), who};
     };
@@ -480,46 +603,37 @@ private:
   [[nodiscard]] bool is_copying() const noexcept {
     return std::any_of(lanes_.begin(), lanes_.end(), [](copy_lane const& lane) {
       // The stream may be held back behind commits by now, and so tells about the copies only where the event cannot.
-      return lane.used && (lane.marked ? lane.done.query() : query_stream(lane.copies.get())) == cudaErrorNotReady;
+      return lane.used && (lane.marked ? lane.done.query() : lane.copies.query()) == cudaErrorNotReady;
     });
   }
-  [[nodiscard]] static cudaError_t query_stream(cudaStream_t stream) noexcept {
-    auto const result = cudaStreamQuery(stream);
-    if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
-    return result;
-  }
-
-  /// After a failure, let what is under way finish: it still writes to this rank's memory.
-  void drain(nanoseconds_t timeout) {
+  /// Let copies of the last batch finish: they write to this rank's memory. @return whether none is under way
+  [[nodiscard]] bool await_copies(nanoseconds_t deadline) const {
     auto const begin = ballast::detail::now();
-    auto const deadline = ballast::detail::deadline_after(timeout);
     while (is_copying()) {
       auto const time = ballast::detail::now();
-      if (time >= deadline) {
-        unfinished_ = {errc::transport_failed,
-                       ballast::detail::concat("peer_copy: copies of rank ", rank(),
-                                               " have not finished after: ", failure_.message()),
-                       failure_.rank()};
-        failure_ = unfinished_;
-        return;
-      }
+      if (time >= deadline) { return false; }
       detail::pause(time - begin);
     }
+    return true;
   }
 
   // Threads that ask the driver all the time keep others from enqueuing.
   static constexpr nanoseconds_t query_interval = 10'000;
+  static constexpr nanoseconds_t look_interval = 1'000'000;
+  static constexpr nanoseconds_t closing_patience = 2'000'000'000;
 
   Directory directory_;
   peer_copy_options options_;
   nanoseconds_t next_submit_ = 0;
   nanoseconds_t next_query_ = 0;
+  nanoseconds_t next_look_ = 0;
   std::vector<copy_lane> lanes_;
   event begin_;  // of a timed batch's first copies
   nanoseconds_t receive_time_ = not_measured;
   std::vector<peer_progress> peers_;
   std::vector<access> access_;
   bool open_ = false;
+  bool offered_ = false;  // the batch has begun: no copy of one before is under way
   bool told_peers_ = false;
   bool settled_ = true;  // this rank's commits were done when the batch was opened
   std::span<outgoing_message const> sends_;

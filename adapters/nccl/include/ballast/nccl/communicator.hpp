@@ -2,9 +2,13 @@
 #ifndef BALLAST_NCCL_COMMUNICATOR_HPP
 #define BALLAST_NCCL_COMMUNICATOR_HPP
 
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
+#include <ballast/nccl/detail/errand.hpp>
+#include <ballast/nccl/detail/making.hpp>
 #include <ballast/nccl/error.hpp>
+#include <ballast/nccl/executor.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
@@ -12,7 +16,7 @@
 #include <nccl.h>
 
 #include <cstddef>
-#include <ctime>
+#include <memory>
 #include <span>
 #include <utility>
 
@@ -22,7 +26,12 @@ namespace nccl {
 /// Options of a communicator that we make.
 struct communicator_options {
   int max_ctas = 4;                        ///< thread blocks that its kernels may take from the engine, at least 1
-  nanoseconds_t timeout = 60'000'000'000;  ///< of making it
+  nanoseconds_t timeout = 60'000'000'000;  ///< of making it, all in all, and of a transport's `warm_up`
+  /// The parent of a split was made with `splitShare` = 0, and NCCL_COMM_SPLIT_SHARE_RESOURCES is not set: what is
+  /// split off may be aborted. Where the two share resources NCCL gives both one flag to abort by, and so aborting the
+  /// one ends the other.
+  bool parent_shares_nothing = false;
+  executor calls = {};  ///< makes the calls of NCCL that may block
 };
 
 /// Say whether the options make sense, naming the first value that does not.
@@ -34,8 +43,12 @@ struct communicator_options {
 
 /// An NCCL communicator: made by us, and then never waited for longer than a deadline, or borrowed from the engine.
 ///
-/// We abort what we made, and only that. A borrowed communicator that fails is marked lost; ending it is its owner's
-/// business.
+/// What is aborted when: one that `create` made, as soon as it is given up. One that `split` made only if its parent is
+/// said to share nothing (`communicator_options::parent_shares_nothing`); otherwise it is ended in good order while it
+/// is healthy, and when it has failed it is left alone until the engine ends the parent. A borrowed one never.
+///
+/// Calls that may block (making, splitting, ending) run on threads of ours or on the engine's `executor`. Where a rank
+/// gives up waiting, the call goes on there, and what it makes too late is ended there by the same rules.
 ///
 /// @threads one thread at a time.
 class communicator {
@@ -44,54 +57,66 @@ public:
   communicator(communicator&& other) noexcept
       : handle_{std::exchange(other.handle_, nullptr)},
         owned_{std::exchange(other.owned_, false)},
-        lost_{std::exchange(other.lost_, false)} {}
+        may_abort_{std::exchange(other.may_abort_, false)},
+        lost_{std::exchange(other.lost_, false)},
+        ending_{std::move(other.ending_)},
+        calls_{other.calls_} {}
   communicator& operator=(communicator&& other) noexcept {
     std::swap(handle_, other.handle_);
     std::swap(owned_, other.owned_);
+    std::swap(may_abort_, other.may_abort_);
     std::swap(lost_, other.lost_);
+    std::swap(ending_, other.ending_);
+    std::swap(calls_, other.calls_);
     return *this;
   }
-  ~communicator() { abort(); }
+  /// Waits at most a second for NCCL to end what is ours.
+  ~communicator() {
+    if (owned_ && (may_abort_ || !lost_)) { end(patience); }
+  }
 
   /// Make a communicator of all ranks of a group; called by all of them together, the rank's device current.
   ///
   /// @param control  carries the unique id, and says whether every rank has succeeded.
   /// @param out      out: replaced on success; on failure nothing is left behind.
+  /// @return a rank that cannot take part, rank 0 without a unique id among them, makes all ranks fail at once.
   template <control_plane Control>
   [[nodiscard]] static status create(Control& control, communicator& out, communicator_options const& options = {}) {
-    ncclUniqueId id{};
-    auto mine = validate(options);
-    if (mine.ok() && control.rank() == 0) { mine = to_status(ncclGetUniqueId(&id), "ncclGetUniqueId"); }
-    auto const bytes = std::as_writable_bytes(std::span{&id, 1});
-    if (auto result = control.broadcast(bytes, 0, options.timeout); !result.ok()) { return result; }
-    communicator made;
-    made.owned_ = true;
-    auto config = config_of(options);
-    if (mine.ok()) {
-      mine = to_status(ncclCommInitRankConfig(&made.handle_, control.num_ranks(), id, control.rank(), &config),
-                       "ncclCommInitRankConfig");
-    }
-    if (mine.ok()) { mine = made.settle(options.timeout); }
-    return keep_if_all(control, std::move(mine), std::move(made), out, options);
+    return create_if({}, control, out, options);
+  }
+
+  /// The same where a rank may be unable to take part: all fail if one gives a failure, which is returned there.
+  template <control_plane Control>
+  [[nodiscard]] static status create_if(status mine, Control& control, communicator& out,
+                                        communicator_options const& options) {
+    cudart::detail::capture_guard const guard;
+    auto const deadline = ballast::detail::deadline_after(options.timeout);
+    if (mine.ok()) { mine = validate(options); }
+    unique_id id;
+    if (auto result = share_id(mine, control, id, deadline); !result.ok()) { return result; }
+    if (auto result = all_take_part(control, mine, deadline); !result.ok()) { return result; }
+    auto const call = std::make_shared<detail::fresh>(static_cast<int>(control.num_ranks()),
+                                                      static_cast<int>(control.rank()), id.value, config_of(options));
+    return make(control, call, nullptr, out, options, deadline);
   }
 
   /// Split a communicator of our own off the engine's; called by all its ranks together.
+  ///
+  /// A blocking parent makes NCCL's call wait for all ranks, on a thread of ours or the engine's `executor`. Where the
+  /// deadline passes first, that thread is still inside the parent: nobody may use it before its owner has aborted it.
   ///
   /// @param parent  the engine's, not null; not changed. All its ranks are ranks of the new one, in the same order.
   template <control_plane Control>
   [[nodiscard]] static status split(ncclComm_t parent, Control& control, communicator& out,
                                     communicator_options const& options = {}) {
-    communicator made;
-    made.owned_ = true;
-    auto config = config_of(options);
+    cudart::detail::capture_guard const guard;
+    auto const deadline = ballast::detail::deadline_after(options.timeout);
     auto mine = validate(options);
     if (parent == nullptr) { mine = {errc::invalid_option, "communicator: null parent"}; }
-    if (mine.ok()) {
-      mine = to_status(ncclCommSplit(parent, 0, control.rank(), &made.handle_, &config), "ncclCommSplit");
-    }
-    if (mine.ok()) { mine = settle(parent, options.timeout); }
-    if (mine.ok()) { mine = made.settle(options.timeout); }
-    return keep_if_all(control, std::move(mine), std::move(made), out, options);
+    if (auto result = all_take_part(control, mine, deadline); !result.ok()) { return result; }
+    auto const call = std::make_shared<detail::child>(parent, static_cast<int>(control.rank()),
+                                                      options.parent_shares_nothing, config_of(options));
+    return make(control, call, parent, out, options, deadline);
   }
 
   /// Use the engine's communicator. One that is null counts as lost. @lifetime it must outlive this object
@@ -113,52 +138,103 @@ public:
     return result == ncclSuccess ? state : result;
   }
 
-  /// Give the communicator up: abort it when it is ours, otherwise only never use it again.
-  void abort() noexcept {
-    lost_ = handle_ != nullptr;
-    if (owned_ && handle_ != nullptr) { static_cast<void>(ncclCommAbort(handle_)); }
-    if (owned_) { handle_ = nullptr; }
+  /// Give the communicator up: abort it where it is ours alone, otherwise only never use it again.
+  ///
+  /// @param timeout  nanoseconds to wait for NCCL to have aborted it; it does so all the same when that is too short.
+  void abort(nanoseconds_t timeout = patience) noexcept {
+    lost_ = lost_ || handle_ != nullptr;
+    if (owned_ && may_abort_) { end(timeout); }
   }
 
 private:
+  static constexpr nanoseconds_t patience = 1'000'000'000;
+
+  /// What rank 0 broadcasts.
+  struct unique_id {
+    ncclUniqueId value{};
+    ncclResult_t result = ncclSuccess;
+  };
+
   [[nodiscard]] static ncclConfig_t config_of(communicator_options const& options) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     config.maxCTAs = options.max_ctas;
+    config.splitShare = 0;
     return config;
   }
 
-  /// Wait until a call on a non-blocking communicator has taken effect.
-  [[nodiscard]] status settle(nanoseconds_t timeout) const { return settle(handle_, timeout); }
-  [[nodiscard]] static status settle(ncclComm_t handle, nanoseconds_t timeout) {
-    auto const deadline = ballast::detail::deadline_after(timeout);
-    for (;;) {
-      ncclResult_t state = ncclSuccess;
-      if (auto const result = ncclCommGetAsyncError(handle, &state); result != ncclSuccess) {
-        return to_status(result, "ncclCommGetAsyncError");
-      }
-      if (state != ncclInProgress) { return to_status(state, "NCCL"); }
-      if (ballast::detail::now() >= deadline) {
-        return {errc::deadline_exceeded, "communicator: not all ranks came in time"};
-      }
-      std::timespec const nap{0, 100'000};
-      static_cast<void>(nanosleep(&nap, nullptr));
+  /// @return a failure of the control plane; that rank 0 has no id is told in `mine`.
+  template <control_plane Control>
+  [[nodiscard]] static status share_id(status& mine, Control& control, unique_id& id, nanoseconds_t deadline) {
+    if (mine.ok() && control.rank() == 0) { id.result = ncclGetUniqueId(&id.value); }
+    auto const bytes = std::as_writable_bytes(std::span{&id, 1});
+    if (auto result = control.broadcast(bytes, 0, ballast::detail::time_until(deadline)); !result.ok()) {
+      return result;
     }
+    if (mine.ok() && id.result != ncclSuccess) {
+      auto const why = to_status(id.result, "ncclGetUniqueId");
+      mine = {why.code(), ballast::detail::concat("communicator: rank 0: ", why.message()), 0};
+    }
+    return {};
+  }
+
+  /// Before anybody calls NCCL, where one missing rank lets the others wait.
+  template <control_plane Control>
+  [[nodiscard]] static status all_take_part(Control& control, status const& mine, nanoseconds_t deadline) {
+    auto const vote = control.vote(mine.ok(), ballast::detail::time_until(deadline));
+    if (!mine.ok()) { return mine; }
+    return vote.outcome == decision::commit ? status{} : vote.reason;
   }
 
   template <control_plane Control>
-  [[nodiscard]] static status keep_if_all(Control& control, status mine, communicator made, communicator& out,
-                                          communicator_options const& options) {
-    auto const vote = control.vote(mine.ok(), options.timeout);
-    if (!mine.ok()) { return mine; }
-    if (vote.outcome != decision::commit) { return vote.reason; }
-    out = std::move(made);
-    return {};
+  [[nodiscard]] static status make(Control& control, std::shared_ptr<detail::making> const& call, ncclComm_t parent,
+                                   communicator& out, communicator_options const& options, nanoseconds_t deadline) {
+    // The rest of the time is for telling each other.
+    auto const made_by = deadline - options.timeout / 4;
+    communicator made;
+    auto mine = detail::errand::begin(call, options.calls);
+    if (mine.ok()) {
+      mine = call->wait_until_made(parent, made_by);
+      if (mine.ok()) {
+        made = communicator{*call, options.calls};
+      } else {
+        detail::making::give_up(call, options.calls);
+      }
+    }
+    auto result = all_take_part(control, mine, deadline);
+    if (result.ok()) {
+      out = std::move(made);
+    } else {
+      made.end(ballast::detail::time_until(deadline));
+    }
+    return result;
+  }
+
+  communicator(detail::making const& made, executor const& calls)
+      : handle_{made.handle()},
+        owned_{true},
+        may_abort_{made.may_abort()},
+        ending_{std::make_shared<detail::ending>(made.handle(), made.may_abort())},
+        calls_{calls} {}
+
+  void end(nanoseconds_t timeout) noexcept {
+    auto const deadline = ballast::detail::deadline_after(timeout);
+    handle_ = nullptr;
+    auto const call = std::exchange(ending_, nullptr);
+    if (call == nullptr) { return; }
+    if (detail::errand::begin(call, calls_).ok()) {
+      static_cast<void>(call->wait_until(deadline));
+    } else {
+      call->run_here();
+    }
   }
 
   ncclComm_t handle_ = nullptr;
   bool owned_ = false;
+  bool may_abort_ = false;
   bool lost_ = false;
+  std::shared_ptr<detail::ending> ending_;  // made beforehand: to give up takes no memory
+  executor calls_;
 };
 
 }  // namespace nccl

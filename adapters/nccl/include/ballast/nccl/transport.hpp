@@ -3,6 +3,7 @@
 #define BALLAST_NCCL_TRANSPORT_HPP
 
 #include <ballast/cudart/copy_batch.hpp>
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
@@ -10,6 +11,8 @@
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/nccl/communicator.hpp>
+#include <ballast/nccl/detail/errand.hpp>
+#include <ballast/nccl/detail/lane.hpp>
 #include <ballast/nccl/error.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
@@ -23,6 +26,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <tuple>
@@ -34,22 +38,32 @@ namespace nccl {
 
 /// Options of `transport`.
 struct transport_options {
-  /// Runs the forward passes. NCCL's kernels start behind everything that it holds when a batch is waited for.
+  /// Runs the forward passes. NCCL's kernels start behind everything that it holds when a batch is waited for. A stream
+  /// that the engine has made: the default streams (`cudaStreamLegacy`, `cudaStreamPerThread`) are refused.
+  ///
+  /// Null: there is nothing to start behind. Bytes are right all the same, because a store orders its commits against
+  /// `copy_stream`; but NCCL's kernels may then meet the engine's on the device, as with `allow_sm_overlap`.
   cudaStream_t compute_stream = nullptr;
   /// Let NCCL's kernels run beside the engine's. Without it they run inside `wait` only, and `poll` launches nothing:
   /// beside cooperative kernels that take all multiprocessors, ranks that launch the two in different order would wait
-  /// for each other for ever. Whoever sets this has seen to that.
+  /// for each other for ever. Whoever sets this has seen to that. Asynchronous moves need it, because they only poll.
   bool allow_sm_overlap = false;
   /// Rounds that are launched as one group, the same on every rank.
   index_t rounds_per_group = 32;
   bool timed = false;  ///< measure batches on the device, see `receive_timer`: an event record for each
+  /// Of the communicator that `repair` makes; its timeout also bounds `warm_up`.
+  communicator_options communicator = {};
 };
 
 /// Sends experts with NCCL, two-sided, on a stream of its own.
 ///
 /// The messages of some rounds form a group: at most a send and a receive of each rank a round, so groups have the
-/// same bounded shape on every rank. A batch that fails or misses its deadline gives the communicator up; `reconnect`,
-/// called by all ranks together, makes the transport usable again.
+/// same bounded shape on every rank. A batch without bytes asks NCCL for nothing.
+///
+/// A batch that fails, misses its deadline or is ended before it is done gives the communicator up, because its peers
+/// may be in the middle of it. `repair`, called by all ranks together, makes a new communicator. Kernels that have not
+/// ended by then keep the old stream, and until they have, batches that receive where they may write are refused. So
+/// `copy_stream` may be another one after a repair.
 ///
 /// @threads one thread at a time, as NCCL requires of a communicator; the rank's device is current there.
 class transport {
@@ -57,12 +71,12 @@ public:
   /// @param wires  made by us or borrowed.
   /// @throws std::system_error (`errc::invalid_option`, `nccl::category()`, `cudart::category()`)
   explicit transport(communicator wires, transport_options const& options = {})
-      : wires_{std::move(wires)},
-        options_{options},
-        stream_{cudart::stream::create()},
+      : options_{options},
         done_{cudart::event::create(options.timed ? cudaEventDefault : cudaEventDisableTiming)},
-        computed_{cudart::event::create()} {
+        computed_{cudart::event::create()},
+        wires_{std::move(wires)} {
     validate(wires_, options).or_throw();
+    detail::lane::create(lane_).or_throw();
     if (options.timed) {
       begin_ = cudart::event::create(cudaEventDefault);
       receive_time_ = 0;
@@ -82,13 +96,22 @@ public:
       return {errc::invalid_option,
               ballast::detail::concat("nccl: rounds per group is ", options.rounds_per_group, ", must be at least 1")};
     }
-    return {};
+    if (options.compute_stream == cudaStreamLegacy || options.compute_stream == cudaStreamPerThread) {
+      return {errc::invalid_option,
+              "nccl: the compute stream is a default stream, which orders itself against others: run the passes on a "
+              "stream made with cudaStreamCreateWithFlags, and give that one"};
+    }
+    return validate_communicator(options.communicator);
   }
 
   [[nodiscard]] index_t rank() const noexcept { return rank_; }
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
-  /// The stream that a store orders behind its commits.
-  [[nodiscard]] cudaStream_t copy_stream() const noexcept { return stream_.get(); }
+  /// The stream that a store orders behind its commits; another one after a `repair` that kernels have not waited for.
+  [[nodiscard]] cudaStream_t copy_stream() const noexcept { return lane_->stream.get(); }
+  template <class Visit>
+  void for_each_copy_stream(Visit visit) const {
+    visit(copy_stream());
+  }
   /// See `data_transport`. Tags and turns outlast the communicator.
   [[nodiscard]] transfer_turns& turns() noexcept { return turns_; }
   /// Options that the ranks must share: the others pair their calls by them.
@@ -96,63 +119,112 @@ public:
   void for_each_option(Visit visit) const {
     visit("rounds per group", ballast::detail::option_bits(options_.rounds_per_group));
   }
-  /// A batch failed: nothing moves until `reconnect`. For a borrowed communicator, its owner has to act.
+  /// Bytes move while the batch is polled; else only inside of `wait`, and asynchronous moves cannot work.
+  [[nodiscard]] bool moves_in_poll() const noexcept { return options_.allow_sm_overlap; }
+  /// A batch was given up: nothing moves until `repair`. For a borrowed communicator, its owner has to act.
   [[nodiscard]] bool is_lost() const noexcept { return wires_.is_lost(); }
+  [[nodiscard]] bool needs_repair() const noexcept { return is_lost(); }
 
-  /// Replace the communicator by a new one of our own; called by all ranks together, with no batch open.
+  /// Connect to every peer, so that the first batch need not; called by all ranks together, with no batch open.
+  ///
+  /// Waits for all of them, at most as long as `transport_options::communicator` says. With a blocking communicator
+  /// this is what keeps later launches from waiting for peers.
+  /// @return a failure gives the communicator up, as one of a batch does.
+  /// @complexity R messages of a byte
+  [[nodiscard]] status warm_up() {
+    cudart::detail::capture_guard const guard;
+    if (open_) { return already_open(); }
+    if (num_ranks_ == 1) { return {}; }
+    if (wires_.is_lost()) { return given_up(); }
+    auto const deadline = ballast::detail::deadline_after(options_.communicator.timeout);
+    reset();
+    auto const ranks = static_cast<std::size_t>(num_ranks_);
+    failure_ = lane_->reserve(2 * ranks);
+    if (failure_.ok()) { failure_ = follow_compute(); }
+    if (failure_.ok()) { failure_ = exchange_first(deadline); }
+    waiting_ = true;
+    if (failure_.ok()) { progress_until(deadline); }
+    return finish(deadline);
+  }
+
+  /// Make the transport usable again; called by all ranks together, with no batch open. The new communicator is our
+  /// own, of `transport_options::communicator`; the one before it is given up also where it is healthy.
+  ///
+  /// @param control  of the ranks of this transport, numbered alike.
+  /// @param timeout  nanoseconds, in all.
+  /// @return a failure leaves the transport as it is after a failed batch: repair it again.
+  template <control_plane Control>
+  [[nodiscard]] status repair(Control& control, nanoseconds_t timeout) {
+    auto options = options_.communicator;
+    options.timeout = timeout;
+    return reconnect(control, options);
+  }
+  /// The same with options for this once.
   template <control_plane Control>
   [[nodiscard]] status reconnect(Control& control, communicator_options const& options = {}) {
-    if (open_) { return {errc::busy, "nccl: a batch is open"}; }
-    wires_.abort();
-    return communicator::create(control, wires_, options);
+    cudart::detail::capture_guard const guard;
+    status mine = open_ ? already_open() : check_group(control.rank(), control.num_ranks());
+    auto rest = options;
+    if (mine.ok()) {
+      auto const deadline = ballast::detail::deadline_after(options.timeout);
+      wires_.abort(options.timeout / 4);
+      mine = leave_busy_lane();
+      rest.timeout = ballast::detail::time_until(deadline);
+    }
+    return communicator::create_if(std::move(mine), control, wires_, rest);
   }
 
   /// Open a batch; see `data_transport`.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
-    if (open_) { return {errc::busy, "nccl: a batch is already open"}; }
-    if (wires_.is_lost()) {
-      return {errc::transport_failed, "nccl: the communicator was given up after a failure; reconnect first"};
-    }
+    cudart::detail::capture_guard const guard;
+    if (open_) { return already_open(); }
     for (auto const& send : sends) {
       if (!is_rank(send.peer)) { return bad_peer(send.peer); }
     }
     for (auto const& receive : receives) {
       if (!is_rank(receive.peer)) { return bad_peer(receive.peer); }
     }
-    list_parts(sends, receives);
-    if (!failure_.ok()) { return std::exchange(failure_, {}); }
-    next_ = 0;
-    launched_ = false;
+    reset();
+    is_empty_ = !has_bytes(sends) && !has_bytes(receives);
+    if (!is_empty_) {
+      if (wires_.is_lost()) { return given_up(); }
+      if (auto result = check_retired(receives); !result.ok()) { return result; }
+      list_parts(sends, receives);
+      if (!failure_.ok()) { return std::exchange(failure_, {}); }
+    }
     open_ = true;
     waiting_ = options_.allow_sm_overlap;
     return {};
   }
 
   /// Make progress; see `data_transport` and `transport_options::allow_sm_overlap`.
-  [[nodiscard]] transfer_state poll() { return open_ ? progress() : transfer_state::idle; }
+  [[nodiscard]] transfer_state poll() {
+    cudart::detail::capture_guard const guard;
+    return open_ ? progress() : transfer_state::idle;
+  }
 
-  /// Make progress until the batch ends; see `data_transport`.
+  /// The host is inside a wait for this batch from now on: NCCL's kernels may start, behind what the compute stream
+  /// holds now. For those who wait for several transports at once, and so only poll each.
+  void enter_wait() {
+    cudart::detail::capture_guard const guard;
+    if (!open_ || std::exchange(waiting_, true) || is_empty_) { return; }
+    if (auto result = follow_compute(); failure_.ok()) { failure_ = std::move(result); }
+  }
+
+  /// Make progress until the batch ends; see `data_transport`. Lasts no longer than `timeout` in all: kernels that have
+  /// not ended by then are left to themselves.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return {}; }
-    if (!std::exchange(waiting_, true)) { failure_ = follow_compute(); }
-    auto const begin = ballast::detail::now();
+    cudart::detail::capture_guard const guard;
     auto const deadline = ballast::detail::deadline_after(timeout);
-    while (progress() == transfer_state::pending) {
-      auto const time = ballast::detail::now();
-      if (time >= deadline) {
-        failure_ = late();
-        break;
-      }
-      cudart::detail::pause(time - begin);
+    // What is only to be ended begins nothing any more.
+    if (timeout > 0) { enter_wait(); }
+    if (timeout <= 0 && has_begun_nothing()) {
+      if (failure_.ok()) { failure_ = late(); }
+    } else {
+      progress_until(deadline);
     }
-    open_ = false;
-    if (!failure_.ok()) {
-      wires_.abort();
-      drain(timeout);
-    } else if (options_.timed) {
-      receive_time_ = parts_.empty() ? 0 : std::max<nanoseconds_t>(begin_.elapsed_until(done_), 0);
-    }
-    return std::exchange(failure_, {});
+    return finish(deadline);
   }
 
   /// With `timed`, from where the batch begins on the stream to the last byte, NCCL's launches and waits for peers
@@ -178,10 +250,72 @@ private:
             rank_};
   }
 
+  [[nodiscard]] static status already_open() { return {errc::busy, "nccl: a batch is already open"}; }
+  [[nodiscard]] static status given_up() {
+    return {errc::transport_failed,
+            "nccl: the communicator was given up after a failure; repair (reconnect) on all ranks first"};
+  }
+  [[nodiscard]] static status validate_communicator(communicator_options const& options) {
+    return nccl::validate(options);
+  }
+  [[nodiscard]] status check_group(index_t rank, index_t num_ranks) const {
+    if (rank == rank_ && num_ranks == num_ranks_) { return {}; }
+    return {errc::invalid_option,
+            ballast::detail::concat("nccl: rank ", rank_, " of ", num_ranks_, " cannot be repaired by rank ", rank,
+                                    " of a control plane of ", num_ranks, ": give the control plane of its ranks")};
+  }
+
+  /// A batch that was given up may still be on its way into memory.
+  [[nodiscard]] status check_retired(std::span<incoming_message const> receives) {
+    std::erase_if(retired_, [](auto const& each) { return each->is_idle(); });
+    for (auto const& each : retired_) {
+      if (!each->overlaps(receives)) { continue; }
+      return {
+          errc::transport_failed,
+          ballast::detail::concat("nccl: rank ", rank_,
+                                  " gave a batch up whose kernels may still write where this one receives: end the "
+                                  "communicator that it was lent (ncclCommAbort by its owner), or try again later")};
+    }
+    return {};
+  }
+  /// Take another stream where this one's kernels have not ended.
+  [[nodiscard]] status leave_busy_lane() {
+    if (lane_->is_idle()) {
+      lane_->targets.clear();
+      return {};
+    }
+    retired_.reserve(retired_.size() + 1);
+    std::shared_ptr<detail::lane> fresh;
+    if (auto result = detail::lane::create(fresh); !result.ok()) { return result; }
+    retired_.push_back(std::exchange(lane_, std::move(fresh)));
+    return {};
+  }
+
+  void reset() {
+    parts_.clear();
+    targets_.clear();
+    unpack_.clear();
+    failure_ = {};
+    next_ = 0;
+    launched_ = false;
+    is_empty_ = false;
+  }
+
+  /// Have every peer called on another thread, because a blocking communicator waits for it there.
+  [[nodiscard]] status exchange_first(nanoseconds_t deadline) {
+    auto const exchange =
+        std::make_shared<detail::first_exchange>(wires_.get(), lane_, lane_->pack.data(), rank_, num_ranks_);
+    if (auto result = detail::errand::begin(exchange, options_.communicator.calls); !result.ok()) {
+      exchange->cancel();
+      return result;
+    }
+    if (exchange->wait_until(deadline)) { return to_status(exchange->result(), "the first exchange with every peer"); }
+    return {errc::deadline_exceeded,
+            ballast::detail::concat("nccl: rank ", rank_, " could not connect to every peer in time")};
+  }
+
   /// Cut the batch into NCCL's calls, in an order that both ends of each pair share.
   void list_parts(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
-    parts_.clear();
-    unpack_.clear();
     for (auto const& send : sends) {
       for (std::size_t i = 0; i < send.segments.size(); ++i) {
         add_part(send.peer, send.round, send.tag, i, send.segments[i].data, send.segments[i].size, true);
@@ -191,16 +325,18 @@ private:
     for (auto const& receive : receives) {
       if (!is_cut_alike(receive)) { packed += align(total(receive.source)); }
     }
-    failure_ = reserve_pack(packed);
+    failure_ = lane_->reserve(packed);
+    if (!failure_.ok()) { return; }
     packed = 0;
     for (auto const& receive : receives) {
+      targets_.insert(targets_.end(), receive.segments.begin(), receive.segments.end());
       if (is_cut_alike(receive)) {
         for (std::size_t i = 0; i < receive.segments.size(); ++i) {
           add_part(receive.peer, receive.round, receive.tag, i, receive.segments[i].data, receive.segments[i].size,
                    false);
         }
       } else {
-        receive_packed(receive, pack_.data() + packed);
+        receive_packed(receive, lane_->pack.data() + packed);
         packed += align(total(receive.source));
       }
     }
@@ -242,26 +378,40 @@ private:
     }
   }
 
-  [[nodiscard]] status reserve_pack(std::size_t bytes) {
-    if (bytes <= pack_.size()) { return {}; }
-    return pack_.allocate(bytes, stream_.get());
-  }
-
   template <class Parts>
   [[nodiscard]] static std::size_t total(Parts const& parts) noexcept {
     std::size_t bytes = 0;
     for (auto const& each : parts) { bytes += each.size; }
     return bytes;
   }
+  template <class Messages>
+  [[nodiscard]] static bool has_bytes(Messages const& messages) noexcept {
+    return std::any_of(messages.begin(), messages.end(), [](auto const& each) { return total(each.segments) > 0; });
+  }
   [[nodiscard]] static std::size_t align(std::size_t bytes) noexcept { return (bytes + 255) / 256 * 256; }
 
   [[nodiscard]] status follow_compute() {
     if (options_.compute_stream == nullptr) { return {}; }
     if (auto result = computed_.record(options_.compute_stream); !result.ok()) { return result; }
-    return computed_.hold_back(stream_.get());
+    return computed_.hold_back(copy_stream());
+  }
+
+  [[nodiscard]] bool has_begun_nothing() const noexcept { return !is_empty_ && !launched_ && next_ == 0; }
+
+  void progress_until(nanoseconds_t deadline) {
+    auto const begin = ballast::detail::now();
+    while (progress() == transfer_state::pending) {
+      auto const time = ballast::detail::now();
+      if (time >= deadline) {
+        failure_ = late();
+        return;
+      }
+      cudart::detail::pause(time - begin);
+    }
   }
 
   [[nodiscard]] transfer_state progress() {
+    if (is_empty_) { return transfer_state::done; }
     if (failure_.ok() && waiting_ && !launched_) { launch(); }
     if (!failure_.ok()) { return transfer_state::failed; }
     if (!launched_) { return transfer_state::pending; }
@@ -283,8 +433,8 @@ private:
       failure_ = to_status(state, "NCCL");
       if (!failure_.ok()) { return; }
       if (next_ == parts_.size()) {
-        failure_ = unpack_.submit(stream_.get());
-        if (failure_.ok()) { failure_ = done_.record(stream_.get()); }
+        failure_ = unpack_.submit(copy_stream());
+        if (failure_.ok()) { failure_ = done_.record(copy_stream()); }
         launched_ = true;
         return;
       }
@@ -294,16 +444,16 @@ private:
 
   [[nodiscard]] status launch_group() {
     if (next_ == 0 && options_.timed) {
-      if (auto result = begin_.record(stream_.get()); !result.ok()) { return result; }
+      if (auto result = begin_.record(copy_stream()); !result.ok()) { return result; }
     }
     if (auto result = to_status(ncclGroupStart(), "ncclGroupStart"); !result.ok()) { return result; }
     status result;
     auto const group = parts_[next_].group;
     for (; next_ < parts_.size() && parts_[next_].group == group && result.ok(); ++next_) {
       auto const& each = parts_[next_];
-      result = each.sends ? to_status(ncclSend(each.data, each.size, ncclUint8, each.peer, wires_.get(), stream_.get()),
+      result = each.sends ? to_status(ncclSend(each.data, each.size, ncclUint8, each.peer, wires_.get(), copy_stream()),
                                       "ncclSend")
-                          : to_status(ncclRecv(each.data, each.size, ncclUint8, each.peer, wires_.get(), stream_.get()),
+                          : to_status(ncclRecv(each.data, each.size, ncclUint8, each.peer, wires_.get(), copy_stream()),
                                       "ncclRecv");
     }
     auto const ended = to_status(ncclGroupEnd(), "ncclGroupEnd");
@@ -321,40 +471,55 @@ private:
     for (auto const peer : peers) { names += ballast::detail::concat(names.empty() ? "rank " : ", rank ", peer); }
     return {errc::deadline_exceeded,
             ballast::detail::concat("nccl: rank ", rank_, " did not finish in time; it exchanges with ",
-                                    names.empty() ? "nobody" : names),
+                                    parts_.empty()  ? "all ranks"
+                                    : names.empty() ? "nobody"
+                                                    : names),
             peers.size() == 1 ? peers.front() : status::no_rank};
   }
 
-  /// After a failure: kernels of an aborted communicator end soon, those of a borrowed one perhaps never.
-  void drain(nanoseconds_t timeout) const {
+  /// End the batch, in what is left of its time.
+  [[nodiscard]] status finish(nanoseconds_t deadline) {
+    open_ = false;
+    if (!failure_.ok()) {
+      give_up(deadline);
+    } else if (options_.timed) {
+      bool const on_device = !is_empty_ && !parts_.empty();
+      receive_time_ = on_device ? std::max<nanoseconds_t>(begin_.elapsed_until(done_), 0) : 0;
+    }
+    return std::exchange(failure_, {});
+  }
+  /// Kernels of a communicator that we abort end soon, those of another perhaps never.
+  void give_up(nanoseconds_t deadline) {
+    wires_.abort(ballast::detail::time_until(deadline));
     auto const begin = ballast::detail::now();
-    auto const deadline = ballast::detail::deadline_after(timeout);
-    while (cudaStreamQuery(stream_.get()) == cudaErrorNotReady) {
+    while (!lane_->is_idle()) {
       auto const time = ballast::detail::now();
       if (time >= deadline) { break; }
       cudart::detail::pause(time - begin);
     }
-    static_cast<void>(cudaGetLastError());
+    lane_->targets = std::exchange(targets_, {});
   }
 
-  communicator wires_;
   transfer_turns turns_;
   transport_options options_;
-  cudart::stream stream_;
-  cudart::event begin_;  // of a timed batch
+  std::shared_ptr<detail::lane> lane_;
+  std::vector<std::shared_ptr<detail::lane>> retired_;  // their kernels have not ended
+  cudart::event begin_;                                 // of a timed batch
   cudart::event done_;
   cudart::event computed_;
   index_t rank_ = 0;
   index_t num_ranks_ = 1;
   bool open_ = false;
+  bool is_empty_ = false;  // nothing for NCCL to do
   bool waiting_ = false;   // launches are allowed
   bool launched_ = false;  // everything is on the stream, and `done_` behind it
   std::vector<part> parts_;
+  std::vector<segment> targets_;
   std::size_t next_ = 0;  // first part that is not launched
-  cudart::stream_memory pack_;
   cudart::copy_batch unpack_;
   nanoseconds_t receive_time_ = not_measured;
   status failure_;
+  communicator wires_;  // last: its kernels end before their memory and their stream do
 };
 
 static_assert(message_transport<transport> && shared_transport<transport>);

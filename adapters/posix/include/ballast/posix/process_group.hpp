@@ -367,9 +367,11 @@ public:
       auto const& other = segment_.member_of(rank);
       auto const ballot = ballot_of(rank);
       bool const by_ballot = ballot >> ballot_shift == votes_ + 1 && (ballot & 1) == 0;
-      bool const by_distress = other.distress_at.load() > since && detail::is_of(other.distress.load(), generation_);
+      auto const distress_at = other.distress_at.load();
+      auto const distress = other.distress.load();  // told before its time
+      bool const by_distress = distress_at > since && detail::is_of(distress, generation_);
       if (!by_ballot && !by_distress) { continue; }
-      auto const behind_it = detail::unpack(by_ballot ? ballot >> 4 : other.distress.load());
+      auto const behind_it = detail::unpack(by_ballot ? ballot >> 4 : distress);
       if (behind_it.why != cause::none && behind_it.culprit == rank_) { continue; }  // this rank knows better
       suspicion_ = known_cause(behind_it, {cause::failed, rank});
       return detail::blame("", rank, by_ballot ? " voted no" : " gave up", behind_it);

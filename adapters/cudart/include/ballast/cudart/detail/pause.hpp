@@ -2,11 +2,8 @@
 #ifndef BALLAST_CUDART_DETAIL_PAUSE_HPP
 #define BALLAST_CUDART_DETAIL_PAUSE_HPP
 
+#include <ballast/detail/clock.hpp>
 #include <ballast/types.hpp>
-
-#include <sched.h>
-
-#include <ctime>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
@@ -16,10 +13,9 @@ namespace cudart::detail {
 inline void pause(nanoseconds_t waited) noexcept {
   constexpr nanoseconds_t patience = 20'000'000;
   if (waited < patience) {
-    static_cast<void>(sched_yield());
+    ballast::detail::yield();
   } else {
-    std::timespec const nap{0, 50'000};
-    static_cast<void>(nanosleep(&nap, nullptr));
+    ballast::detail::sleep_for(50'000);
   }
 }
 

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_NCCL_DETAIL_LANE_HPP
+#define BALLAST_NCCL_DETAIL_LANE_HPP
+
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
+#include <ballast/nccl/detail/errand.hpp>
+#include <ballast/status.hpp>
+#include <ballast/transport/transport.hpp>
+#include <ballast/types.hpp>
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace nccl::detail {
+
+/// A stream that NCCL's kernels run on, and the memory that only they and copies behind them touch.
+struct lane {
+  cudart::stream stream;
+  cudart::device_memory<std::byte> pack;
+  std::vector<cudart::device_memory<std::byte>> outgrown;  ///< to free memory would wait for the device
+  std::vector<segment> targets;                            ///< of the batch that was given up on it
+  std::atomic<bool> is_launching = false;                  ///< a thread that nobody waits for may enqueue on it
+
+  lane() = default;
+  lane(lane const&) = delete;
+  lane& operator=(lane const&) = delete;
+  /// Never waits for kernels: their memory is then not given back.
+  ~lane() {
+    if (stream.get() == nullptr || is_idle()) { return; }
+    pack.abandon();
+    for (auto& each : outgrown) { each.abandon(); }
+  }
+
+  [[nodiscard]] static status create(std::shared_ptr<lane>& out) {
+    auto made = std::make_shared<lane>();
+    try {
+      made->stream = cudart::stream::create();
+    } catch (std::system_error const& error) { return {error.code(), error.what()}; }
+    out = std::move(made);
+    return {};
+  }
+
+  [[nodiscard]] bool is_idle() const noexcept {
+    return !is_launching.load(std::memory_order_acquire) && stream.query() == cudaSuccess;
+  }
+
+  /// Have at least so many bytes of `pack`.
+  [[nodiscard]] status reserve(std::size_t bytes) {
+    if (bytes <= pack.size()) { return {}; }
+    cudart::device_memory<std::byte> larger;
+    outgrown.reserve(outgrown.size() + 1);
+    auto result = cudart::device_memory<std::byte>::allocate(larger, std::max(bytes, 2 * pack.size()));
+    if (!result.ok()) { result = cudart::device_memory<std::byte>::allocate(larger, bytes); }
+    if (!result.ok()) { return result; }
+    if (pack.data() != nullptr) { outgrown.push_back(std::move(pack)); }
+    pack = std::move(larger);
+    return {};
+  }
+
+  /// Whether what was given up may still write where one of these would.
+  [[nodiscard]] bool overlaps(std::span<incoming_message const> receives) const noexcept {
+    auto const touches = [](segment const& a, segment const& b) {
+      return std::less<>{}(a.data, b.data + b.size) && std::less<>{}(b.data, a.data + a.size);
+    };
+    return std::any_of(receives.begin(), receives.end(), [&](incoming_message const& receive) {
+      return std::any_of(receive.segments.begin(), receive.segments.end(), [&](segment const& mine) {
+        return std::any_of(targets.begin(), targets.end(), [&](segment const& old) { return touches(mine, old); });
+      });
+    });
+  }
+};
+
+/// A byte to and from every peer: NCCL connects two ranks when they first talk, and a blocking communicator lets one
+/// wait for the other then.
+class first_exchange final : public errand {
+public:
+  /// @param bytes  [2R] of the lane's memory: a byte to send for each rank, then one to receive
+  first_exchange(ncclComm_t wires, std::shared_ptr<lane> on, std::byte* bytes, index_t rank, index_t num_ranks)
+      : wires_{wires}, lane_{std::move(on)}, bytes_{bytes}, rank_{rank}, num_ranks_{num_ranks} {
+    lane_->is_launching = true;
+  }
+  /// Nothing was begun.
+  void cancel() noexcept { lane_->is_launching = false; }
+
+private:
+  ncclResult_t call() noexcept override {
+    auto result = ncclGroupStart();
+    if (result == ncclSuccess) {
+      for (index_t peer = 0; peer < num_ranks_ && result == ncclSuccess; ++peer) { result = exchange(peer); }
+      auto const ended = ncclGroupEnd();
+      if (result == ncclSuccess) { result = ended; }
+    }
+    lane_->is_launching.store(false, std::memory_order_release);
+    return result;
+  }
+  [[nodiscard]] ncclResult_t exchange(index_t peer) const noexcept {
+    if (peer == rank_) { return ncclSuccess; }
+    auto* const stream = lane_->stream.get();
+    auto result = ncclSend(bytes_ + peer, 1, ncclUint8, peer, wires_, stream);
+    if (result == ncclInProgress) { result = ncclSuccess; }
+    if (result == ncclSuccess) { result = ncclRecv(bytes_ + num_ranks_ + peer, 1, ncclUint8, peer, wires_, stream); }
+    return result == ncclInProgress ? ncclSuccess : result;
+  }
+
+  ncclComm_t wires_;
+  std::shared_ptr<lane> lane_;
+  std::byte* bytes_;
+  index_t rank_;
+  index_t num_ranks_;
+};
+
+}  // namespace nccl::detail
+BALLAST_END_NAMESPACE
+
+#endif
