@@ -239,7 +239,7 @@ TEST_CASE("what is left mapped can be read when the directory is gone") {
         cudart::ipc_peers<posix::process_group> peers{group};
         if (!log.expect_ok(peers.expose({&mine, 1}, 0), "expose")) { return; }
         theirs = peers.region(1 - rank, 0);
-        peers.abandon();
+        peers.leave_mapped();
       }
       std::vector<std::byte> got(bytes);
       memory.read(theirs.data, got);

@@ -252,6 +252,24 @@ CUresult get_error_string(CUresult error, char const** out) {
   return CUDA_SUCCESS;
 }
 
+/// As the runtime's, but for the thread's last error.
+template <cudaError_t (*Query)(cudaEvent_t)>
+CUresult event_query(CUevent which) {
+  auto& self = machine::thread();
+  auto const last = self.last;
+  auto const result = Query(which);
+  self.last = last;
+  return to_driver(result);
+}
+template <cudaError_t (*Query)(cudaStream_t)>
+CUresult stream_query(CUstream which) {
+  auto& self = machine::thread();
+  auto const last = self.last;
+  auto const result = Query(which);
+  self.last = last;
+  return to_driver(result);
+}
+
 struct entry_point {
   std::string_view name;
   void* address;
@@ -277,6 +295,8 @@ template <class Function>
       {"cuMemSetAccess", address_of(&mem_set_access)},
       {"cuMemGetAccess", address_of(&mem_get_access)},
       {"cuMemPoolGetAccess", address_of(&pool_get_access)},
+      {"cuEventQuery", address_of(&event_query<&cudaEventQuery>)},
+      {"cuStreamQuery", address_of(&stream_query<&cudaStreamQuery>)},
       {"cuGetErrorString", address_of(&get_error_string)},
   };
   auto const found = std::find_if(std::begin(all), std::end(all), [&](auto const& each) { return each.name == name; });

@@ -486,6 +486,21 @@ void fail_next_nccl(std::string_view call, ncclResult_t error, int skip) {
 }
 int forget_failures() { return static_cast<int>(std::exchange(machine::thread().failures, {}).size()); }
 
+int thread_state::take_failure(std::string_view call) {
+  if (suspensions > 0) { return 0; }
+  for (auto failure = failures.begin(); failure != failures.end(); ++failure) {
+    if (failure->call != call) { continue; }
+    if (failure->skip-- > 0) { return 0; }
+    auto const error = failure->error;
+    failures.erase(failure);
+    return error;
+  }
+  return 0;
+}
+failures_suspended::failures_suspended() { ++machine::thread().suspensions; }
+failures_suspended::~failures_suspended() { --machine::thread().suspensions; }
+int num_planned_failures() { return static_cast<int>(machine::thread().failures.size()); }
+
 void declare_dead(void const* address, std::size_t bytes) {
   auto& all = machine::get();
   auto const lock = all.time.lock();

@@ -168,6 +168,9 @@ struct thread_state {
   cudaError_t last = cudaSuccess;
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
   std::vector<planned_failure> failures;
+  int suspensions = 0;
+  /// The failure that a test has ordered for this call; 0 if there is none.
+  [[nodiscard]] int take_failure(std::string_view call);
   int nccl_depth = 0;
   std::vector<nccl_call> nccl_calls;
   std::vector<std::function<ncclResult_t()>> nccl_jobs;
@@ -379,13 +382,7 @@ cudaError_t runtime_call(std::string_view name, unsigned traits, Body body) {
   all.log.add(name);
   auto result = cudaSuccess;
   if ((traits & always_ok) == 0) {
-    for (auto failure = self.failures.begin(); failure != self.failures.end(); ++failure) {
-      if (failure->call != name) { continue; }
-      if (failure->skip-- > 0) { break; }
-      result = static_cast<cudaError_t>(failure->error);
-      self.failures.erase(failure);
-      break;
-    }
+    result = static_cast<cudaError_t>(self.take_failure(name));
     auto const poisoned = all.devices[static_cast<std::size_t>(self.device)]->poisoned;
     if (result == cudaSuccess) { result = poisoned; }
     if (result == cudaSuccess && (traits & unsafe) != 0 && !all.may_be_unsafe(name)) {

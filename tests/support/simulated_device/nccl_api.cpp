@@ -91,13 +91,8 @@ ncclResult_t nccl_call_frame(std::string_view name, Body body) {
   auto& self = machine::thread();
   auto result = ncclSuccess;
   static_cast<void>(runtime_call(name, always_ok, [&](machine& all, thread_state&, lock_type& lock) {
-    for (auto failure = self.failures.begin(); failure != self.failures.end(); ++failure) {
-      if (failure->call != name) { continue; }
-      if (failure->skip-- > 0) { break; }
-      result = static_cast<ncclResult_t>(failure->error);
-      self.failures.erase(failure);
-      return cudaSuccess;
-    }
+    result = static_cast<ncclResult_t>(self.take_failure(name));
+    if (result != ncclSuccess) { return cudaSuccess; }
     result = body(all, self, lock);
     return cudaSuccess;
   }));
@@ -376,6 +371,15 @@ void destroy(communicator& which) { which.gone = true; }
 }  // namespace
 
 namespace ballast_test::simulated {
+std::vector<ncclComm_t> living_communicators(int rank) {
+  auto& all = machine::get();
+  auto const lock = all.time.lock();
+  std::vector<ncclComm_t> result;
+  for (auto const& each : state_of(all).communicators) {
+    if (each->rank == rank && !each->gone) { result.push_back(to_handle(*each)); }
+  }
+  return result;
+}
 void raise_async_error(ncclComm_t handle, ncclResult_t error) {
   auto& all = machine::get();
   auto const lock = all.time.lock();

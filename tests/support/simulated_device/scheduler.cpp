@@ -240,7 +240,7 @@ void scheduler::run(int num_threads, std::function<void(int)> const& body) {
       start_thread([&body, i] { body(i); });
     }
     lock_type none;
-    wait(none, [this] { return num_running_ == 0; });
+    while (!wait(none, [this] { return num_running_ == 0; })) {}  // ranks that hang have been told so
   } else {
     std::vector<std::thread> ranks;
     std::mutex failed;

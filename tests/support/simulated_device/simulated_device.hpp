@@ -111,6 +111,18 @@ void fail_next(std::string_view call, cudaError_t error, int skip = 0);
 void fail_next_nccl(std::string_view call, ncclResult_t error, int skip = 0);
 /// How many planned failures of the calling thread have not come to pass; they are forgotten.
 int forget_failures();
+/// While it lives, calls of this thread do not fail by order, and do not count for the orders.
+class failures_suspended {
+public:
+  failures_suspended();
+  failures_suspended(failures_suspended const&) = delete;
+  failures_suspended& operator=(failures_suspended const&) = delete;
+  ~failures_suspended();
+};
+/// Planned failures of the calling thread that have not come to pass.
+[[nodiscard]] int num_planned_failures();
+/// Communicators that a rank of theirs has and that are not aborted or destroyed.
+[[nodiscard]] std::vector<ncclComm_t> living_communicators(int rank);
 /// Let a communicator tell an error that came from its own threads.
 void raise_async_error(ncclComm_t communicator, ncclResult_t error);
 /// NCCL must write nothing there from now on: the variable is gone.

@@ -234,7 +234,7 @@ public:
     if (auto result = tables_.collect(where_, tables, layer, batch_); !result.ok()) { return result; }
     if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
-    if (auto result = tables_.mark_published(layer, options_.compute_stream); !result.ok()) { return result; }
+    if (auto result = tables_.mark_published(options_.compute_stream); !result.ok()) { return result; }
     ahead_ = tables_.published().get();
     return {};
   }

@@ -427,7 +427,7 @@ public:
             ballast::detail::concat("ipc_peers: process ", watch->who().pid, ", rank ", peer, ", is dead"), peer};
   }
   /// Leave what is mapped of the peers as it is until this process ends, see `peer_directory`.
-  void abandon() noexcept { state_->abandoned = true; }
+  void leave_mapped() noexcept { state_->left_mapped = true; }
 
 private:
   struct exposed_set {
@@ -444,14 +444,14 @@ private:
     std::vector<exposed_set> sets;
     std::uint32_t next_region = 0;
     transfer_turns turns;
-    bool abandoned = false;
-    state* abandoned_before = nullptr;
+    bool left_mapped = false;
+    state* left_before = nullptr;
   };
   struct close_state {
     void operator()(state* that) const noexcept {
-      if (that->abandoned) {
-        that->abandoned_before = abandoned_states.load(std::memory_order_relaxed);
-        while (!abandoned_states.compare_exchange_weak(that->abandoned_before, that)) {}
+      if (that->left_mapped) {
+        that->left_before = left_states.load(std::memory_order_relaxed);
+        while (!left_states.compare_exchange_weak(that->left_before, that)) {}
         return;
       }
       detail::capture_guard const guard;
@@ -612,7 +612,7 @@ private:
   nanoseconds_t timeout_;
   std::unique_ptr<state, close_state> state_;
   int device_ = 0;
-  static inline std::atomic<state*> abandoned_states{nullptr};  // what stays mapped is still somebody's
+  static inline std::atomic<state*> left_states{nullptr};  // what stays mapped is still somebody's
 };
 
 }  // namespace cudart

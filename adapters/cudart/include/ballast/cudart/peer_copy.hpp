@@ -103,7 +103,7 @@ public:
     if (open_) { static_cast<void>(end({errc::transport_failed, "peer_copy: the transport is gone"}, 0)); }
     if (await_copies(ballast::detail::deadline_after(closing_patience))) { return; }
     for (auto& lane : lanes_) { lane.bounce.abandon(); }
-    directory_.abandon();
+    directory_.leave_mapped();
   }
 
   /// Say whether the options make sense, naming the first value that does not.

@@ -29,7 +29,7 @@ BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
 /// What two ranks tell each other about one direction of a batch, as an even digest of its messages; 0 says nothing.
-/// It fills cache lines of its own: the ranks of a host look at their boards all the time.
+/// Each fills a cache line of its own: the ranks of a host look at them all the time.
 struct alignas(64) pair_board {
   /// The sender: these messages may be read. One more than the digest: behind the `readable` event.
   std::atomic<std::uint64_t> offered{0};
@@ -53,12 +53,12 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 /// - `is_connected()` says whether there are boards; before, no batch can be opened.
 /// - `board(sender, receiver)` is the same object for both.
 /// - `turns()` of a rank live as long as its boards: what is said there is told apart by tags.
-/// - `check_reach()`, after all ranks have exposed, refuses memory of this rank that a peer's device cannot read, with
-///   the remedy; where there is no access between two devices at all, it refuses nothing.
-/// - `peer_trouble(peer)` is a failure if it is known, without waiting, that the peer is dead; a call of the system at
-///   most. What the peer said on its boards before is seen by who looks at them afterwards.
-/// - `abandon()`, before destruction: copies are still under way that may never end; what they read stays in place for
-///   the life of the process.
+/// - `check_reach()` says whether the peers' devices can read what this rank exposes, with the remedy where not; asked
+///   when all ranks are there.
+/// - `peer_trouble(peer)` is `errc::peer_lost` when it is known that the peer is dead. What it said on its boards
+///   before is seen by who looks afterwards. It costs a call of the system at most, and waits for nothing.
+/// - `leave_mapped()` before destruction leaves what is mapped of the peers' memory as it is until the process ends, for
+///   a transport whose copies have not ended in time.
 template <class D>
 concept peer_directory =
     requires(D& d, D const& c, std::span<segment const> regions, index_t peer, std::uint32_t number) {
@@ -73,11 +73,11 @@ concept peer_directory =
       { c.device(peer) } -> std::same_as<int>;
       { c.readable(peer) } -> std::same_as<event const&>;
       { c.is_connected() } noexcept -> std::same_as<bool>;
-      { c.check_reach() } -> std::same_as<status>;
-      { c.peer_trouble(peer) } -> std::same_as<status>;
-      { d.abandon() } noexcept -> std::same_as<void>;
       { c.board(peer, peer) } -> std::same_as<pair_board&>;
       { d.turns() } noexcept -> std::same_as<transfer_turns&>;
+      { c.check_reach() } -> std::same_as<status>;
+      { c.peer_trouble(peer) } -> std::same_as<status>;
+      { d.leave_mapped() } noexcept -> std::same_as<void>;
     };
 
 namespace detail {
@@ -169,7 +169,7 @@ public:
     /// Ranks of one process die together.
     [[nodiscard]] status peer_trouble(index_t /*peer*/) const { return {}; }
     /// Nothing is mapped here: the memory is the engine's.
-    void abandon() noexcept {}
+    void leave_mapped() noexcept {}
 
   private:
     friend class local_peers;

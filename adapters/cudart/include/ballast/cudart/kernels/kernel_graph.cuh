@@ -43,7 +43,8 @@ public:
     if (graph_ != nullptr) { static_cast<void>(cudaGraphDestroy(graph_)); }
   }
 
-  /// Set shape and arguments of the launches to come. What is already enqueued keeps its own.
+  /// Set shape and arguments of the launches to come; the first time, load the kernel and make its graph. What is
+  /// already enqueued keeps its own.
   [[nodiscard]] status prepare(unsigned blocks, unsigned threads, Arguments... arguments) {
     void* pointers[] = {&arguments...};
     cudaKernelNodeParams node{};
@@ -54,11 +55,7 @@ public:
     if (executable_ != nullptr) {
       return to_status(cudaGraphExecKernelNodeSetParams(executable_, node_, &node), "cudaGraphExecKernelNodeSetParams");
     }
-    if (graph_ == nullptr) {
-      if (auto result = to_status(cudaGraphCreate(&graph_, 0), "cudaGraphCreate"); !result.ok()) { return result; }
-    }
-    auto result = to_status(cudaGraphAddKernelNode(&node_, graph_, nullptr, 0, &node), "cudaGraphAddKernelNode");
-    return result.ok() ? to_status(cudaGraphInstantiate(&executable_, graph_, 0), "cudaGraphInstantiate") : result;
+    return instantiate(node);
   }
 
   /// @pre `prepare` succeeded; the stream is not being captured
@@ -68,6 +65,16 @@ public:
   }
 
 private:
+  [[nodiscard]] status instantiate(cudaKernelNodeParams const& node) {
+    if (graph_ != nullptr) {  // a node of a try that failed would run as well
+      static_cast<void>(cudaGraphDestroy(graph_));
+      graph_ = nullptr;
+    }
+    if (auto result = to_status(cudaGraphCreate(&graph_, 0), "cudaGraphCreate"); !result.ok()) { return result; }
+    auto result = to_status(cudaGraphAddKernelNode(&node_, graph_, nullptr, 0, &node), "cudaGraphAddKernelNode");
+    return result.ok() ? to_status(cudaGraphInstantiate(&executable_, graph_, 0), "cudaGraphInstantiate") : result;
+  }
+
   void (*kernel_)(Arguments...);
   cudaGraph_t graph_ = nullptr;
   cudaGraphNode_t node_ = nullptr;
