@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Directories of peers on the simulated device: what `expose` refuses, what imports allow, what a failure leaves.
 #include <ballast/cudart/ipc_peers.hpp>
+#include <ballast/cudart/peer_copy.hpp>
 #include <ballast/cudart/peer_directory.hpp>
 #include <ballast/transport/in_process.hpp>
 
@@ -14,6 +15,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -59,16 +61,26 @@ void run_ranks(index_t num_ranks, simulated::machine_options options, Body body)
   CHECK(simulated::to_text(simulated::take_violations()) == "");
 }
 
-/// A region of a rank that says whose it is.
+/// The two ends of a region, which are one where it is short.
+[[nodiscard]] std::vector<segment> ends_of(segment region) {
+  auto const bytes = std::min<std::size_t>(region.size, 4096);
+  return {{region.data, bytes}, {region.data + region.size - bytes, bytes}};
+}
+/// A region of a rank whose ends say whose it is.
 [[nodiscard]] segment region_of(std::byte* data, std::size_t bytes, index_t rank) {
-  std::vector<std::byte> const own(bytes, static_cast<std::byte>(40 + rank));
-  ballast_test::check_cuda(cudaMemcpy(data, own.data(), bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+  for (auto const& end : ends_of({data, bytes})) {
+    std::vector<std::byte> const own(end.size, static_cast<std::byte>(40 + rank));
+    ballast_test::check_cuda(cudaMemcpy(end.data, own.data(), end.size, cudaMemcpyHostToDevice), "cudaMemcpy");
+  }
   return {data, bytes};
 }
 [[nodiscard]] bool holds_bytes_of(segment region, index_t rank) {
-  std::vector<std::byte> found(region.size);
-  ballast_test::check_cuda(cudaMemcpy(found.data(), region.data, region.size, cudaMemcpyDeviceToHost), "cudaMemcpy");
-  return found == std::vector<std::byte>(region.size, static_cast<std::byte>(40 + rank));
+  for (auto const& end : ends_of(region)) {
+    std::vector<std::byte> found(end.size);
+    ballast_test::check_cuda(cudaMemcpy(found.data(), end.data, end.size, cudaMemcpyDeviceToHost), "cudaMemcpy");
+    if (found != std::vector<std::byte>(end.size, static_cast<std::byte>(40 + rank))) { return false; }
+  }
+  return true;
 }
 
 [[nodiscard]] unsigned long long access_flags(std::byte const* address, int device) {
@@ -88,9 +100,7 @@ TEST_CASE("imports of many pieces can only be read, by the device of the constru
     constexpr std::size_t pieces = 150;
     auto const rank = control.rank();
     auto const mapped = region_of(ballast_test::map_pieces(pieces), pieces * ballast_test::mapped_piece, rank);
-    segment const parts[] = {{mapped.data + 4096, 2 * ballast_test::mapped_piece},
-                             {mapped.data + 4096, 64},
-                             {mapped.data + ballast_test::mapped_piece, mapped.size - ballast_test::mapped_piece}};
+    segment const parts[] = {{mapped.data + 17, 2 * ballast_test::mapped_piece}, {mapped.data + 17, 64}, mapped};
     peers directory{control};
     ballast_test::use_device_of(rank + 1);  // another one, when memory is exposed
     auto const before = num_open_descriptors(control);
@@ -185,6 +195,33 @@ TEST_CASE("what is left mapped outlives the directory, other imports do not") {
       }
       static_cast<void>(control.all_reduce({}, patience));
     }
+  });
+}
+
+TEST_CASE("a transport that is destroyed while the device still copies leaves the peers' memory in place") {
+  run_ranks(2, {}, [](in_process_endpoint& control, law_log& log) {
+    auto const rank = control.rank();
+    ballast_test::gpu_memory memory;
+    constexpr std::size_t bytes = 4096;
+    segment const mine[] = {region_of(ballast_test::map_pieces(1), bytes, rank),
+                            region_of(memory.allocate(bytes), bytes, rank)};
+    segment const target{memory.allocate(2 * bytes), 2 * bytes};  // no longer than its two ends
+    std::optional<cudart::peer_copy<peers>> wires{peers{control}};
+    log.expect_ok(wires->expose(mine, 0), "expose");
+    std::optional<simulated::held_stream> held{wires->copy_stream()};
+    remote_segment const source[] = {{0, 0, bytes}, {1, 0, bytes}};
+    outgoing_message const send{1 - rank, 0, 1, mine};
+    incoming_message const receive{1 - rank, 0, 1, {&target, 1}, source};
+    log.expect_ok(wires->start({&send, 1}, {&receive, 1}), "start");
+    constexpr nanoseconds_t milliseconds = 1'000'000;
+    auto const begin = ballast::detail::now();
+    while (ballast::detail::now() - begin < 20 * milliseconds) { static_cast<void>(wires->poll()); }
+    wires.reset();  // the copies are enqueued, and have not begun
+    static_cast<void>(control.all_reduce({}, patience));
+    held.reset();
+    ballast_test::check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    log.expect(holds_bytes_of(target, 1 - rank), "the copies read other bytes");
+    static_cast<void>(control.all_reduce({}, patience));
   });
 }
 
