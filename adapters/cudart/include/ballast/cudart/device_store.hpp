@@ -210,8 +210,10 @@ public:
 
   /// Hold the copy streams back until all commits so far are done. Where they are, the driver lets the streams be.
   [[nodiscard]] status prepare() {
-    if (ahead_ == nullptr) { return {}; }
     detail::capture_guard const guard;
+    // A check that failed may still read what the next bytes are to be written over.
+    if (auto result = reader_.await(ballast::detail::deadline_after(timeout_)); !result.ok()) { return result; }
+    if (ahead_ == nullptr) { return {}; }
     for (auto const waiter : streams_) {
       auto const result = cudaStreamWaitEvent(waiter, ahead_, 0);
       if (result != cudaSuccess) { return to_status(result, "cudaStreamWaitEvent"); }

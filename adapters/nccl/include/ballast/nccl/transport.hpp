@@ -204,6 +204,14 @@ public:
     return {};
   }
 
+  /// Whether kernels of a batch that was given up may still write where a batch of another transport receives.
+  [[nodiscard]] bool may_write(std::span<incoming_message const> receives) {
+    cudart::detail::capture_guard const guard;
+    std::erase_if(retired_, [](auto const& each) { return each->is_idle(); });
+    auto const meets = [&](auto const& each) { return each->overlaps(receives); };
+    return std::any_of(retired_.begin(), retired_.end(), meets) || (!open_ && meets(lane_) && !lane_->is_idle());
+  }
+
   /// Make progress; see `data_transport` and `transport_options::allow_sm_overlap`.
   [[nodiscard]] transfer_state poll() {
     cudart::detail::capture_guard const guard;
