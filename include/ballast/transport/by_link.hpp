@@ -191,6 +191,18 @@ public:
     });
     return result;
   }
+  /// Whether a link may still write, for a batch that was given up, where these are received.
+  [[nodiscard]] bool may_write(std::span<incoming_message const> receives)
+    requires(detail::may_write_late<Same> || detail::may_write_late<Node> || detail::may_write_late<Remote>)
+  {
+    bool any = false;
+    for_each_link([&](auto& link) {
+      if constexpr (detail::may_write_late<std::remove_cvref_t<decltype(link)>>) {
+        any = any || link.may_write(receives);
+      }
+    });
+    return any;
+  }
   /// Whether bytes move on all links while they are polled; a link that does not say moves them.
   [[nodiscard]] bool moves_in_poll() const noexcept {
     bool all = true;
