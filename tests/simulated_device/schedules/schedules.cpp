@@ -146,8 +146,11 @@ bool run_seed(std::uint64_t seed, arguments const& with, totals& sums) {
     simulated::run_ranks(what.num_ranks, [&](int rank) { run_rank(*room, rank); });
   } catch (std::exception const& failure) { run.complain(failure.what()); }
   room->run.armed = 0;
-  for (auto const& each : simulated::take_violations()) {
-    run.complain(detail::concat("rule: ", each.rule, " at ", each.time, " ns: ", each.text));
+  auto broken = simulated::take_violations();
+  constexpr std::size_t most = 20;
+  if (broken.size() > most) { broken.resize(most); }
+  for (auto const& each : broken) {
+    run.complaints.push_back(detail::concat("rule: ", each.rule, " at ", each.time, " ns: ", each.text));
   }
   ++sums.runs;
   sums.failures += run.num_failures;

@@ -133,7 +133,11 @@ std::mutex registering;
 namespace ballast_test::simulated {
 void simulate_kernel_by_address(void const* kernel, kernel_emulation emulation) {
   std::lock_guard const held{registering};
-  emulations()[kernel] = std::move(emulation);
+  if (emulation) {
+    emulations()[kernel] = std::move(emulation);
+  } else {
+    emulations().erase(kernel);
+  }
 }
 }  // namespace ballast_test::simulated
 

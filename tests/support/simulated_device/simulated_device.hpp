@@ -91,6 +91,7 @@ public:
   virtual void compute(std::function<void()> work) = 0;
 };
 using kernel_emulation = std::function<void(kernel_actions&, dim3 blocks, dim3 threads, void** arguments)>;
+/// An empty emulation takes the one there was away.
 void simulate_kernel_by_address(void const* kernel, kernel_emulation emulation);
 
 /// Let `emulation(actions, blocks, threads, arguments...)` stand for a kernel, however it is launched.
