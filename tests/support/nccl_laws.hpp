@@ -292,6 +292,7 @@ void splits_within_its_deadline(Endpoint& self, law_log& log) {
     log.expect(!result.ok(), "split without a rank");
     log.expect(taken < options.timeout + options.timeout / 2, "split took ", taken, " ns");
     log.expect(child.is_lost(), "half a child");
+    if (self.rank() == 0) { ballast::detail::sleep_for(options.timeout); }
     later.do_all();
     meet(self, log);
     ballast::detail::sleep_for(100 * millisecond);
