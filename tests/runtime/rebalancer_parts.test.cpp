@@ -74,7 +74,7 @@ struct particular_store : host_store {
     ++connected;
     return connecting;
   }
-  void disconnect() noexcept { ++*disconnected; }
+  void disconnect(particular_transport& /*transport*/) noexcept { ++*disconnected; }
   void set_timeout(nanoseconds_t time) noexcept { timeout = time; }
 
   int connected = 0;

@@ -267,7 +267,7 @@ TEST_CASE("nothing of the store's breaks a capture that another thread makes, or
       segment const part{memory.data(), 100};
       CHECK(store.checksum({&part, 1}, sum).ok());
       wires.retract(0);
-      store.disconnect();
+      store.disconnect(wires);
     }
     done = true;
     simulated::something_changed();

@@ -201,14 +201,15 @@ void is_repaired(Endpoint& self, law_log& log) {
   meet(self, log);
 }
 
-/// A kernel that never ends, of a communicator that we may not abort, keeps nobody from going on; only its targets are
-/// out of bounds until its owner has ended it.
+/// A kernel that never ends, or that waits to begin because its peer does not come, of a communicator that we may not
+/// abort, keeps nobody from going on; only its targets are out of bounds until its owner has ended it.
 template <class Endpoint>
-void goes_on_beside_a_kernel_that_never_ends(Endpoint& self, law_log& log) {
+void goes_on_beside_a_kernel_that_never_ends(Endpoint& self, law_log& log, bool connected) {
   engine_communicator engine{self.control, false, false};
   nccl::transport wires{nccl::communicator::borrow(engine.get())};
   one_message stuck{self, log};
   one_message other{self, log};
+  if (connected && !stuck.arrives(wires, "on the engine's communicator")) { return; }
   stuck.misses(wires, 1'500 * millisecond);
   log.expect(engine.state() == ncclSuccess || engine.state() == ncclInProgress, "the engine's communicator is broken");
   auto const begin = ballast::detail::now();
@@ -221,6 +222,8 @@ void goes_on_beside_a_kernel_that_never_ends(Endpoint& self, law_log& log) {
     log.expect(wires.poll() == transfer_state::idle, "a refused batch is open");
   }
   engine.abort();
+  // Connected ranks launch at once, and then the kernel's end is seen; otherwise NCCL may launch it at any time.
+  if (!connected) { wires.lender_has_ended(); }
   auto const deadline = ballast::detail::deadline_after(patience);
   ballast::status started;
   do {
@@ -253,6 +256,7 @@ void leaves_the_parent_alone(Endpoint& self, law_log& log) {
     if (!log.expect_ok(wires.repair(self.control, patience), "repair")) { return; }
     second.arrives(wires, "after the repair");
     meet(self, log);
+    engine.abort();  // the child's kernel ends with it; memory cannot be given back before
   }
 }
 
@@ -288,6 +292,7 @@ void splits_within_its_deadline(Endpoint& self, law_log& log) {
     log.expect(!result.ok(), "split without a rank");
     log.expect(taken < options.timeout + options.timeout / 2, "split took ", taken, " ns");
     log.expect(child.is_lost(), "half a child");
+    if (self.rank() == 0) { ballast::detail::sleep_for(options.timeout); }
     later.do_all();
     meet(self, log);
     ballast::detail::sleep_for(100 * millisecond);
@@ -379,6 +384,7 @@ void leaves_captures_alone(Endpoint& self, law_log& log) {
   cudaError_t ended = cudaErrorUnknown;
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  meet(self, log);  // from here on only what we do may touch the device
   std::thread capture{[&] {
     static_cast<void>(cudaSetDevice(device));
     begun = cudaStreamBeginCapture(captured.get(), cudaStreamCaptureModeGlobal);

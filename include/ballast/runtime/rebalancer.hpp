@@ -129,7 +129,7 @@ public:
   ~rebalancer() {
     mover_.abandon();
     retract_memory();
-    if (started_) { detail::disconnect<Transport>(*store_); }
+    if (started_) { detail::disconnect(*store_, *transport_); }
   }
 
   // ---- life cycle, called by all ranks together ----

@@ -110,7 +110,8 @@ TEST_CASE("two sets over the same memory come and go by themselves") {
       self.memory.write(target.data, std::vector<std::byte>(bytes));
       meet(self, log);
       remote_segment const source{set, 0, bytes};
-      outgoing_message const send{1 - self.rank(), 0, set + 1, {&mine, 1}};
+      segment const given{mine.data, target.size};
+  outgoing_message const send{1 - self.rank(), 0, set + 1, {&given, 1}};
       incoming_message const receive{1 - self.rank(), 0, set + 1, {&target, 1}, {&source, 1}};
       log.expect_ok(self.transport.start({&send, 1}, {&receive, 1}), "start");
       log.expect_ok(self.transport.wait(patience), "wait");
@@ -130,7 +131,8 @@ template <class Endpoint>
 void pull_from_the_other(Endpoint& self, ballast_test::law_log& log, std::uint32_t set, segment mine, segment target) {
   using ballast_test::patience;
   remote_segment const source{set, 0, target.size};
-  outgoing_message const send{1 - self.rank(), 0, set + 1, {&mine, 1}};
+  segment const given{mine.data, target.size};
+  outgoing_message const send{1 - self.rank(), 0, set + 1, {&given, 1}};
   incoming_message const receive{1 - self.rank(), 0, set + 1, {&target, 1}, {&source, 1}};
   log.expect_ok(self.transport.start({&send, 1}, {&receive, 1}), "start");
   log.expect_ok(self.transport.wait(patience), "wait");

@@ -4,7 +4,7 @@
 
 #include "support/gpu.hpp"
 #include "support/local_copy_runner.hpp"
-#include "support/mapped_memory.hpp"
+#include "support/reach_laws.hpp"
 #include "support/transport_laws.hpp"
 
 #include <doctest/doctest.h>
@@ -193,7 +193,11 @@ TEST_CASE("copies that did not end in time are waited for by the next batch alon
       log.expect_ok(wires.start(view.sends, view.receives), "start");
       log.expect(!wires.wait(300 * millisecond).ok(), "copies behind a stream that stands are done");
       if (control.rank() == 1) {
-        log.expect_failure(wires.start(view.sends, view.receives), {errc::transport_failed}, "have not finished",
+        auto const beside = transport_law::single_message(3, 3000);
+        auto const beside_view = memory.view(beside);
+        log.expect_ok(wires.start(beside_view.sends, beside_view.receives), "start beside copies under way");
+        log.expect(wires.poll() == transfer_state::pending, "a batch began beside copies under way");
+        log.expect_failure(wires.wait(100 * millisecond), {errc::transport_failed}, "have not finished",
                            "a batch beside copies under way");
       }
       log.expect(stands.release(), "waited for the stream");
@@ -211,81 +215,11 @@ TEST_CASE("copies that did not end in time are waited for by the next batch alon
 
 TEST_CASE("a region over two allocations is refused with the remedy") {
   auto const pair = ballast_test::touching_allocations();
-  if (pair.data == nullptr) { return; }
-  cudart::local_peers peers{1};
-  auto member = peers.join(0);
-  auto const result = member.expose({&pair, 1}, 0);
-  CHECK(result.code() == make_error_code(errc::invalid_weights));
-  CHECK(result.rank() == 0);
-  CHECK(result.message().find("region 0 of rank 0: it lies in several allocations") != std::string::npos);
-  CHECK(result.message().find("register what lies in each") != std::string::npos);
-  CHECK(member.next_region() == 0);  // nothing has changed
-  segment const halves[] = {{pair.data, pair.size / 2}, {pair.data + pair.size / 2, pair.size / 2}};
-  CHECK(member.expose(halves, 0).ok());
+  if (pair.data != nullptr) { ballast_test::check_one_allocation_a_region(pair); }
 }
-
-namespace {
-
-/// A rank of a `local_peers` with a device for each rank.
-[[nodiscard]] cudart::local_peers::member join_on_device(cudart::local_peers& peers, index_t rank) {
-  ballast_test::use_device_of(rank);
-  return peers.join(rank);
-}
-void expect_unreachable(status const& result, char const* remedy) {
-  CAPTURE(result.message());
-  CHECK(result.code() == make_error_code(errc::invalid_weights));
-  CHECK(result.rank() == 0);
-  CHECK(result.message().find("device 1 may not read") != std::string::npos);
-  CHECK(result.message().find(remedy) != std::string::npos);
-}
-
-}  // namespace
 
 TEST_CASE("memory that a peer's device cannot read is refused with the remedy before anything moves") {
   if (ballast_test::num_devices() < 2 || !cudart::detail::has_peer_access(1, 0)) { return; }
-  constexpr std::size_t bytes = ballast_test::mapped_piece;
-  ballast_test::use_device_of(0);
-  gpu_memory plain;
-  segment const ordinary{plain.allocate(bytes), bytes};
-  segment const mapped{ballast_test::map_pieces(2), 2 * bytes};
-  void* pooled_data = nullptr;
-  ballast_test::check_cuda(cudaMallocAsync(&pooled_data, bytes, nullptr), "cudaMallocAsync");
-  ballast_test::check_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
-  segment const pooled{static_cast<std::byte*>(pooled_data), bytes};
-  cudart::local_peers peers{2};
-  auto first = join_on_device(peers, 0);
-  std::uint32_t set = 0;
-  SUBCASE("known when it is exposed") {
-    static_cast<void>(join_on_device(peers, 1));
-    ballast_test::use_device_of(0);
-    CHECK(first.expose({&ordinary, 1}, set++).ok());
-    expect_unreachable(first.expose({&mapped, 1}, set), "cuMemSetAccess");
-    expect_unreachable(first.expose({&pooled, 1}, set), "cudaMemPoolSetAccess");
-  }
-  SUBCASE("known when all have joined") {
-    CHECK(first.expose({&mapped, 1}, set++).ok());
-    CHECK(first.check_reach().ok());
-    static_cast<void>(join_on_device(peers, 1));
-    ballast_test::use_device_of(0);
-    expect_unreachable(first.check_reach(), "cuMemSetAccess");
-    first.retract(0);
-    CHECK(first.check_reach().ok());
-  }
-  // One piece of two is not enough.
-  ballast_test::allow_access(mapped.data, bytes, 1);
-  expect_unreachable(first.expose({&mapped, 1}, set), "cuMemSetAccess");
-  ballast_test::allow_access(mapped.data, 2 * bytes, 1);
-  CHECK(first.expose({&mapped, 1}, set++).ok());
-  cudaMemPool_t pool = nullptr;
-  ballast_test::check_cuda(cudaDeviceGetDefaultMemPool(&pool, 0), "cudaDeviceGetDefaultMemPool");
-  cudaMemAccessDesc access{};
-  access.location.type = cudaMemLocationTypeDevice;
-  access.location.id = 1;
-  access.flags = cudaMemAccessFlagsProtReadWrite;
-  ballast_test::check_cuda(cudaMemPoolSetAccess(pool, &access, 1), "cudaMemPoolSetAccess");
-  CHECK(first.expose({&pooled, 1}, set++).ok());
-  CHECK(first.check_reach().ok());
-  access.flags = cudaMemAccessFlagsProtNone;
-  ballast_test::check_cuda(cudaMemPoolSetAccess(pool, &access, 1), "cudaMemPoolSetAccess");
-  ballast_test::check_cuda(cudaFreeAsync(pooled_data, nullptr), "cudaFreeAsync");
+  ballast_test::check_reach_of_late_ranks();
+  ballast_test::check_reach_of_present_ranks();
 }

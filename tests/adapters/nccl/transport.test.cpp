@@ -168,7 +168,10 @@ TEST_CASE("late and abandoned batches are repaired, again and again") {
 }
 
 TEST_CASE("a kernel that never ends keeps its stream and its targets, and nobody from going on") {
-  check({2}, [](auto& self, law_log& log) { nccl_law::goes_on_beside_a_kernel_that_never_ends(self, log); });
+  check({2}, [](auto& self, law_log& log) {
+    nccl_law::goes_on_beside_a_kernel_that_never_ends(self, log, true);
+    nccl_law::goes_on_beside_a_kernel_that_never_ends(self, log, false);
+  });
 }
 
 TEST_CASE("a child's failure leaves its parent alone, whatever the two share") {

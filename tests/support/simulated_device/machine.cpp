@@ -64,7 +64,10 @@ void reset(machine_options const& options) {
 }
 
 machine::machine(machine_options const& with)
-    : options{with}, time{with.virtual_time, with.seed, log}, random{~with.seed}, memory{with.device_bytes} {
+    : options{with},
+      time{with.virtual_time, with.seed, log},
+      random{~with.seed},
+      memory{with.device_bytes, with.neighbours_touch ? 0 : arena::page} {
   for (int i = 0; i < with.num_devices; ++i) {
     auto device = std::make_unique<device_state>();
     device->pool.device = i;

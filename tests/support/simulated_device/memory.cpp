@@ -12,7 +12,8 @@
 
 namespace ballast_test::simulated {
 
-arena::arena(std::size_t bytes) : file_{::memfd_create("simulated-device", MFD_CLOEXEC)}, size_{whole_pages(bytes)} {
+arena::arena(std::size_t bytes, std::size_t gap)
+    : file_{::memfd_create("simulated-device", MFD_CLOEXEC)}, size_{whole_pages(bytes)}, gap_{gap} {
   auto const resized = ::ftruncate(file_, static_cast<::off_t>(size_));
   auto* const memory = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_, 0);
   if (resized != 0 || memory == MAP_FAILED) {
@@ -29,7 +30,7 @@ arena::~arena() {
 }
 
 std::size_t arena::take(std::size_t bytes) {
-  auto const wanted = whole_pages(std::max<std::size_t>(bytes, 1)) + page;  // a page apart: neighbours never touch
+  auto const wanted = whole_pages(std::max<std::size_t>(bytes, 1)) + gap_;
   for (auto& [offset, size] : free_) {
     if (size < wanted) { continue; }
     auto const at = offset;
@@ -43,7 +44,7 @@ std::size_t arena::take(std::size_t bytes) {
 
 void arena::give_back(std::size_t offset, std::size_t bytes) {
   constexpr std::size_t worth_a_call = std::size_t{1} << 20;
-  auto size = whole_pages(std::max<std::size_t>(bytes, 1)) + page;
+  auto size = whole_pages(std::max<std::size_t>(bytes, 1)) + gap_;
   if (size > worth_a_call) { ::madvise(base_ + offset, size, MADV_REMOVE); }
   auto next = free_.lower_bound(offset);
   if (next != free_.end() && next->first == offset + size) {

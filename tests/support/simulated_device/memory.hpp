@@ -18,7 +18,8 @@ class arena {
 public:
   static constexpr std::size_t page = 4096;
 
-  explicit arena(std::size_t bytes);
+  /// @param gap  bytes between two allocations, whole pages
+  arena(std::size_t bytes, std::size_t gap);
   arena(arena const&) = delete;
   arena& operator=(arena const&) = delete;
   ~arena();
@@ -42,6 +43,7 @@ public:
 private:
   int file_ = -1;
   std::size_t size_;
+  std::size_t gap_;
   std::byte* base_ = nullptr;
   std::map<std::size_t, std::size_t> free_;  // offset, bytes
 };
@@ -129,7 +131,7 @@ enum class lookup { found, pageable, crosses, gone };
 /// All addresses that the machine knows.
 class memory_map {
 public:
-  explicit memory_map(std::size_t bytes) : physical{bytes} {}
+  memory_map(std::size_t bytes, std::size_t gap) : physical{bytes, gap} {}
   memory_map(memory_map const&) = delete;
   memory_map& operator=(memory_map const&) = delete;
   ~memory_map();

@@ -67,6 +67,7 @@ struct communicator {
   int rank = 0;
   int device = 0;
   bool blocking = true;
+  bool shares = false;  ///< its flag to abort by, with what is split off it
   bool gone = false;
   ncclResult_t state = ncclSuccess;
   std::shared_ptr<bool> aborted = std::make_shared<bool>(false);
@@ -344,7 +345,7 @@ void hand_out(machine& all, split_call const& call, communicator* made) {
   if (is_dead) {
     all.complain("write to dead memory", "NCCL writes a handle to a variable that is gone");
   } else {
-    *call.out = made == nullptr ? nullptr : to_handle(*made);
+    __atomic_store_n(call.out, made == nullptr ? nullptr : to_handle(*made), __ATOMIC_RELEASE);
   }
   if (made != nullptr) { made->state = ncclSuccess; }
   if (call.by->state == ncclInProgress) { call.by->state = ncclSuccess; }
@@ -440,6 +441,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* out, int size, ncclUniqueId id, 
     }
     auto& made = add_communicator(all, of, rank, blocking);
     of->members[static_cast<std::size_t>(rank)] = &made;
+    made.shares = config != nullptr && is_set(config->splitShare) && config->splitShare != 0;
     *out = to_handle(made);
     if (++of->arrived == size) {
       constexpr nanoseconds longest_init = 2'000'000;
@@ -461,11 +463,9 @@ ncclResult_t ncclCommSplit(ncclComm_t parent, int color, int key, ncclComm_t* ou
   return nccl_call_frame("ncclCommSplit", [&](machine& all, thread_state&, lock_type& lock) {
     auto* const by = to_communicator(all, parent);
     if (auto const usable = check_usable(all, by); usable != ncclSuccess) { return usable; }
-    split_call call{by, color, key, out, by->blocking ? 1 : 0, false};
-    if (config != nullptr) {
-      if (is_set(config->blocking)) { call.blocking = config->blocking; }
-      call.shares = is_set(config->splitShare) && config->splitShare != 0;
-    }
+    // The parent's word counts, not the child's.
+    split_call call{by, color, key, out, by->blocking ? 1 : 0, by->shares};
+    if (config != nullptr && is_set(config->blocking)) { call.blocking = config->blocking; }
     *out = nullptr;
     by->state = ncclInProgress;
     by->all->splits.push_back(call);

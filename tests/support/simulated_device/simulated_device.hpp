@@ -38,6 +38,7 @@ struct machine_options {
   nanoseconds longest_pause = 30'000;   ///< of a host thread before a call of the runtime; virtual time only
   double pauses = 0.1;                  ///< how many of the calls such a pause comes before
   std::size_t device_bytes = std::size_t{8} << 30;  ///< of all devices together
+  bool neighbours_touch = false;   ///< allocations follow each other, as a driver's may; else a page is between
   bool mixed_batches_wait = true;  ///< a batch of copies with host and device sources waits for its stream
   bool bug_3446335 = false;        ///< copies of pool memory fail while another device is current
 };

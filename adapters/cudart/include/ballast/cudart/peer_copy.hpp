@@ -188,6 +188,13 @@ public:
     return {};
   }
 
+  /// Whether copies of a batch that was given up may still write to this rank's memory; for those who receive there by
+  /// another transport.
+  [[nodiscard]] bool may_write(std::span<incoming_message const> /*receives*/) const {
+    detail::capture_guard const guard;
+    return !open_ && !unfinished_.ok() && is_copying();
+  }
+
   /// Make progress; see `data_transport`.
   [[nodiscard]] transfer_state poll() {
     if (!open_) { return transfer_state::idle; }

@@ -57,7 +57,8 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 ///   when all ranks are there.
 /// - `peer_trouble(peer)` is `errc::peer_lost` when it is known that the peer is dead. What it said on its boards
 ///   before is seen by who looks afterwards. It costs a call of the system at most, and waits for nothing.
-/// - `leave_mapped()` before destruction leaves what is mapped of the peers' memory as it is until the process ends, for
+/// - `leave_mapped()` before destruction leaves what is mapped of the peers' memory as it is until the process ends,
+/// for
 ///   a transport whose copies have not ended in time.
 template <class D>
 concept peer_directory =

@@ -7,6 +7,7 @@
 #endif
 
 #include <ballast/contract.hpp>
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/status.hpp>
 
@@ -39,6 +40,7 @@ public:
     return *this;
   }
   ~kernel_graph() {
+    detail::capture_guard const guard;
     if (executable_ != nullptr) { static_cast<void>(cudaGraphExecDestroy(executable_)); }
     if (graph_ != nullptr) { static_cast<void>(cudaGraphDestroy(graph_)); }
   }

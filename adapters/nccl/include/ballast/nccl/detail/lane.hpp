@@ -31,7 +31,11 @@ struct lane {
   cudart::device_memory<std::byte> pack;
   std::vector<cudart::device_memory<std::byte>> outgrown;  ///< to free memory would wait for the device
   std::vector<segment> targets;                            ///< of the batch that was given up on it
-  std::atomic<bool> is_launching = false;                  ///< a thread that nobody waits for may enqueue on it
+  // Who may still enqueue on it although nobody waits any more:
+  std::atomic<bool> is_launching = false;  ///< the thread of a first exchange
+  std::shared_ptr<errand const> ending;    ///< the abort of a communicator, until it has returned
+  ncclComm_t child = nullptr;              ///< a communicator of ours that may not be aborted, while it is in progress
+  bool is_lent = false;                    ///< one that was lent, and that only its owner knows about
 
   lane() = default;
   lane(lane const&) = delete;
@@ -52,8 +56,13 @@ struct lane {
     return {};
   }
 
-  [[nodiscard]] bool is_idle() const noexcept {
-    return !is_launching.load(std::memory_order_acquire) && stream.query() == cudaSuccess;
+  [[nodiscard]] bool is_idle() const noexcept { return !may_be_launched_on() && stream.query() == cudaSuccess; }
+  [[nodiscard]] bool may_be_launched_on() const noexcept {
+    if (is_lent || is_launching.load(std::memory_order_acquire)) { return true; }
+    if (ending != nullptr && !ending->has_returned()) { return true; }
+    if (child == nullptr) { return false; }
+    ncclResult_t state = ncclSuccess;
+    return ncclCommGetAsyncError(child, &state) == ncclSuccess && state == ncclInProgress;
   }
 
   /// Have at least so many bytes of `pack`.
