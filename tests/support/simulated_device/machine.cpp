@@ -57,8 +57,13 @@ thread_state& machine::thread() {
 }
 
 void reset(machine_options const& options) {
+  machine* old = nullptr;
+  {
+    std::lock_guard const held{making};
+    old = std::exchange(current, nullptr);
+  }
+  delete old;
   std::lock_guard const held{making};
-  delete std::exchange(current, nullptr);
   current = new machine{options};
   ++generation;
 }
