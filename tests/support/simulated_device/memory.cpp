@@ -30,14 +30,20 @@ arena::~arena() {
 }
 
 std::size_t arena::take(std::size_t bytes) {
-  auto const wanted = whole_pages(std::max<std::size_t>(bytes, 1)) + gap_;
-  for (auto& [offset, size] : free_) {
-    if (size < wanted) { continue; }
-    auto const at = offset;
-    auto const left = size - wanted;
-    free_.erase(at);
-    if (left > 0) { free_[at + wanted] = left; }
-    return at;
+  auto const wanted = whole_pages(std::max<std::size_t>(bytes, 1)) + page;  // a page apart: neighbours never touch
+  // What was given back is given out again as late as possible, so that whoever still uses it is seen.
+  for (auto const from : {next_, std::size_t{0}}) {
+    for (auto const& [offset, size] : free_) {
+      auto const begin = std::max(offset, from);
+      auto const end = offset + size;
+      if (begin >= end || end - begin < wanted) { continue; }
+      auto const first = offset;
+      free_.erase(first);
+      if (begin > first) { free_[first] = begin - first; }
+      if (begin + wanted < end) { free_[begin + wanted] = end - begin - wanted; }
+      next_ = begin + wanted;
+      return begin;
+    }
   }
   return none;
 }

@@ -46,6 +46,7 @@ private:
   std::size_t gap_;
   std::byte* base_ = nullptr;
   std::map<std::size_t, std::size_t> free_;  // offset, bytes
+  std::size_t next_ = 0;                     // look for room from here on first
 };
 
 /// A run of physical memory, and who used it how.

@@ -91,6 +91,13 @@ constexpr error_text texts[] = {
   return found == nullptr || found->is_host();
 }
 
+/// Whether the ends are what the caller says they are.
+[[nodiscard]] bool is_of_kind(machine const& all, void const* to, void const* from, cudaMemcpyKind kind) {
+  bool const reads_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  bool const writes_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  return (!reads_device || all.memory.find(from) != nullptr) && (!writes_device || all.memory.find(to) != nullptr);
+}
+
 /// Enqueue copies; wait where the runtime would.
 [[nodiscard]] cudaError_t copy(machine& all, thread_state& self, lock_type& lock, std::string_view call, stream& on,
                                std::vector<copy_item> items, bool waits) {
@@ -452,17 +459,19 @@ cudaError_t CUDARTAPI cudaEventElapsedTime(float* milliseconds, cudaEvent_t from
 
 // ---- copies -------------------------------------------------------------------------------------------------------
 
-cudaError_t CUDARTAPI cudaMemcpyAsync(void* to, void const* from, std::size_t bytes, cudaMemcpyKind /*kind*/,
+cudaError_t CUDARTAPI cudaMemcpyAsync(void* to, void const* from, std::size_t bytes, cudaMemcpyKind kind,
                                       cudaStream_t where) {
   return runtime_call("cudaMemcpyAsync", plain, [&](machine& all, thread_state& self, lock_type& lock) {
     auto* const on = all.find(where);
     if (on == nullptr) { return cudaErrorInvalidResourceHandle; }
+    if (!is_of_kind(all, to, from, kind)) { return cudaErrorInvalidValue; }
     return copy(all, self, lock, "cudaMemcpyAsync", *on,
                 {{static_cast<std::byte*>(to), static_cast<std::byte const*>(from), bytes}}, false);
   });
 }
-cudaError_t CUDARTAPI cudaMemcpy(void* to, void const* from, std::size_t bytes, cudaMemcpyKind /*kind*/) {
+cudaError_t CUDARTAPI cudaMemcpy(void* to, void const* from, std::size_t bytes, cudaMemcpyKind kind) {
   return runtime_call("cudaMemcpy", unsafe, [&](machine& all, thread_state& self, lock_type& lock) {
+    if (!is_of_kind(all, to, from, kind)) { return cudaErrorInvalidValue; }
     return copy(all, self, lock, "cudaMemcpy", *all.find(nullptr),
                 {{static_cast<std::byte*>(to), static_cast<std::byte const*>(from), bytes}}, true);
   });
