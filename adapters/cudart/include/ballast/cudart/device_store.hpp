@@ -317,7 +317,7 @@ private:
     });
     if (is_busy) { return true; }
     segment const all{staging_.data(), staging_.size()};
-    incoming_message const receive{.segments = {&all, 1}};
+    incoming_message const receive{0, 0, 0, {&all, 1}, {}};
     if constexpr (requires { transport.may_write({&receive, 1}); }) {
       return all.size > 0 && transport.may_write({&receive, 1});
     } else {

@@ -192,7 +192,7 @@ public:
   /// another transport.
   [[nodiscard]] bool may_write(std::span<incoming_message const> /*receives*/) const {
     detail::capture_guard const guard;
-    return !open_ && !unfinished_.ok() && is_copying();
+    return !unfinished_.ok() && is_copying();
   }
 
   /// Make progress; see `data_transport`.
