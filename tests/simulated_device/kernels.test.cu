@@ -22,7 +22,7 @@ __global__ void add_one(unsigned char* bytes, int count) {
 }
 
 void emulate_kernels() {
-  simulated::simulate_kernel(&cudart::detail::copy_kernel,
+  simulated::simulate_kernel(cudart::detail::copy_kernel<>,
                              [](simulated::kernel_actions& actions, dim3, dim3, cudart::detail::copy_list const& list) {
                                for (int i = 0; i < list.count; ++i) {
                                  actions.copy(list.to[i], list.from[i], list.bytes[i]);

@@ -78,8 +78,7 @@ struct pair_of_ranks {
     do {
       for (index_t rank = 0; rank < 2; ++rank) { states[at(rank)] = wires[at(rank)]->poll(); }
       simulated::sleep_for(5'000);
-    } while (simulated::now() < end &&
-             (states[0] == transfer_state::pending || states[1] == transfer_state::pending));
+    } while (simulated::now() < end && (states[0] == transfer_state::pending || states[1] == transfer_state::pending));
     return states;
   }
   [[nodiscard]] bool target_is(index_t rank, unsigned char value) {
@@ -225,8 +224,8 @@ TEST_CASE("after a warm-up the first batch costs nothing of first use") {
         }
         auto const first_uses = [] {
           std::int64_t calls = 0;
-          for (auto const* const call : {"cudaDeviceEnablePeerAccess", "cudaMalloc", "cudaMallocHost", "cudaMallocAsync",
-                                         "cudaGraphInstantiate", "cudaEventCreateWithFlags"}) {
+          for (auto const* const call : {"cudaDeviceEnablePeerAccess", "cudaMalloc", "cudaMallocHost",
+                                         "cudaMallocAsync", "cudaGraphInstantiate", "cudaEventCreateWithFlags"}) {
             calls += simulated::num_calls(call);
           }
           return calls;

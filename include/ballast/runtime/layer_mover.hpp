@@ -8,6 +8,7 @@
 #include <ballast/migration/commit_order.hpp>
 #include <ballast/migration/transfer_plan.hpp>
 #include <ballast/runtime/expert_size.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -71,6 +72,7 @@ public:
     receive_time_ = std::min<nanoseconds_t>(batch_time(), 0);  // measured or not
     lay_out(group);
     if (auto result = store_->reserve_staging(staged_bytes_); !result.ok()) { return result; }
+    if (auto result = connect(*store_, *transport_); !result.ok()) { return result; }
     if (auto result = store_->prepare(); !result.ok()) { return result; }
     address(tag_base);
     return {};

@@ -81,13 +81,12 @@ machine::machine(machine_options const& with)
 }
 
 machine::~machine() {
-  {
-    auto const held = time.lock();
-    stopping_ = true;
-  }
-  for (auto const& each : streams_) {
-    each->wake.notify_all();
-    if (each->worker.joinable()) { each->worker.join(); }
+  time.stop();
+  auto lock = time.lock();
+  stopping_ = true;
+  for (auto const& each : streams_) { each->wake.notify_all(); }
+  if (!time.is_virtual()) {
+    worker_gone_.wait(lock, [this] { return num_workers_ == 0; });
   }
 }
 
@@ -112,7 +111,8 @@ stream& machine::create_stream(int device, bool is_blocking) {
   made.is_blocking = is_blocking;
   made.number = num_streams_++;
   if (!time.is_virtual()) {
-    made.worker = std::thread{[this, &made] { serve(made); }};
+    ++num_workers_;
+    std::thread{[this, &made] { serve(made); }}.detach();
   }
   return made;
 }
@@ -214,7 +214,7 @@ void machine::serve(stream& of) {
   auto lock = time.lock();
   while (!stopping_) {
     if (of.queue.empty()) {
-      if (of.destroyed) { return; }
+      if (of.destroyed) { break; }
       of.wake.wait(lock);
       continue;
     }
@@ -233,6 +233,8 @@ void machine::serve(stream& of) {
       lock.lock();
     }
   }
+  --num_workers_;
+  worker_gone_.notify_all();
 }
 
 void machine::progress() {

@@ -112,9 +112,7 @@ struct stream {
   bool at_work = false;  // a step of the front is planned or under way
   bool is_blocked = false;
   std::shared_ptr<capture> capturing;
-  // With the real clock.
-  std::thread worker;
-  std::condition_variable wake;
+  std::condition_variable wake;  // of its thread, with the real clock
 
   [[nodiscard]] bool is_idle() const noexcept { return finished == entered; }
 };
@@ -268,6 +266,8 @@ private:
   std::list<std::unique_ptr<stream>> streams_;
   std::size_t num_streams_ = 1;  // 0 is the host
   bool stopping_ = false;
+  std::size_t num_workers_ = 0;  // threads of streams, which nobody joins: a machine may outlive the program
+  std::condition_variable worker_gone_;
 };
 
 /// Read and write bytes of memory, in several portions.

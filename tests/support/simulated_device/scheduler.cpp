@@ -38,7 +38,9 @@ scheduler::scheduler(bool virtual_time, std::uint64_t seed, trace& log)
   main_.has_baton = true;
 }
 
-scheduler::~scheduler() {
+scheduler::~scheduler() { stop(); }
+
+void scheduler::stop() {
   {
     std::lock_guard const held{mutex_};
     stopping_ = true;

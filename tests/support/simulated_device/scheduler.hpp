@@ -92,6 +92,9 @@ public:
   void run(int num_threads, std::function<void(int)> const& body);
   void run_beside(std::function<void()> body);
 
+  /// Do nothing any more of what is planned.
+  void stop();
+
   /// Called, at most once a wait, when all wait for ever.
   std::function<void()> on_hang;
 
