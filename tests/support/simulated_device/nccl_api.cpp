@@ -354,7 +354,7 @@ void hand_out(machine& all, split_call const& call, communicator* made) {
 
 void finish_split(machine& all, std::shared_ptr<world> const& parent) {
   auto calls = std::exchange(parent->splits, {});
-  std::stable_sort(calls.begin(), calls.end(), [](split_call const& a, split_call const& b) {
+  std::sort(calls.begin(), calls.end(), [](split_call const& a, split_call const& b) {
     return std::tie(a.color, a.key, a.by->rank) < std::tie(b.color, b.key, b.by->rank);
   });
   std::map<int, std::shared_ptr<world>> worlds;

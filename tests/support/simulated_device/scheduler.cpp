@@ -260,7 +260,6 @@ void scheduler::run(int num_threads, std::function<void(int)> const& body) {
   }
   for (auto& thread : threads_) { thread.join(); }
   threads_.clear();
-  others_.clear();
   if (auto const failure = std::exchange(failure_, nullptr)) { std::rethrow_exception(failure); }
 }
 

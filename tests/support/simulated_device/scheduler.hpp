@@ -140,7 +140,7 @@ private:
   bool in_plan_ = false;
   host_thread main_;
   std::vector<host_thread*> waiting_;
-  std::vector<std::unique_ptr<host_thread>> others_;
+  std::vector<std::unique_ptr<host_thread>> others_;  // for good: plans may name those that have ended
   std::vector<std::thread> threads_;
   std::size_t num_running_ = 0;  // threads that have not ended
   std::exception_ptr failure_;
