@@ -30,6 +30,7 @@ struct simulated_nccl_runner {
   template <class Body>
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
     simulated::reset({.num_devices = static_cast<int>(num_ranks), .seed = seed});
+    ballast::nccl::detail::spare_packs::forget();
     ballast::in_process_group group{num_ranks};
     ballast::in_process_group engine{num_ranks};
     std::vector<std::string> complaints;

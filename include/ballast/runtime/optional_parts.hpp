@@ -14,7 +14,8 @@ BALLAST_BEGIN_NAMESPACE
 /// A store that orders its commits and a transport's copies against each other, and learns from the transport how.
 ///
 /// @par Semantics
-/// `connect(transport)` is called by `start`, and by `resume` when the transport was repaired. It refuses a transport
+/// `connect(transport)` is called by `start`, and before each group of layers that moves: a repair may have changed how
+/// the transport works. It refuses a transport
 /// that it cannot be ordered against, with the remedy, and changes nothing then. `disconnect(transport)` is called
 /// before the rebalancer goes, while the transport is still there.
 template <class S, class Transport>

@@ -1406,7 +1406,10 @@ private:
     if (step_ != most[1]) { maps_.clear(static_cast<std::int64_t>(most[1])); }
     step_ = most[1];
     next_tag_ = most[2];
-    if (auto result = repair_transport(most[3] != 0); !result.ok()) { return fail(std::move(result)); }
+    if (most[3] != 0) {
+      auto result = detail::repair(*transport_, *control_, options_.timeout);
+      if (!result.ok()) { return fail(std::move(result)); }
+    }
     digest in_force;
     current_.describe(in_force);
     if (auto result = agree_on("placement in force", in_force.value()); !result.ok()) {
@@ -1418,15 +1421,6 @@ private:
     waited_ = 0;
     share_waited_ = 0;
     return {};
-  }
-
-  /// Repair the transport when one rank needs it. Another rebalancer may have done so: its streams may be others
-  /// anyhow.
-  [[nodiscard]] status repair_transport(bool is_needed) {
-    if (is_needed) {
-      if (auto result = detail::repair(*transport_, *control_, options_.timeout); !result.ok()) { return result; }
-    }
-    return detail::connect(*store_, *transport_);
   }
 
   // ---- other ways to a placement ----

@@ -107,25 +107,29 @@ public:
     reader_.abandon();
   }
 
-  /// Learn a transport's copy streams: from now on they are ordered behind this store's commits. A rebalancer does it.
+  /// Learn a transport's copy streams: from now on they are ordered behind this store's commits. A rebalancer does it
+  /// before each group, because a repair may give the transport other streams.
   ///
   /// @return `errc::invalid_option` for a transport that does not tell them where the options name none; nothing
   /// changes
   ///         then.
   template <data_transport Transport>
   [[nodiscard]] status connect(Transport const& transport) {
-    std::vector<cudaStream_t> streams;
-    for_each_stream(transport, [&streams](cudaStream_t copy_stream) {
-      if (std::find(streams.begin(), streams.end(), copy_stream) == streams.end()) { streams.push_back(copy_stream); }
+    fresh_streams_.clear();
+    for_each_stream(transport, [this](cudaStream_t copy_stream) {
+      auto& known = fresh_streams_;
+      if (std::find(known.begin(), known.end(), copy_stream) == known.end()) { known.push_back(copy_stream); }
     });
-    if (streams.empty() && transport.num_ranks() > 1) {
+    if (fresh_streams_.empty() && transport.num_ranks() > 1) {
       return {
           errc::invalid_option,
           "device_store: the transport does not tell the streams that it copies on, and its copies could run before "
           "a commit: name them in copy_streams, or give the transport for_each_copy_stream"};
     }
-    streams_ = std::move(streams);
-    ahead_ = tables_.published().get();
+    if (fresh_streams_ != streams_) {
+      streams_.swap(fresh_streams_);
+      ahead_ = tables_.published().get();
+    }
     return {};
   }
   /// The transport is about to go. Waits, no longer than the timeout, until nothing of it can write to staging any
@@ -317,8 +321,7 @@ private:
     });
     if (is_busy) { return true; }
     segment const all{staging_.data(), staging_.size()};
-    incoming_message receive{};
-    receive.segments = {&all, 1};
+    incoming_message const receive{0, 0, 0, {&all, 1}, {}};
     if constexpr (requires { transport.may_write({&receive, 1}); }) {
       return all.size > 0 && transport.may_write({&receive, 1});
     } else {
@@ -401,7 +404,8 @@ private:
   detail::staging_buffer staging_;
   detail::device_reader reader_;
   std::vector<cudaStream_t> streams_;  // copies run there
-  cudaEvent_t ahead_ = nullptr;        // they have not been ordered behind it yet
+  std::vector<cudaStream_t> fresh_streams_;
+  cudaEvent_t ahead_ = nullptr;  // they have not been ordered behind it yet
   Copies batch_;
   std::vector<unsigned char> rewritten_;
 };

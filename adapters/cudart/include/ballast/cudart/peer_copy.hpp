@@ -48,9 +48,11 @@ using peer_access_test = bool (*)(int from, int to);
 
 /// Options of `peer_copy`.
 struct peer_copy_options {
-  index_t num_streams = 3;                            ///< messages are dealt over that many streams at most
-  peer_access_test can_access = &enable_peer_access;  ///< where it says no, bytes go through the host; not null
-  std::size_t bounce_bytes = std::size_t{4} << 20;    ///< pinned memory of each stream for copies through the host
+  index_t num_streams = 3;  ///< messages are dealt over that many streams at most
+  /// Where it says no, bytes go through the host, between the ranks of one process only (`local_peers`): processes
+  /// without peer access cannot open each other's memory, and `expose` says so. Not null.
+  peer_access_test can_access = &enable_peer_access;
+  std::size_t bounce_bytes = std::size_t{4} << 20;  ///< pinned memory of each stream for copies through the host
   /// How long copies from the first peers wait for the last, to go out together. Longer where processes share a device:
   /// their contexts take turns, and what comes late waits for the next.
   nanoseconds_t gathering = 20'000;
@@ -192,7 +194,7 @@ public:
   /// another transport.
   [[nodiscard]] bool may_write(std::span<incoming_message const> /*receives*/) const {
     detail::capture_guard const guard;
-    return !open_ && !unfinished_.ok() && is_copying();
+    return !unfinished_.ok() && is_copying();
   }
 
   /// Make progress; see `data_transport`.
@@ -579,14 +581,16 @@ private:
     auto const now = ballast::detail::now();
     if (now < next_look_) { return {}; }
     next_look_ = now + look_interval;
+    // What a peer has said before it died counts: it is looked for once more.
     for (auto const i : waiting_) {
-      if (auto result = directory_.peer_trouble(receives_[i].peer); !result.ok()) { return result; }
+      auto const peer = receives_[i].peer;
+      if (auto result = directory_.peer_trouble(peer); !result.ok() && !has_offered(peer)) { return result; }
     }
     for (auto const& send : sends_) {
       if (has_taken(send.peer)) { continue; }
-      if (auto result = directory_.peer_trouble(send.peer); !result.ok()) { return result; }
+      if (auto result = directory_.peer_trouble(send.peer); !result.ok() && !has_taken(send.peer)) { return result; }
     }
-    return {};
+    return failure_;
   }
 
   [[nodiscard]] status late() const {

@@ -209,7 +209,7 @@ public:
     cudart::detail::capture_guard const guard;
     std::erase_if(retired_, [](auto const& each) { return each->is_idle(); });
     auto const meets = [&](auto const& each) { return each->overlaps(receives); };
-    return std::any_of(retired_.begin(), retired_.end(), meets) || (!open_ && meets(lane_) && !lane_->is_idle());
+    return std::any_of(retired_.begin(), retired_.end(), meets) || (meets(lane_) && !lane_->is_idle());
   }
 
   /// Make progress; see `data_transport` and `transport_options::allow_sm_overlap`.
