@@ -111,7 +111,7 @@ TEST_CASE("two sets over the same memory come and go by themselves") {
       meet(self, log);
       remote_segment const source{set, 0, bytes};
       segment const given{mine.data, target.size};
-  outgoing_message const send{1 - self.rank(), 0, set + 1, {&given, 1}};
+      outgoing_message const send{1 - self.rank(), 0, set + 1, {&given, 1}};
       incoming_message const receive{1 - self.rank(), 0, set + 1, {&target, 1}, {&source, 1}};
       log.expect_ok(self.transport.start({&send, 1}, {&receive, 1}), "start");
       log.expect_ok(self.transport.wait(patience), "wait");
