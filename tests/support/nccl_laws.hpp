@@ -15,6 +15,7 @@
 #include "support/transport_laws.hpp"
 
 #include <cuda_runtime_api.h>
+#include <doctest/doctest.h>
 #include <nccl.h>
 
 #include <atomic>
@@ -424,6 +425,57 @@ void refuses_options(Endpoint& self, law_log& log) {
   log.expect_failure(blocks, {errc::invalid_option}, "-1", "thread blocks");
   log.expect(!nccl::transport{std::move(fine)}.moves_in_poll(), "bytes move in poll by default");
   meet(self, log);
+}
+
+/// All of the above. @param check  `check(sizes, law)` runs `law(endpoint, log)` in groups of these sizes
+template <class Check>
+void check_laws(Check check) {
+  SUBCASE("a batch without bytes asks NCCL for nothing") {
+    check({1, 2}, [](auto& self, law_log& log) { does_nothing_for_empty_batches(self, log); });
+  }
+
+  SUBCASE("NCCL at its defaults works inside of by_link") {
+    check({2}, [](auto& self, law_log& log) { works_inside_by_link(self, log); });
+  }
+
+  SUBCASE("late and abandoned batches are repaired, again and again") {
+    check({2, 3}, [](auto& self, law_log& log) { is_repaired(self, log); });
+  }
+
+  SUBCASE("a kernel that never ends keeps its stream and its targets, and nobody from going on") {
+    check({2}, [](auto& self, law_log& log) {
+      goes_on_beside_a_kernel_that_never_ends(self, log, true);
+      goes_on_beside_a_kernel_that_never_ends(self, log, false);
+    });
+  }
+
+  SUBCASE("a child's failure leaves its parent alone, whatever the two share") {
+    check({2}, [](auto& self, law_log& log) { leaves_the_parent_alone(self, log); });
+  }
+
+  SUBCASE("a split ends in time, and what is made late hurts nobody") {
+    check({2}, [](auto& self, law_log& log) { splits_within_its_deadline(self, log); });
+  }
+
+  SUBCASE("a rank that cannot take part is not waited for") {
+    check({2, 3}, [](auto& self, law_log& log) { fails_together(self, log); });
+  }
+
+  SUBCASE("calls that may block are made on the engine's executor") {
+    check({1, 2}, [](auto& self, law_log& log) { calls_on_the_engines_executor(self, log); });
+  }
+
+  SUBCASE("ranks connect before the first batch") {
+    check({2, 3}, [](auto& self, law_log& log) { connects_beforehand(self, log); });
+  }
+
+  SUBCASE("captures of other threads outlast batches") {
+    check({2}, [](auto& self, law_log& log) { leaves_captures_alone(self, log); });
+  }
+
+  SUBCASE("options that make no transport are refused") {
+    check({1}, [](auto& self, law_log& log) { refuses_options(self, log); });
+  }
 }
 
 }  // namespace ballast_test::nccl_law

@@ -155,51 +155,8 @@ TEST_CASE("a communicator can be split off the engine's") {
   check({2}, [](auto& self, law_log& log) { splits_off_the_engines(self, log); });
 }
 
-TEST_CASE("a batch without bytes asks NCCL for nothing") {
-  check({1, 2}, [](auto& self, law_log& log) { nccl_law::does_nothing_for_empty_batches(self, log); });
-}
-
-TEST_CASE("NCCL at its defaults works inside of by_link") {
-  check({2}, [](auto& self, law_log& log) { nccl_law::works_inside_by_link(self, log); });
-}
-
-TEST_CASE("late and abandoned batches are repaired, again and again") {
-  check({2, 3}, [](auto& self, law_log& log) { nccl_law::is_repaired(self, log); });
-}
-
-TEST_CASE("a kernel that never ends keeps its stream and its targets, and nobody from going on") {
-  check({2}, [](auto& self, law_log& log) {
-    nccl_law::goes_on_beside_a_kernel_that_never_ends(self, log, true);
-    nccl_law::goes_on_beside_a_kernel_that_never_ends(self, log, false);
-  });
-}
-
-TEST_CASE("a child's failure leaves its parent alone, whatever the two share") {
-  check({2}, [](auto& self, law_log& log) { nccl_law::leaves_the_parent_alone(self, log); });
-}
-
-TEST_CASE("a split ends in time, and what is made late hurts nobody") {
-  check({2}, [](auto& self, law_log& log) { nccl_law::splits_within_its_deadline(self, log); });
-}
-
-TEST_CASE("a rank that cannot take part is not waited for") {
-  check({2, 3}, [](auto& self, law_log& log) { nccl_law::fails_together(self, log); });
-}
-
-TEST_CASE("calls that may block are made on the engine's executor") {
-  check({1, 2}, [](auto& self, law_log& log) { nccl_law::calls_on_the_engines_executor(self, log); });
-}
-
-TEST_CASE("ranks connect before the first batch") {
-  check({2, 3}, [](auto& self, law_log& log) { nccl_law::connects_beforehand(self, log); });
-}
-
-TEST_CASE("captures of other threads outlast batches") {
-  check({2}, [](auto& self, law_log& log) { nccl_law::leaves_captures_alone(self, log); });
-}
-
-TEST_CASE("options that make no transport are refused") {
-  check({1}, [](auto& self, law_log& log) { nccl_law::refuses_options(self, log); });
+TEST_CASE("NCCL beside an engine obeys its laws") {
+  nccl_law::check_laws([](std::vector<index_t> sizes, auto law) { check(std::move(sizes), law); });
 }
 
 TEST_CASE("null handles and impossible options are refused") {
