@@ -98,23 +98,16 @@ public:
   [[nodiscard]] status give(index_t peer, std::span<owned_descriptor const> portion, nanoseconds_t deadline) {
     auto const connection = to_[static_cast<std::size_t>(peer)].get();
     if (auto result = send(peer, connection, portion, deadline); !result.ok()) { return result; }
-    std::byte receipt{};
-    ::iovec payload{&receipt, sizeof receipt};
-    ::msghdr message{};
-    message.msg_iov = &payload;
-    message.msg_iovlen = 1;
-    return receive(peer, connection, message, deadline);
+    signal receipt;
+    return receive(peer, connection, receipt.message, deadline);
   }
 
   /// Take the next portion that a peer gives, and tell it so. @param out out: in the order in which it gave them
   [[nodiscard]] status take(index_t peer, std::vector<owned_descriptor>& out, nanoseconds_t deadline) {
     auto const connection = from_[static_cast<std::size_t>(peer)].get();
-    std::byte sign{};
-    ::iovec payload{&sign, sizeof sign};
+    signal with_descriptors;
     control_buffer control;
-    ::msghdr message{};
-    message.msg_iov = &payload;
-    message.msg_iovlen = 1;
+    auto& message = with_descriptors.message;
     message.msg_control = control.bytes.data();
     message.msg_controllen = control.bytes.size();
     if (auto result = receive(peer, connection, message, deadline); !result.ok()) { return result; }
@@ -147,6 +140,19 @@ public:
   }
 
 private:
+  /// A message of one byte, which may carry descriptors.
+  struct signal {
+    signal() noexcept {
+      message.msg_iov = &payload;
+      message.msg_iovlen = 1;
+    }
+    signal(signal const&) = delete;
+    signal& operator=(signal const&) = delete;
+
+    std::byte sign{};
+    ::iovec payload{&sign, sizeof sign};
+    ::msghdr message{};
+  };
   struct alignas(::cmsghdr) control_buffer {
     std::array<char, CMSG_SPACE(most_per_message * sizeof(int))> bytes{};
   };
@@ -239,12 +245,9 @@ private:
 
   [[nodiscard]] status send(index_t peer, int connection, std::span<owned_descriptor const> descriptors,
                             nanoseconds_t deadline) const {
-    std::byte sign{};
-    ::iovec payload{&sign, sizeof sign};
+    signal with_descriptors;
     control_buffer control;
-    ::msghdr message{};
-    message.msg_iov = &payload;
-    message.msg_iovlen = 1;
+    auto& message = with_descriptors.message;
     if (!descriptors.empty()) {
       message.msg_control = control.bytes.data();
       message.msg_controllen = CMSG_SPACE(descriptors.size() * sizeof(int));
