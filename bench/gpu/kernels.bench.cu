@@ -236,7 +236,7 @@ void fold(benchmark::State& state) {
   auto const bucket = device_memory<ballast::load_t>::create(cells);
   launch_graph const graph{
       stream.get(), [&](int) {
-        ballast::cudart::detail::fold(stream.get(), counts.view(), {bucket.data(), true, false}).or_throw();
+        ballast::cudart::detail::fold(stream.get(), counts.view(), {.to = {bucket.data(), false}}).or_throw();
       }};
   race_with_empty(state, stream.get(), graph,
                   static_cast<double>(cells) * (2 * sizeof(std::uint32_t) + 2 * sizeof(ballast::load_t)));

@@ -63,6 +63,7 @@
 #include <ballast/transport/by_link.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/transport/engine_control.hpp>
+#include <ballast/transport/node_plane.hpp>
 #include <ballast/transport/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>

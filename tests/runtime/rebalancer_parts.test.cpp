@@ -74,7 +74,7 @@ struct particular_store : host_store {
     ++connected;
     return connecting;
   }
-  void disconnect() noexcept { ++*disconnected; }
+  void disconnect(particular_transport& /*transport*/) noexcept { ++*disconnected; }
   void set_timeout(nanoseconds_t time) noexcept { timeout = time; }
 
   int connected = 0;
@@ -222,10 +222,11 @@ TEST_CASE("resume repairs the transport on all ranks when any needs it, and conn
     CHECK(self.moved.state() == rebalancer_state::failed);
     self.moved.resume().or_throw();
     CHECK(self.wires.repairs == 1);
-    CHECK(self.store.connected == 2);
+    auto const connected = self.store.connected;
     auto const before = self.moved.epoch(0);
     for (int call = 0; call < 4; ++call) { self.step().or_throw(); }
     CHECK(self.moved.epoch(0) > before);
+    CHECK(self.store.connected > connected);  // before each group: its streams may be others now
     CHECK(self.weights.first_error(self.moved.current()) == "");
     self.moved.resume().or_throw();
     CHECK(self.wires.repairs == 1);

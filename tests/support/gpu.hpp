@@ -8,6 +8,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/topology.hpp>
+#include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
 #include <cuda_runtime_api.h>
@@ -106,6 +107,22 @@ private:
   std::atomic<bool> released_ = false;
   std::atomic<bool> expired_ = false;
 };
+
+/// Two allocations of equal size that touch, as one region; null where the driver made none. They stay.
+[[nodiscard]] inline ballast::segment touching_allocations() {
+  constexpr std::size_t bytes = std::size_t{32} << 20;
+  std::vector<std::byte*> made;
+  for (int i = 0; i < 24; ++i) {
+    void* memory = nullptr;
+    check_cuda(cudaMalloc(&memory, bytes), "cudaMalloc");
+    made.push_back(static_cast<std::byte*>(memory));
+    for (auto* const other : made) {
+      if (other + bytes == made.back()) { return {other, 2 * bytes}; }
+      if (made.back() + bytes == other) { return {made.back(), 2 * bytes}; }
+    }
+  }
+  return {};
+}
 
 /// Device memory in the form that the transport laws want.
 class gpu_memory {

@@ -65,7 +65,7 @@ public:
   [[nodiscard]] ballast::transfer_turns& turns() noexcept { return turns_; }
 
 protected:
-  plain_link(plain_link const&) = default;
+  plain_link(plain_link const&) = delete;
   virtual ~plain_link() = default;
   [[nodiscard]] virtual bool moves() const { return true; }
 

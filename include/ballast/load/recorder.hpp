@@ -63,7 +63,8 @@ concept pass_recording = requires(R& recorder, index_t number, std::span<index_t
 ///
 /// @par Semantics
 /// `history(out)` writes `[H, L, E]` tokens, `H = num_buckets()`, oldest first, or says why it cannot; what it writes
-/// can be planned on (`validate_loads`). `clear()` forgets the closed passes; `clears_on_dump` says whether a
+/// can be planned on (`validate_loads`). `clear()` forgets the closed passes, or, of a recorder whose counts were
+/// brought by `prepare_history` (`preparing_recorder`), those that `history` speaks of; `clears_on_dump` says whether a
 /// rebalancer calls it after each dump. `describe` mixes the options in that ranks must share.
 template <class R>
 concept load_dumping = requires(R& recorder, R const& constant, std::span<load_t> out, digest& description) {

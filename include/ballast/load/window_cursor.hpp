@@ -196,6 +196,30 @@ private:
 
 static_assert(detail::names_options<window_cursor>);
 
+/// What a recorder with a window tells of it, by way of its member `cursor()`, the `window_cursor` of the passes that
+/// its `history` speaks of. A base class of recorders.
+template <class Recorder>
+class window_telling {
+public:
+  /// H, the same before and after the window has filled: buckets not reached yet are all zero.
+  [[nodiscard]] index_t num_buckets() const noexcept { return cursor().num_buckets(); }
+  [[nodiscard]] window_options const& options() const noexcept { return cursor().options(); }
+
+  // ---- what ranks tell each other; see `bucket_placing` ----
+
+  [[nodiscard]] index_t num_spans() const noexcept { return cursor().num_spans(); }
+  void spans(std::span<pass_span> out) const { cursor().spans(out); }
+  [[nodiscard]] std::int64_t forgotten() const noexcept { return cursor().forgotten(); }
+  [[nodiscard]] index_t place(pass_timeline const& counted, std::span<index_t> places) const {
+    return cursor().place(counted, places);
+  }
+
+private:
+  friend Recorder;
+  window_telling() = default;
+  [[nodiscard]] window_cursor const& cursor() const noexcept { return static_cast<Recorder const*>(this)->cursor(); }
+};
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -23,7 +22,7 @@ BALLAST_BEGIN_NAMESPACE
 /// counts are added up (`window_cursor::place`).
 ///
 /// @determinism integer arithmetic. Ranks must share W, H, L and E, and make the same calls of `end_pass`.
-class window_recorder : public pass_counter {
+class window_recorder : public pass_counter, public window_telling<window_recorder> {
 public:
   static constexpr bool clears_on_dump = true;
 
@@ -57,9 +56,6 @@ public:
     start_pass();
   }
 
-  /// H, the same before and after the window has filled: buckets not reached yet are all zero.
-  [[nodiscard]] index_t num_buckets() const noexcept { return cursor_.num_buckets(); }
-
   /// Write the window, oldest bucket first, with layers that are too large brought down (`fit_layers`).
   ///
   /// @param out  out: [H, L, E] tokens.
@@ -80,16 +76,6 @@ public:
     cursor_.clear();
   }
 
-  // ---- what ranks tell each other; see `bucket_placing` ----
-
-  [[nodiscard]] index_t num_spans() const noexcept { return cursor_.num_spans(); }
-  void spans(std::span<pass_span> out) const { cursor_.spans(out); }
-  [[nodiscard]] std::int64_t forgotten() const noexcept { return cursor_.forgotten(); }
-  [[nodiscard]] index_t place(pass_timeline const& counted, std::span<index_t> places) const {
-    return cursor_.place(counted, places);
-  }
-
-  [[nodiscard]] window_options const& options() const noexcept { return cursor_.options(); }
   template <class Visit>
   void for_each_option(Visit&& visit) const {
     cursor_.for_each_option(visit);
@@ -98,6 +84,8 @@ public:
   void describe(digest& out) const { detail::describe_options(*this, out); }
 
 private:
+  friend class window_telling<window_recorder>;
+  [[nodiscard]] window_cursor const& cursor() const noexcept { return cursor_; }
   [[nodiscard]] std::span<load_t> bucket(index_t bucket) noexcept {
     return std::span{tokens_}.subspan(static_cast<std::size_t>(bucket) * pass().size(), pass().size());
   }

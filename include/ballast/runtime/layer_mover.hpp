@@ -8,6 +8,7 @@
 #include <ballast/migration/commit_order.hpp>
 #include <ballast/migration/transfer_plan.hpp>
 #include <ballast/runtime/expert_size.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -71,6 +72,7 @@ public:
     receive_time_ = std::min<nanoseconds_t>(batch_time(), 0);  // measured or not
     lay_out(group);
     if (auto result = store_->reserve_staging(staged_bytes_); !result.ok()) { return result; }
+    if (auto result = connect(*store_, *transport_); !result.ok()) { return result; }
     if (auto result = store_->prepare(); !result.ok()) { return result; }
     address(tag_base);
     return {};
@@ -98,8 +100,8 @@ public:
     failure_ = {};
     timeout_ = timeout;
     next_round_ = first;
-    last_round_ = last;
-    if (first >= last) {
+    last_round_ = std::max(first, last);
+    if (first >= last && !staging_is_written()) {
       began_at_ = now();
       state_ = portion::arrived;
       return;
@@ -110,7 +112,7 @@ public:
   }
   /// Make progress on what `begin_receive` began, without waiting.
   void poll() {
-    if (state_ == portion::queued && turns().is_first(*this)) { start_batch(); }
+    if (state_ == portion::queued && turns().is_first(*this) && !staging_is_written()) { begin_portion(); }
     while (state_ == portion::moving) {
       switch (transport_->poll()) {
         case transfer_state::pending:
@@ -234,6 +236,23 @@ private:
     return relay != relay_rounds_.end() ? std::min(end, *relay) : end;
   }
 
+  /// Whether bytes of a batch that was given up may still arrive in staging, also where this portion receives none: its
+  /// commit may use staging all the same.
+  [[nodiscard]] bool staging_is_written() {
+    if constexpr (requires(std::span<incoming_message const> receives) { transport_->may_write(receives); }) {
+      if (staged_bytes_ == 0) { return false; }
+      segment const all{store_->staging(), staged_bytes_};
+      incoming_message const receive{rank_, 0, 0, {&all, 1}, {}};
+      return transport_->may_write({&receive, 1});
+    } else {
+      return false;
+    }
+  }
+  void begin_portion() {
+    if (next_round_ < last_round_) { return start_batch(); }
+    began_at_ = now();
+    end_portion({});
+  }
   void start_batch() {
     auto const first = std::exchange(next_round_, end_of_batch(next_round_, last_round_));
     if (state_ == portion::queued) { began_at_ = now(); }
@@ -267,7 +286,11 @@ private:
       if (state_ != portion::queued) { return; }
       if (now() > deadline) {
         return end_portion(
-            {errc::busy, concat("rank ", rank_, ": the transport is still in use by another rebalancer")});
+            turns().is_first(*this)
+                ? status{errc::deadline_exceeded,
+                         concat("rank ", rank_, ": bytes of a batch that was given up may still arrive in staging"),
+                         rank_}
+                : status{errc::busy, concat("rank ", rank_, ": the transport is still in use by another rebalancer")});
       }
       sleep_for(nap);
     }

@@ -14,13 +14,14 @@ BALLAST_BEGIN_NAMESPACE
 /// A store that orders its commits and a transport's copies against each other, and learns from the transport how.
 ///
 /// @par Semantics
-/// `connect(transport)` is called by `start`, and by `resume` when the transport was repaired. It refuses a transport
-/// that it cannot be ordered against, with the remedy, and changes nothing then. `disconnect()` is called before the
-/// rebalancer goes, while the transport is still there.
+/// `connect(transport)` is called by `start`, and before each group of layers that moves: a repair may have changed how
+/// the transport works. It refuses a transport
+/// that it cannot be ordered against, with the remedy, and changes nothing then. `disconnect(transport)` is called
+/// before the rebalancer goes, while the transport is still there.
 template <class S, class Transport>
-concept connecting_store = requires(S& s, Transport const& transport) {
-  { s.connect(transport) } -> std::same_as<status>;
-  { s.disconnect() } noexcept -> std::same_as<void>;
+concept connecting_store = requires(S& s, Transport& transport, Transport const& same) {
+  { s.connect(same) } -> std::same_as<status>;
+  { s.disconnect(transport) } noexcept -> std::same_as<void>;
 };
 
 /// A store, transport or recorder with costs of first use.
@@ -84,9 +85,9 @@ template <class Store, class Transport>
   }
 }
 
-template <class Transport, class Store>
-void disconnect(Store& store) noexcept {
-  if constexpr (connecting_store<Store, Transport>) { store.disconnect(); }
+template <class Store, class Transport>
+void disconnect([[maybe_unused]] Store& store, [[maybe_unused]] Transport& transport) noexcept {
+  if constexpr (connecting_store<Store, Transport>) { store.disconnect(transport); }
 }
 
 /// Warm one part after the other up, until one fails.

@@ -129,7 +129,7 @@ public:
   ~rebalancer() {
     mover_.abandon();
     retract_memory();
-    if (started_) { detail::disconnect<Transport>(*store_); }
+    if (started_) { detail::disconnect(*store_, *transport_); }
   }
 
   // ---- life cycle, called by all ranks together ----
@@ -1407,7 +1407,8 @@ private:
     step_ = most[1];
     next_tag_ = most[2];
     if (most[3] != 0) {
-      if (auto result = repair_transport(); !result.ok()) { return fail(std::move(result)); }
+      auto result = detail::repair(*transport_, *control_, options_.timeout);
+      if (!result.ok()) { return fail(std::move(result)); }
     }
     digest in_force;
     current_.describe(in_force);
@@ -1420,13 +1421,6 @@ private:
     waited_ = 0;
     share_waited_ = 0;
     return {};
-  }
-
-  /// Called by all ranks when the transport of one of them needs it.
-  [[nodiscard]] status repair_transport() {
-    auto result = detail::repair(*transport_, *control_, options_.timeout);
-    if (result.ok()) { result = detail::connect(*store_, *transport_); }
-    return result;
   }
 
   // ---- other ways to a placement ----

@@ -95,6 +95,10 @@ concept warms_up = requires(T& link) {
   { link.warm_up() } -> std::same_as<status>;
 };
 template <class T>
+concept may_write_late = requires(T& link, std::span<incoming_message const> receives) {
+  { link.may_write(receives) } -> std::same_as<bool>;
+};
+template <class T>
 concept tells_copy_streams = requires(T const& link) { link.for_each_copy_stream(copy_stream_visitor{}); };
 
 }  // namespace detail
@@ -106,7 +110,9 @@ concept tells_copy_streams = requires(T const& link) { link.for_each_copy_stream
 /// one; whoever uses a link by itself at the same time is refused while a batch is open (`errc::busy`).
 ///
 /// All links make progress together, whoever is slow. A batch that fails on one link is ended on all of them; a link
-/// that cannot go on after that says so by `needs_repair`, and `repair`, called on all ranks, repairs every link.
+/// that cannot go on after that says so by `needs_repair`, and `repair`, called on all ranks, repairs every link. Where
+/// a link says that it may still write, for a batch that was given up, where another one is to receive
+/// (`may_write(receives)`), the batch begins on all of them when it has done so.
 ///
 /// @lifetime the node's and the remote transport must outlive it.
 /// @threads one thread at a time.
@@ -185,6 +191,18 @@ public:
     });
     return result;
   }
+  /// Whether a link may still write, for a batch that was given up, where these are received.
+  [[nodiscard]] bool may_write(std::span<incoming_message const> receives)
+    requires(detail::may_write_late<Same> || detail::may_write_late<Node> || detail::may_write_late<Remote>)
+  {
+    bool any = false;
+    for_each_link([&](auto& link) {
+      if constexpr (detail::may_write_late<std::remove_cvref_t<decltype(link)>>) {
+        any = any || link.may_write(receives);
+      }
+    });
+    return any;
+  }
   /// Whether bytes move on all links while they are polled; a link that does not say moves them.
   [[nodiscard]] bool moves_in_poll() const noexcept {
     bool all = true;
@@ -239,25 +257,15 @@ public:
     };
     route_all(sends, &batch::sends);
     route_all(receives, &batch::receives);
-    // What was begun when a link refuses must not go on; what somebody else has open there must.
-    index_t begun = 0;
-    auto const begin = [&](auto& link, batch const& messages) {
-      if (!result.ok()) { return; }
-      result = link.start(messages.sends, messages.receives);
-      begun += result.ok() ? 1 : 0;
-    };
-    begin(same_, to_same_);
-    begin(*node_, to_node_);
-    begin(*remote_, to_remote_);
-    if (result.ok()) { return result; }
-    for_each_link([&](auto& link) {
-      if (begun-- > 0) { static_cast<void>(link.wait(0)); }
-    });
-    return result;
+    is_waiting_ = false;
+    failure_ = {};
+    is_held_back_ = result.ok() && may_meet_late_writes();
+    return is_held_back_ || !result.ok() ? std::move(result) : begin_batch();
   }
 
   /// Make progress on all links; see `data_transport`.
   [[nodiscard]] transfer_state poll() {
+    if (!start_once_clear()) { return failure_.ok() ? transfer_state::pending : transfer_state::failed; }
     bool failed = false;
     bool pending = false;
     bool done = false;
@@ -276,6 +284,8 @@ public:
   void enter_wait()
     requires(detail::waits_inside<Same> || detail::waits_inside<Node> || detail::waits_inside<Remote>)
   {
+    is_waiting_ = true;
+    if (is_held_back_) { return; }
     for_each_link([](auto& link) {
       if constexpr (detail::waits_inside<std::remove_cvref_t<decltype(link)>>) { link.enter_wait(); }
     });
@@ -294,6 +304,13 @@ public:
       if (time >= deadline) { break; }
       pause(time - begin);
     }
+    if (std::exchange(is_held_back_, false)) {
+      return {errc::deadline_exceeded,
+              detail::concat("by_link: a link of rank ", rank(),
+                             " still writes, for a batch that was given up, where this one receives"),
+              rank()};
+    }
+    if (!failure_.ok()) { return std::exchange(failure_, {}); }
     status result;
     // A link that failed tells the cause; those that are still at work are only told to stop.
     for_each_link([&](auto& link) {
@@ -312,6 +329,59 @@ public:
   }
 
 private:
+  struct batch {
+    std::vector<outgoing_message> sends;
+    std::vector<incoming_message> receives;
+    void clear() {
+      sends.clear();
+      receives.clear();
+    }
+  };
+
+  /// Whether a link may still write where another one receives.
+  [[nodiscard]] bool may_meet_late_writes() {
+    return may_write(same_, to_node_) || may_write(same_, to_remote_) || may_write(*node_, to_same_) ||
+           may_write(*node_, to_remote_) || may_write(*remote_, to_same_) || may_write(*remote_, to_node_);
+  }
+  template <class Link>
+  [[nodiscard]] static bool may_write([[maybe_unused]] Link& link, [[maybe_unused]] batch const& of_another) {
+    if constexpr (detail::may_write_late<Link>) {
+      return !of_another.receives.empty() && link.may_write(of_another.receives);
+    } else {
+      return false;
+    }
+  }
+  /// Begin the batch that was held back, if it can. @return whether it has begun, or none was held back
+  [[nodiscard]] bool start_once_clear() {
+    if (!is_held_back_) { return failure_.ok(); }
+    if (may_meet_late_writes()) { return false; }
+    is_held_back_ = false;
+    failure_ = begin_batch();
+    if constexpr (requires { enter_wait(); }) {
+      if (failure_.ok() && is_waiting_) { enter_wait(); }
+    }
+    return failure_.ok();
+  }
+  /// Begin the batch on all links. What was begun when a link refuses must not go on; what somebody else has open there
+  /// must.
+  [[nodiscard]] status begin_batch() {
+    status result;
+    index_t begun = 0;
+    auto const begin_on = [&](auto& link, batch const& messages) {
+      if (!result.ok()) { return; }
+      result = link.start(messages.sends, messages.receives);
+      begun += result.ok() ? 1 : 0;
+    };
+    begin_on(same_, to_same_);
+    begin_on(*node_, to_node_);
+    begin_on(*remote_, to_remote_);
+    if (result.ok()) { return result; }
+    for_each_link([&](auto& link) {
+      if (begun-- > 0) { static_cast<void>(link.wait(0)); }
+    });
+    return result;
+  }
+
   /// A move takes milliseconds, and a nap's end comes a tenth of one late.
   static void pause(nanoseconds_t waited) noexcept {
     constexpr nanoseconds_t patience = 20'000'000;
@@ -321,15 +391,6 @@ private:
       detail::sleep_for(50'000);
     }
   }
-
-  struct batch {
-    std::vector<outgoing_message> sends;
-    std::vector<incoming_message> receives;
-    void clear() {
-      sends.clear();
-      receives.clear();
-    }
-  };
 
   template <class Function>
   void for_each_link(Function function) {
@@ -424,6 +485,9 @@ private:
   batch to_same_;
   batch to_node_;
   batch to_remote_;
+  bool is_held_back_ = false;  // the batch has not begun
+  bool is_waiting_ = false;    // the host is inside a wait for it
+  status failure_;             // to begin a batch that was held back
 };
 
 template <class Node, class Remote>

@@ -61,9 +61,10 @@ enum class transfer_state {
 /// `start(sends, receives)` opens a batch and returns without waiting for peers; messages and segments must stay alive
 /// until the batch ends. `poll()` makes progress and tells where the batch stands. `wait(timeout)` makes progress until
 /// the batch is done, failed, or `timeout` nanoseconds have passed; it ends the batch, and after a failure nothing of
-/// it touches the given memory any more. A tag that arrives twice, or with another size, is a failure or is dropped,
-/// never delivered to another message. Ranks may start a batch at different times. `start` while a batch is open is
-/// refused with `errc::busy`.
+/// it touches the given memory any more, unless the transport has `may_write(receives)`: that says whether bytes of a
+/// batch that was given up may still arrive where these are received. A tag that arrives twice, or with another size,
+/// is a failure or is dropped, never delivered to another message. Ranks may start a batch at different times. `start`
+/// while a batch is open is refused with `errc::busy`.
 template <class T>
 concept data_transport = requires(T& t, T const& c, std::span<outgoing_message const> sends,
                                   std::span<incoming_message const> receives, nanoseconds_t timeout) {

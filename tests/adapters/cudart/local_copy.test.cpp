@@ -4,6 +4,7 @@
 
 #include "support/gpu.hpp"
 #include "support/local_copy_runner.hpp"
+#include "support/reach_laws.hpp"
 #include "support/transport_laws.hpp"
 
 #include <doctest/doctest.h>
@@ -192,7 +193,11 @@ TEST_CASE("copies that did not end in time are waited for by the next batch alon
       log.expect_ok(wires.start(view.sends, view.receives), "start");
       log.expect(!wires.wait(300 * millisecond).ok(), "copies behind a stream that stands are done");
       if (control.rank() == 1) {
-        log.expect_failure(wires.start(view.sends, view.receives), {errc::transport_failed}, "have not finished",
+        auto const beside = transport_law::single_message(3, 3000);
+        auto const beside_view = memory.view(beside);
+        log.expect_ok(wires.start(beside_view.sends, beside_view.receives), "start beside copies under way");
+        log.expect(wires.poll() == transfer_state::pending, "a batch began beside copies under way");
+        log.expect_failure(wires.wait(100 * millisecond), {errc::transport_failed}, "have not finished",
                            "a batch beside copies under way");
       }
       log.expect(stands.release(), "waited for the stream");
@@ -206,4 +211,15 @@ TEST_CASE("copies that did not end in time are waited for by the next batch alon
     memory.expect_received(next, "the next batch");
     meet(self, log);
   }));
+}
+
+TEST_CASE("a region over two allocations is refused with the remedy") {
+  auto const pair = ballast_test::touching_allocations();
+  if (pair.data != nullptr) { ballast_test::check_one_allocation_a_region(pair); }
+}
+
+TEST_CASE("memory that a peer's device cannot read is refused with the remedy before anything moves") {
+  if (ballast_test::num_devices() < 2 || !cudart::detail::has_peer_access(1, 0)) { return; }
+  ballast_test::check_reach_of_late_ranks();
+  ballast_test::check_reach_of_present_ranks();
 }

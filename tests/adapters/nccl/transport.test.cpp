@@ -3,6 +3,7 @@
 #include <ballast/nccl/transport.hpp>
 
 #include "support/gpu.hpp"
+#include "support/nccl_laws.hpp"
 #include "support/nccl_runner.hpp"
 #include "support/transport_laws.hpp"
 
@@ -152,6 +153,10 @@ TEST_CASE("a borrowed communicator is never aborted") {
 
 TEST_CASE("a communicator can be split off the engine's") {
   check({2}, [](auto& self, law_log& log) { splits_off_the_engines(self, log); });
+}
+
+TEST_CASE("NCCL beside an engine obeys its laws") {
+  nccl_law::check_laws([](std::vector<index_t> sizes, auto law) { check(std::move(sizes), law); });
 }
 
 TEST_CASE("null handles and impossible options are refused") {

@@ -13,7 +13,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -216,31 +215,6 @@ TEST_CASE("a rank that is stopped in a vote and resumed learns what the others l
   }
   CHECK(std::ranges::count(outcomes.front(), "commit") > 0);
   CHECK(std::ranges::count(outcomes.front(), "undecided") == 0);
-}
-
-TEST_CASE("a process is told apart from a later one with its number") {
-  using ballast::posix::detail::process_identity;
-  using ballast::posix::detail::process_watch;
-  for (bool const use_pidfd : {true, false}) {
-    CAPTURE(use_pidfd);
-    auto const self = ballast::posix::detail::this_process();
-    CHECK_FALSE(process_watch(self, use_pidfd).dead());
-    CHECK(process_watch(process_identity{self.pid, self.start_time + 1}, use_pidfd).dead());
-
-    std::optional<process_watch> watch;
-    ::pid_t const child = ::fork();
-    if (child == 0) {
-      for (;;) { ::pause(); }
-    }
-    watch.emplace(process_identity{child, ballast::posix::detail::start_time_of(child)}, use_pidfd);
-    CHECK_FALSE(watch->dead());
-    ::kill(child, SIGKILL);
-    auto const deadline = ballast::detail::now() + patience;
-    while (!watch->dead() && ballast::detail::now() < deadline) { ballast_test::sleep_for(millisecond); }
-    CHECK(watch->dead());  // although nobody has waited for it yet
-    ::waitpid(child, nullptr, 0);
-    CHECK(watch->dead());
-  }
 }
 
 TEST_CASE("a rank that is so far behind that the others' words are gone is told so, and takes no later ones for them") {

@@ -107,49 +107,45 @@ public:
     reader_.abandon();
   }
 
-  /// Learn a transport's copy streams: from now on they are ordered behind this store's commits. A rebalancer does it.
+  /// Learn a transport's copy streams: from now on they are ordered behind this store's commits. A rebalancer does it
+  /// before each group, because a repair may give the transport other streams.
   ///
   /// @return `errc::invalid_option` for a transport that does not tell them where the options name none; nothing
   /// changes
   ///         then.
   template <data_transport Transport>
   [[nodiscard]] status connect(Transport const& transport) {
-    auto streams = options_.copy_streams;
-    auto const add = [&streams](cudaStream_t copy_stream) {
-      if (std::find(streams.begin(), streams.end(), copy_stream) == streams.end()) { streams.push_back(copy_stream); }
-    };
-    if constexpr (requires { transport.for_each_copy_stream(add); }) {
-      transport.for_each_copy_stream(add);
-    } else if constexpr (requires {
-                           { transport.copy_stream() } -> std::convertible_to<cudaStream_t>;
-                         }) {
-      add(transport.copy_stream());
-    }
-    if (streams.empty() && transport.num_ranks() > 1) {
+    fresh_streams_.clear();
+    for_each_stream(transport, [this](cudaStream_t copy_stream) {
+      auto& known = fresh_streams_;
+      if (std::find(known.begin(), known.end(), copy_stream) == known.end()) { known.push_back(copy_stream); }
+    });
+    if (fresh_streams_.empty() && transport.num_ranks() > 1) {
       return {
           errc::invalid_option,
           "device_store: the transport does not tell the streams that it copies on, and its copies could run before "
           "a commit: name them in copy_streams, or give the transport for_each_copy_stream"};
     }
-    streams_ = std::move(streams);
-    ahead_ = tables_.published().get();
+    if (fresh_streams_ != streams_) {
+      streams_.swap(fresh_streams_);
+      ahead_ = tables_.published().get();
+    }
     return {};
   }
-  /// The transport is about to go. Waits, no longer than the timeout, until its copies are done; where they are not,
-  /// they may still write to staging, which is then left in place for the life of the process.
-  void disconnect() noexcept {
+  /// The transport is about to go. Waits, no longer than the timeout, until nothing of it can write to staging any
+  /// more; otherwise staging is left in place for the life of the process.
+  template <data_transport Transport>
+  void disconnect(Transport& transport) noexcept {
     detail::capture_guard const guard;
+    auto const begin = ballast::detail::now();
     auto const deadline = ballast::detail::deadline_after(timeout_);
-    for (auto const copy_stream : streams_) {
-      auto const begin = ballast::detail::now();
-      while (detail::quiet_query::stream(copy_stream) == cudaErrorNotReady) {
-        auto const time = ballast::detail::now();
-        if (time >= deadline) {
-          staging_.abandon();
-          break;
-        }
-        detail::pause(time - begin);
+    while (may_write(transport)) {
+      auto const time = ballast::detail::now();
+      if (time >= deadline) {
+        staging_.abandon();
+        break;
       }
+      detail::pause(time - begin);
     }
     streams_ = options_.copy_streams;
   }
@@ -162,6 +158,7 @@ public:
     detail::capture_guard const guard;
     if (auto result = tables_.warm_up(); !result.ok()) { return result; }
     if (auto result = reader_.warm_up(); !result.ok()) { return result; }
+    if (auto result = timer_.warm_up(); !result.ok()) { return result; }
     if constexpr (requires { batch_.warm_up(); }) {
       if (auto result = batch_.warm_up(); !result.ok()) { return result; }
     }
@@ -209,8 +206,10 @@ public:
 
   /// Hold the copy streams back until all commits so far are done. Where they are, the driver lets the streams be.
   [[nodiscard]] status prepare() {
-    if (ahead_ == nullptr) { return {}; }
     detail::capture_guard const guard;
+    // A check that failed may still read what the next bytes are to be written over.
+    if (auto result = reader_.await(ballast::detail::deadline_after(timeout_)); !result.ok()) { return result; }
+    if (ahead_ == nullptr) { return {}; }
     for (auto const waiter : streams_) {
       auto const result = cudaStreamWaitEvent(waiter, ahead_, 0);
       if (result != cudaSuccess) { return to_status(result, "cudaStreamWaitEvent"); }
@@ -234,7 +233,7 @@ public:
     if (auto result = tables_.collect(where_, tables, layer, batch_); !result.ok()) { return result; }
     if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
-    if (auto result = tables_.mark_published(layer, options_.compute_stream); !result.ok()) { return result; }
+    if (auto result = tables_.mark_published(options_.compute_stream); !result.ok()) { return result; }
     ahead_ = tables_.published().get();
     return {};
   }
@@ -301,6 +300,34 @@ private:
     }
   }
 
+  /// Visit what a transport tells, and what the options name.
+  template <class Transport, class Visit>
+  void for_each_stream(Transport const& transport, Visit visit) const {
+    for (auto const named : options_.copy_streams) { visit(named); }
+    if constexpr (requires { transport.for_each_copy_stream(visit); }) {
+      transport.for_each_copy_stream(visit);
+    } else if constexpr (requires {
+                           { transport.copy_stream() } -> std::convertible_to<cudaStream_t>;
+                         }) {
+      visit(transport.copy_stream());
+    }
+  }
+  /// Whether copies or kernels of a transport may still write to staging.
+  template <class Transport>
+  [[nodiscard]] bool may_write(Transport& transport) const {
+    bool is_busy = false;
+    for_each_stream(transport, [&is_busy](cudaStream_t copy_stream) {
+      is_busy = is_busy || detail::quiet_query::stream(copy_stream) == cudaErrorNotReady;
+    });
+    if (is_busy) { return true; }
+    segment const all{staging_.data(), staging_.size()};
+    incoming_message const receive{0, 0, 0, {&all, 1}, {}};
+    if constexpr (requires { transport.may_write({&receive, 1}); }) {
+      return all.size > 0 && transport.may_write({&receive, 1});
+    } else {
+      return false;
+    }
+  }
   /// Bytes of staging that the largest move of all registered layers takes.
   [[nodiscard]] std::size_t most_staging() const {
     std::size_t bytes = 0;
@@ -314,7 +341,7 @@ private:
     ballast::detail::tensor_registry alone{slots_per_rank(), num_layers()};
     if (auto result = alone.add(layer, name, base, bytes, stride); !result.ok()) { return result; }
     std::vector<memory_piece> pieces;
-    auto result = find_pieces(alone.regions().front(), pieces);
+    auto result = find_exportable_pieces(alone.regions().front(), pieces);
     if (result.ok()) { return result; }
     return {errc::invalid_weights,
             ballast::detail::concat("tensor '", name, "' of layer ", layer, ": ", result.message())};
@@ -377,7 +404,8 @@ private:
   detail::staging_buffer staging_;
   detail::device_reader reader_;
   std::vector<cudaStream_t> streams_;  // copies run there
-  cudaEvent_t ahead_ = nullptr;        // they have not been ordered behind it yet
+  std::vector<cudaStream_t> fresh_streams_;
+  cudaEvent_t ahead_ = nullptr;  // they have not been ordered behind it yet
   Copies batch_;
   std::vector<unsigned char> rewritten_;
 };

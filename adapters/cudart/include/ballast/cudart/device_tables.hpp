@@ -2,14 +2,15 @@
 #ifndef BALLAST_CUDART_DEVICE_TABLES_HPP
 #define BALLAST_CUDART_DEVICE_TABLES_HPP
 
-#include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/detail/device_reader.hpp>
-#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/detail/mirror_rows.hpp>
 #include <ballast/cudart/handles.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/placement/validate.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -20,7 +21,6 @@
 #include <cstddef>
 #include <span>
 #include <utility>
-#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
@@ -37,50 +37,54 @@ public:
   /// @param rank    whose slots `local_map()` describes.
   /// @throws std::system_error in `cudart::category()`
   device_tables(Tables tables, topology const& where, index_t rank)
-      : host_{std::move(tables)}, first_slot_{where.first_slot(rank)}, slots_{where.slots_per_rank()} {
+      : host_{std::move(tables)},
+        first_slot_{where.first_slot(rank)},
+        slots_{where.slots_per_rank()},
+        mirror_{row_bytes(), 2 * static_cast<std::size_t>(host_.shape().num_layers)} {
     auto const layers = static_cast<std::size_t>(host_.shape().num_layers);
-    published_.resize(layers);
-    for (auto& each : published_) { each = event::create(); }
+    mirror_.reserve().or_throw();
     ranges_ = device_memory<replica_range>::create(layers * row_ranges());
     entries_ = device_memory<dispatch_entry>::create(layers * row_entries());
     local_map_ = device_memory<index_t>::create(layers * row_map());
-    mirror_.allocate(layers * row_bytes()).or_throw();
-    in_flight_.resize(layers);
   }
 
   /// Rebuild one layer's tables and enqueue their copy; captured graphs that run behind it read the new rows.
   ///
-  /// @param on  the engine's compute stream.
-  /// @complexity as `dispatch_tables::publish`, and one call or launch. Waits only when the stream has not even
-  ///             reached the layer's own previous publication.
+  /// @param where  as at construction but for the live ranks.
+  /// @param from   [L, P] placement in force.
+  /// @param layer  in [0, L).
+  /// @param on     the engine's compute stream, always the same.
+  /// @return `errc::invalid_placement` for a layer or a placement that does not fit, nothing changes then; a failure of
+  ///         the device.
+  /// @complexity as `dispatch_tables::publish`, and one call or launch. Never waits, however far the stream is behind:
+  ///             it allocates where it has not even reached the last 2 L publications.
   [[nodiscard]] status publish(topology const& where, placement const& from, index_t layer, cudaStream_t on) {
     if (auto result = collect(where, from, layer, batch_); !result.ok()) { return result; }
     if (auto result = batch_.submit(on); !result.ok()) { return result; }
-    return mark_published(layer, on);
+    return mark_published(on);
   }
 
   /// The first half of `publish`: rebuild the tables and add their copies to a batch of the caller's.
   [[nodiscard]] status collect(topology const& where, placement const& from, index_t layer, Copies& into) {
+    if (auto result = check(where, from, layer); !result.ok()) { return result; }
+    std::byte* mirror = nullptr;
+    if (auto result = mirror_.take(mirror); !result.ok()) { return result; }
     host_.publish(where, from, layer);
-    if (auto result = wait_for_mirror(layer); !result.ok()) { return result; }
     auto const at = static_cast<std::size_t>(layer);
-    auto* mirror = mirror_.bytes().data() + at * row_bytes();
     auto const ranges = host_.ranges().subspan(at * row_ranges(), row_ranges());
     auto const entries = host_.entries().subspan(at * row_entries(), row_entries());
     auto const map = from.logical_of_slot(layer).subspan(static_cast<std::size_t>(first_slot_), row_map());
     copy_row(ranges, ranges_.data() + at * row_ranges(), mirror, into);
     copy_row(entries, entries_.data() + at * row_entries(), mirror, into);
     copy_row(map, local_map_.data() + at * row_map(), mirror, into);
-    in_flight_[at] = 1;
     return {};
   }
-  /// The second half, behind the caller's batch. @param on the engine's compute stream
-  [[nodiscard]] status mark_published(index_t layer, cudaStream_t on) {
-    last_ = static_cast<std::size_t>(layer);
-    return published_[last_].record(on);
-  }
+  /// The second half, behind the caller's batch or batches. @param on the engine's compute stream
+  [[nodiscard]] status mark_published(cudaStream_t on) { return mirror_.mark(on); }
   /// Recorded behind the last publication.
-  [[nodiscard]] event const& published() const noexcept { return published_[last_]; }
+  [[nodiscard]] event const& published() const noexcept { return mirror_.marked(); }
+  /// Rows of pinned memory, each with the tables of one publication on its way to the device.
+  [[nodiscard]] std::size_t num_mirrors() const noexcept { return mirror_.num_rows(); }
 
   /// Take costs of first use out of the first publication.
   [[nodiscard]] status warm_up() {
@@ -92,7 +96,7 @@ public:
   }
   /// Wait until everything that was published is in force, until a deadline.
   [[nodiscard]] status await_published(nanoseconds_t deadline) const {
-    return published_.empty() ? status{} : detail::await_event(published(), deadline, "device_tables: publish");
+    return detail::await_event(published(), deadline, "device_tables: publish");
   }
   /// Leave the tables in place for the life of the process: a device that does not answer still reads them.
   void abandon() noexcept {
@@ -122,16 +126,17 @@ private:
            (row_map() + 1) / 2 * 2 * sizeof(index_t);
   }
 
-  /// The layer's row of the mirror is still being read when its last copy is not done. Most of the time all are done,
-  /// and one query tells so for all layers; the last may be behind a forward pass that has only begun.
-  [[nodiscard]] status wait_for_mirror(index_t layer) {
-    auto const at = static_cast<std::size_t>(layer);
-    if (in_flight_[at] == 0) { return {}; }
-    if (published().query() == cudaSuccess) {
-      std::fill(in_flight_.begin(), in_flight_.end(), static_cast<unsigned char>(0));
-      return {};
+  [[nodiscard]] status check(topology const& where, placement const& from, index_t layer) const {
+    auto const shape = host_.shape();
+    if (layer < 0 || layer >= shape.num_layers) {
+      return {errc::invalid_placement,
+              ballast::detail::concat("device_tables: layer ", layer, " is not in [0, ", shape.num_layers, ")")};
     }
-    return to_status(cudaEventSynchronize(published_[at].get()), "cudaEventSynchronize");
+    if (from.shape() == shape && where.num_slots() == shape.num_slots) { return {}; }
+    return {
+        errc::invalid_placement,
+        ballast::detail::concat("device_tables: a placement of ", ballast::detail::shape_text(from.shape()), " on ",
+                                where.num_slots(), " slots, the tables are for ", ballast::detail::shape_text(shape))};
   }
 
   template <class T>
@@ -145,13 +150,11 @@ private:
   Tables host_;
   index_t first_slot_;
   index_t slots_;
+  // The pinned memory outlives the device's, which is not given back before the stream is done with both.
+  detail::mirror_rows mirror_;  // a row has one layer's part of all three
   device_memory<replica_range> ranges_;
   device_memory<dispatch_entry> entries_;
   device_memory<index_t> local_map_;
-  pinned_buffer mirror_;  // a row of all three for each layer
-  std::vector<unsigned char> in_flight_;
-  std::vector<event> published_;  // [L]
-  std::size_t last_ = 0;          // layer that was published last
   Copies batch_;
 };
 

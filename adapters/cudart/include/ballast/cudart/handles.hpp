@@ -157,7 +157,9 @@ public:
   [[nodiscard]] static device_memory create(std::size_t count) {
     device_memory result;
     allocate(result, count).or_throw();
-    result.clear().or_throw();
+    auto const cleared = result.clear();
+    if (!cleared.ok()) { result.abandon(); }
+    cleared.or_throw();
     return result;
   }
   /// With any contents, for those who want a status. @param out out: replaced on success

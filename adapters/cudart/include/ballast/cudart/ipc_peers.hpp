@@ -2,13 +2,17 @@
 #ifndef BALLAST_CUDART_IPC_PEERS_HPP
 #define BALLAST_CUDART_IPC_PEERS_HPP
 
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/descriptor_exchange.hpp>
+#include <ballast/cudart/detail/device_scope.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
 #include <ballast/cudart/detail/shared_boards.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/memory.hpp>
 #include <ballast/cudart/peer_directory.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
@@ -20,11 +24,14 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -52,16 +59,41 @@ struct exported_region {
 };
 /// What a rank has to show.
 struct exported_memory {
+  std::uint64_t device = 0;  ///< see `bus_address`
   std::vector<exported_piece> pieces;
   std::vector<exported_region> regions;
+
+  [[nodiscard]] std::size_t num_descriptors() const noexcept {
+    return static_cast<std::size_t>(
+        std::count_if(pieces.begin(), pieces.end(), [](exported_piece const& piece) { return has_descriptor(piece); }));
+  }
+  [[nodiscard]] static bool has_descriptor(exported_piece const& piece) noexcept {
+    return static_cast<memory_export>(piece.how) == memory_export::file_descriptor;
+  }
 };
+
+/// Where on its buses a host has a device: ordinals differ from process to process.
+[[nodiscard]] inline std::uint64_t bus_address(int device) noexcept {
+  std::uint64_t address = 0;
+  for (auto const part : {cudaDevAttrPciDomainId, cudaDevAttrPciBusId, cudaDevAttrPciDeviceId}) {
+    int value = 0;
+    if (cudaDeviceGetAttribute(&value, part, device) != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
+    address = address << 16 | static_cast<std::uint64_t>(value & 0xffff);
+  }
+  return address;
+}
+/// As tools print it: domain, bus and device.
+[[nodiscard]] inline std::string bus_text(std::uint64_t address) {
+  auto const digits = ballast::detail::hex(address);
+  return ballast::detail::concat(digits.substr(4, 4), ":", digits.substr(10, 2), ":", digits.substr(14, 2));
+}
 
 [[nodiscard]] inline std::vector<std::uint64_t> to_words(exported_memory const& memory, ipc_words const& readable) {
   std::vector<std::uint64_t> words{readable.begin(), readable.end()};
-  words.push_back(memory.pieces.size());
+  words.insert(words.end(), {memory.device, memory.pieces.size()});
   for (auto const& piece : memory.pieces) {
     words.insert(words.end(), {piece.how, piece.size});
-    words.insert(words.end(), piece.handle.begin(), piece.handle.end());
+    if (!memory.has_descriptor(piece)) { words.insert(words.end(), piece.handle.begin(), piece.handle.end()); }
   }
   for (auto const& region : memory.regions) {
     words.insert(words.end(), {region.first_piece, region.num_pieces, region.offset, region.size});
@@ -80,10 +112,12 @@ inline void from_words(std::span<std::uint64_t const> words, exported_memory& me
     return handle;
   };
   readable = take_handle();
+  memory.device = take(1)[0];
   memory.pieces.resize(static_cast<std::size_t>(take(1)[0]));
   for (auto& piece : memory.pieces) {
     auto const head = take(2);
-    piece = {head[0], head[1], take_handle()};
+    piece = {head[0], head[1], {}};
+    if (!memory.has_descriptor(piece)) { piece.handle = take_handle(); }
   }
   while (!words.empty()) {
     auto const region = take(4);
@@ -91,44 +125,66 @@ inline void from_words(std::span<std::uint64_t const> words, exported_memory& me
   }
 }
 
-/// Addresses under which this process sees a peer's memory. Closed on destruction.
+/// Addresses under which this process sees a peer's memory: what is mapped piece by piece can only be read there, but
+/// CUDA IPC maps whole allocations to be written too. Closed on destruction.
 class imported_memory {
 public:
-  imported_memory() = default;
+  /// @param from    what a peer exports.
+  /// @param device  that reads it.
+  imported_memory(exported_memory from, int device) : from_{std::move(from)}, device_{device} {
+    imported_.resize(from_.num_descriptors());
+  }
   imported_memory(imported_memory const&) = delete;
   imported_memory& operator=(imported_memory const&) = delete;
   ~imported_memory() {
+    capture_guard const guard;
+    device_scope const scope{device_};
     for (auto* const address : opened_) { static_cast<void>(cudaIpcCloseMemHandle(address)); }
     auto const& driver = driver_api::get();
     for (auto const& part : mapped_) { static_cast<void>(driver.mem_unmap(to_device(part.data), part.size)); }
     for (auto const& range : reserved_) {
       static_cast<void>(driver.mem_address_free(to_device(range.data), range.size));
     }
-    for (auto const handle : handles_) { static_cast<void>(driver.mem_release(handle)); }
+    release_handles();
   }
 
-  /// Open everything that a peer exports; `descriptors` are those of its pieces of that kind, in order.
-  [[nodiscard]] status open(exported_memory const& from, std::span<owned_descriptor const> descriptors) {
-    std::vector<void*> addresses(from.pieces.size());
-    std::vector<CUmemGenericAllocationHandle> imported(from.pieces.size());
-    for (std::size_t i = 0, next = 0; i < from.pieces.size(); ++i) {
-      auto const& piece = from.pieces[i];
-      auto result = static_cast<memory_export>(piece.how) == memory_export::ipc_handle
-                        ? open_handle(piece, addresses[i])
-                        : import_descriptor(descriptors[next++].get(), imported[i]);
-      if (!result.ok()) { return result; }
+  /// Take the i-th of the pieces that come with a descriptor, which may be closed then.
+  [[nodiscard]] status import_piece(std::size_t i, int descriptor) {
+    auto const& driver = driver_api::get();
+    if (!driver.loaded.ok()) { return driver.loaded; }
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver takes the descriptor's number in a pointer
+    auto* const as_pointer = reinterpret_cast<void*>(static_cast<std::intptr_t>(descriptor));
+    CUmemGenericAllocationHandle handle = 0;
+    auto result = driver_status(
+        driver.mem_import_from_shareable_handle(&handle, as_pointer, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
+        "cuMemImportFromShareableHandle");
+    if (result.ok()) { imported_[i] = handle; }
+    return result;
+  }
+
+  /// Open and map everything. @pre all pieces that come with descriptors have been imported
+  [[nodiscard]] status open() {
+    std::vector<void*> addresses(from_.pieces.size());
+    std::vector<CUmemGenericAllocationHandle> handles(from_.pieces.size());
+    for (std::size_t i = 0, next = 0; i < from_.pieces.size(); ++i) {
+      if (from_.has_descriptor(from_.pieces[i])) {
+        handles[i] = imported_[next++];
+      } else if (auto result = open_handle(from_.pieces[i], addresses[i]); !result.ok()) {
+        return result;
+      }
     }
-    for (auto const& region : from.regions) {
+    for (auto const& region : from_.regions) {
       auto const first = static_cast<std::size_t>(region.first_piece);
       auto* base = static_cast<std::byte*>(addresses[first]);
       if (base == nullptr) {
         auto const count = static_cast<std::size_t>(region.num_pieces);
         auto result =
-            map(std::span{from.pieces}.subspan(first, count), std::span{imported}.subspan(first, count), base);
+            map(std::span{from_.pieces}.subspan(first, count), std::span{handles}.subspan(first, count), base);
         if (!result.ok()) { return result; }
       }
       regions_.push_back({base + region.offset, static_cast<std::size_t>(region.size)});
     }
+    release_handles();  // what is mapped stays
     return {};
   }
 
@@ -137,22 +193,20 @@ public:
 private:
   [[nodiscard]] status open_handle(exported_piece const& piece, void*& address) {
     auto const handle = std::bit_cast<cudaIpcMemHandle_t>(piece.handle);
-    auto result =
-        to_status(cudaIpcOpenMemHandle(&address, handle, cudaIpcMemLazyEnablePeerAccess), "cudaIpcOpenMemHandle");
-    if (result.ok()) { opened_.push_back(address); }
-    return result;
-  }
-
-  [[nodiscard]] status import_descriptor(int descriptor, CUmemGenericAllocationHandle& handle) {
-    auto const& driver = driver_api::get();
-    if (!driver.loaded.ok()) { return driver.loaded; }
-    // NOLINTNEXTLINE(performance-no-int-to-ptr): the driver takes the descriptor's number in a pointer
-    auto* const as_pointer = reinterpret_cast<void*>(static_cast<std::intptr_t>(descriptor));
-    auto result = driver_status(
-        driver.mem_import_from_shareable_handle(&handle, as_pointer, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR),
-        "cuMemImportFromShareableHandle");
-    if (result.ok()) { handles_.push_back(handle); }
-    return result;
+    auto const code = cudaIpcOpenMemHandle(&address, handle, cudaIpcMemLazyEnablePeerAccess);
+    auto result = to_status(code, "cudaIpcOpenMemHandle");
+    if (result.ok()) {
+      opened_.push_back(address);
+      return result;
+    }
+    if (code == cudaErrorMemoryAllocation) { return result; }
+    return {result.code(),
+            ballast::detail::concat(
+                result.message(), "; device ", bus_text(bus_address(device_)), " cannot map memory of device ",
+                bus_text(from_.device),
+                " of another process. Between devices without peer access (some PCIe hosts, slices of MIG), and "
+                "between containers that do not share IPC and process name spaces, use nccl::transport, alone or as "
+                "the far link of by_link; ranks of one process (local_peers) can also copy through the host")};
   }
 
   /// Map consecutive pieces side by side.
@@ -178,27 +232,44 @@ private:
       mapped_.push_back({base + offset, size});
       offset += size;
     }
+    return make_readable(reserved, total);
+  }
+  /// A stray write of this process must not reach the weights that a peer serves with.
+  [[nodiscard]] status make_readable(CUdeviceptr reserved, std::size_t size) const {
+    auto const& driver = driver_api::get();
     CUmemAccessDesc access{};
     access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-    if (auto result = to_status(cudaGetDevice(&access.location.id), "cudaGetDevice"); !result.ok()) { return result; }
-    return driver_status(driver.mem_set_access(reserved, total, &access, 1), "cuMemSetAccess");
+    access.location.id = device_;
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READ;
+    if (driver.mem_set_access(reserved, size, &access, 1) == CUDA_SUCCESS) { return {}; }
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;  // not every driver has the other
+    return driver_status(driver.mem_set_access(reserved, size, &access, 1), "cuMemSetAccess");
   }
 
+  void release_handles() noexcept {
+    for (auto& handle : imported_) {
+      if (handle != 0) { static_cast<void>(driver_api::get().mem_release(std::exchange(handle, 0))); }
+    }
+  }
+
+  exported_memory from_;
+  int device_;
   std::vector<segment> regions_;
   std::vector<void*> opened_;
   std::vector<segment> reserved_;
   std::vector<segment> mapped_;
-  std::vector<CUmemGenericAllocationHandle> handles_;
+  std::vector<CUmemGenericAllocationHandle> imported_;  // 0: not, or not any more
 };
 
 /// Collects what this rank exports. Pieces that several regions lie in are exported once.
 class memory_exporter {
 public:
+  explicit memory_exporter(int device) { memory_.device = bus_address(device); }
+
   [[nodiscard]] status add(segment region) {
     if (region.size == 0) { return {errc::invalid_weights, "an empty region"}; }
     std::vector<memory_piece> pieces;
-    if (auto result = find_pieces(region, pieces); !result.ok()) { return result; }
+    if (auto result = find_exportable_pieces(region, pieces); !result.ok()) { return result; }
     exported_region exported;
     exported.num_pieces = pieces.size();
     exported.offset = static_cast<std::uint64_t>(region.data - pieces.front().base);
@@ -216,7 +287,24 @@ public:
     return {};
   }
   [[nodiscard]] exported_memory const& memory() const noexcept { return memory_; }
-  [[nodiscard]] std::vector<owned_descriptor> const& descriptors() const noexcept { return descriptors_; }
+
+  /// Make a descriptor of the i-th of the pieces that are exported so.
+  [[nodiscard]] status make_descriptor(std::size_t i, owned_descriptor& out) const {
+    auto const& driver = driver_api::get();
+    CUmemGenericAllocationHandle handle = 0;
+    if (auto result = driver_status(driver.mem_retain_allocation_handle(&handle, with_descriptor_[i]),
+                                    "cuMemRetainAllocationHandle");
+        !result.ok()) {
+      return result;
+    }
+    int descriptor = -1;
+    auto result = driver_status(
+        driver.mem_export_to_shareable_handle(&descriptor, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
+        "cuMemExportToShareableHandle");
+    static_cast<void>(driver.mem_release(handle));
+    if (result.ok()) { out = owned_descriptor{descriptor}; }
+    return result;
+  }
 
 private:
   [[nodiscard]] status export_piece(memory_piece const& piece) {
@@ -228,20 +316,7 @@ private:
       }
       exported.handle = std::bit_cast<ipc_words>(handle);
     } else {
-      auto const& driver = driver_api::get();
-      CUmemGenericAllocationHandle handle = 0;
-      if (auto result =
-              driver_status(driver.mem_retain_allocation_handle(&handle, piece.base), "cuMemRetainAllocationHandle");
-          !result.ok()) {
-        return result;
-      }
-      int descriptor = -1;
-      auto result = driver_status(
-          driver.mem_export_to_shareable_handle(&descriptor, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
-          "cuMemExportToShareableHandle");
-      static_cast<void>(driver.mem_release(handle));
-      if (!result.ok()) { return result; }
-      descriptors_.emplace_back(descriptor);
+      with_descriptor_.push_back(piece.base);
     }
     memory_.pieces.push_back(exported);
     known_.push_back(piece);
@@ -250,13 +325,16 @@ private:
 
   exported_memory memory_;
   std::vector<memory_piece> known_;
-  std::vector<owned_descriptor> descriptors_;
+  std::vector<std::byte*> with_descriptor_;
 };
 
 }  // namespace detail
 
 /// One process for each rank, all on one host: memory and events are shared by CUDA IPC or by file descriptors, boards
-/// lie in shared memory.
+/// lie in shared memory. A peer process that has died is known at once.
+///
+/// Descriptors are passed on a few at a time, whatever the number of pieces: `RLIMIT_NOFILE` of 1024 is enough. Devices
+/// of two processes must have peer access: there is no way through the host between processes.
 ///
 /// @tparam Control  carries the handles; `posix::process_group` or any other control plane.
 /// @lifetime the control plane must outlive it; exported memory must outlive every peer's `ipc_peers`, or what every
@@ -265,13 +343,16 @@ template <control_plane Control>
 class ipc_peers {
 public:
   /// @param control  the group, met already. The rank's device is current.
-  /// @param timeout  nanoseconds, of each exchange of `expose`.
+  /// @param timeout  nanoseconds, of `expose` as a whole.
   /// @throws std::system_error in `cudart::category()`
   explicit ipc_peers(Control& control, nanoseconds_t timeout = 30'000'000'000)
-      : control_{&control}, timeout_{timeout}, state_{std::make_unique<state>()} {
-    state_->readable.resize(static_cast<std::size_t>(control.num_ranks()));
-    own_readable() = event::create(cudaEventDisableTiming | cudaEventInterprocess);
+      : control_{&control}, timeout_{timeout}, state_{new state} {
+    detail::capture_guard const guard;
     to_status(cudaGetDevice(&device_), "cudaGetDevice").or_throw();
+    state_->device = device_;
+    state_->readable.resize(static_cast<std::size_t>(control.num_ranks()));
+    state_->watches.resize(state_->readable.size());
+    own_readable() = event::create(cudaEventDisableTiming | cudaEventInterprocess);
   }
 
   [[nodiscard]] index_t rank() const noexcept { return control_->rank(); }
@@ -283,34 +364,41 @@ public:
   /// @return on every rank alike, `errc::invalid_option` for numbers that some rank has used, and `errc::disagreement`
   ///         for sets that differ; nothing changes then. After other failures the numbers are used.
   [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
+    detail::capture_guard const guard;
+    detail::device_scope const scope{device_};
+    auto const deadline = ballast::detail::deadline_after(timeout_);
     detail::region_numbers const numbers{first, regions.size()};
     std::vector<announcement> all;
-    if (auto result = announce(numbers, all); !result.ok()) { return result; }
+    if (auto result = announce(numbers, all, deadline); !result.ok()) { return result; }
     state_->next_region = static_cast<std::uint32_t>(numbers.end());
-    detail::memory_exporter exporter;
+    detail::memory_exporter exporter{device_};
     detail::ipc_words readable{};
-    auto mine = detail::meet(*control_, export_all(regions, exporter, readable), timeout_);
+    auto mine = detail::meet(*control_, export_all(regions, exporter, readable), deadline);
     if (!mine.ok()) { return mine; }
     std::vector<std::vector<std::uint64_t>> words;
-    if (auto result = detail::gather_words(*control_, detail::to_words(exporter.memory(), readable), words, timeout_);
+    if (auto result = detail::gather_words(*control_, detail::to_words(exporter.memory(), readable), words, deadline);
         !result.ok()) {
       return result;
     }
-    if (auto result = open_boards(all); !result.ok()) { return result; }
+    if (auto result = open_boards(all, deadline); !result.ok()) { return result; }
     exposed_set set;
     set.numbers = numbers;
-    auto result = open_peers(all, words, exporter.descriptors(), set);
-    if (!result.ok()) { return result; }
+    if (auto result = open_peers(all, words, exporter, set, deadline); !result.ok()) { return result; }
+    watch_peers(all);
     state_->all_connected = true;
     state_->sets.push_back(std::move(set));
     return {};
   }
+  /// Peers map what they read for their own devices: there is nothing to check.
+  [[nodiscard]] status check_reach() const { return {}; }
+
   /// Regions of a set that was retracted are found no more.
   void retract(std::uint32_t first) noexcept {
     for (auto& set : state_->sets) { set.retracted = set.retracted || set.numbers.first == first; }
   }
   /// Close the peers' memory of sets that were retracted. @pre no copy reads it any more
   void close_retracted() noexcept {
+    detail::capture_guard const guard;
     std::erase_if(state_->sets, [](exposed_set const& set) { return set.retracted; });
   }
   [[nodiscard]] std::uint32_t next_region() const noexcept { return state_->next_region; }
@@ -331,6 +419,16 @@ public:
   }
   [[nodiscard]] transfer_turns& turns() noexcept { return state_->turns; }
 
+  /// Whether a peer's process lives, see `peer_directory`. Processes of other name spaces are taken to live.
+  [[nodiscard]] status peer_trouble(index_t peer) const {
+    auto& watch = state_->watches[static_cast<std::size_t>(peer)];
+    if (!watch.has_value() || !watch->dead()) { return {}; }
+    return {errc::peer_lost,
+            ballast::detail::concat("ipc_peers: process ", watch->who().pid, ", rank ", peer, ", is dead"), peer};
+  }
+  /// Leave what is mapped of the peers as it is until this process ends, see `peer_directory`.
+  void leave_mapped() noexcept { state_->left_mapped = true; }
+
 private:
   struct exposed_set {
     detail::region_numbers numbers;
@@ -338,29 +436,50 @@ private:
     bool retracted = false;
   };
   struct state {
+    int device = 0;
     std::unique_ptr<detail::shared_boards> boards;
     bool all_connected = false;  // as far as this rank knows, all have these boards
+    std::vector<std::optional<ballast::detail::process_watch>> watches;  // [R], of the peers that can be watched
     std::vector<event> readable;
     std::vector<exposed_set> sets;
     std::uint32_t next_region = 0;
     transfer_turns turns;
+    bool left_mapped = false;
+    state* left_before = nullptr;
+  };
+  struct close_state {
+    void operator()(state* that) const noexcept {
+      if (that->left_mapped) {
+        that->left_before = left_states.load(std::memory_order_relaxed);
+        while (!left_states.compare_exchange_weak(that->left_before, that)) {}
+        return;
+      }
+      detail::capture_guard const guard;
+      detail::device_scope const scope{that->device};
+      delete that;
+    }
   };
   /// What a rank says before it exposes.
   struct announcement {
-    static constexpr std::size_t num_words = 5;
+    static constexpr std::size_t num_words = 8;
     index_t rank = 0;  // an expelled rank's words are those of another
     detail::region_numbers numbers;
     std::uint32_t next_region = 0;
     std::uint64_t connected = 0;
+    ballast::detail::process_identity process;
+    std::uint64_t pid_namespace = 0;
 
     [[nodiscard]] std::array<std::uint64_t, num_words> to_words() const noexcept {
-      return {static_cast<std::uint64_t>(rank), numbers.first, numbers.count, next_region, connected};
+      return {static_cast<std::uint64_t>(rank),        numbers.first,      numbers.count, next_region, connected,
+              static_cast<std::uint64_t>(process.pid), process.start_time, pid_namespace};
     }
     [[nodiscard]] static announcement from_words(std::span<std::uint64_t const> words) noexcept {
       return {static_cast<index_t>(words[0]),
               {static_cast<std::uint32_t>(words[1]), static_cast<std::size_t>(words[2])},
               static_cast<std::uint32_t>(words[3]),
-              words[4]};
+              words[4],
+              {static_cast<std::int64_t>(words[5]), words[6]},
+              words[7]};
     }
   };
 
@@ -372,11 +491,19 @@ private:
   [[nodiscard]] event& own_readable() { return state_->readable[static_cast<std::size_t>(rank())]; }
 
   /// Tell the others what this rank is about to expose, and compare. All ranks see the same words and refuse alike.
-  [[nodiscard]] status announce(detail::region_numbers const& numbers, std::vector<announcement>& all) {
-    announcement const mine{rank(), numbers, state_->next_region, state_->all_connected ? 1u : 0u};
+  [[nodiscard]] status announce(detail::region_numbers const& numbers, std::vector<announcement>& all,
+                                nanoseconds_t deadline) {
+    announcement const mine{rank(),
+                            numbers,
+                            state_->next_region,
+                            state_->all_connected ? 1u : 0u,
+                            ballast::detail::this_process(),
+                            ballast::detail::pid_namespace()};
     auto const words = mine.to_words();
     std::vector<std::uint64_t> gathered(words.size() * static_cast<std::size_t>(num_ranks()));
-    if (auto result = control_->all_gather(words, gathered, timeout_); !result.ok()) { return result; }
+    if (auto result = control_->all_gather(words, gathered, ballast::detail::time_until(deadline)); !result.ok()) {
+      return result;
+    }
     for (std::size_t at = 0; at < gathered.size(); at += words.size()) {
       all.push_back(announcement::from_words(std::span{gathered}.subspan(at, words.size())));
     }
@@ -398,13 +525,13 @@ private:
   [[nodiscard]] static index_t lowest_of(std::vector<announcement> const& all) noexcept { return all.front().rank; }
 
   /// Share new boards, unless all ranks have some.
-  [[nodiscard]] status open_boards(std::vector<announcement> const& all) {
+  [[nodiscard]] status open_boards(std::vector<announcement> const& all, nanoseconds_t deadline) {
     if (std::all_of(all.begin(), all.end(), [](announcement const& each) { return each.connected != 0; })) {
       return {};
     }
     state_->all_connected = false;
     auto fresh = std::make_unique<detail::shared_boards>();
-    auto result = fresh->open(*control_, lowest_of(all), timeout_);
+    auto result = fresh->open(*control_, lowest_of(all), deadline);
     if (result.ok()) { state_->boards = std::move(fresh); }
     return result;
   }
@@ -423,49 +550,53 @@ private:
     return result;
   }
 
-  [[nodiscard]] status open_peers(std::vector<announcement> const& present,
-                                  std::span<std::vector<std::uint64_t> const> words,
-                                  std::span<detail::owned_descriptor const> descriptors, exposed_set& set) {
-    std::vector<detail::exported_memory> all(words.size());
-    std::vector<detail::ipc_words> events(words.size());
-    std::vector<std::size_t> counts(words.size());
-    std::vector<bool> absent(words.size());
-    for (std::size_t r = 0; r < words.size(); ++r) {
-      absent[r] = !is_present(present, r);
-      if (absent[r]) { continue; }
-      detail::from_words(words[r], all[r], events[r]);
-      counts[r] = static_cast<std::size_t>(
-          std::count_if(all[r].pieces.begin(), all[r].pieces.end(), [](detail::exported_piece const& piece) {
-            return static_cast<memory_export>(piece.how) == memory_export::file_descriptor;
-          }));
-    }
-    std::vector<std::vector<detail::owned_descriptor>> received(all.size());
-    if (auto result = detail::exchange_descriptors(*control_, descriptors, counts, absent, lowest_of(present), received,
-                                                   timeout_);
-        !result.ok()) {
-      return result;
-    }
-    set.memory.resize(all.size());
-    status result;
-    for (std::size_t r = 0; r < all.size() && result.ok(); ++r) {
-      if (static_cast<index_t>(r) != rank() && !absent[r]) {
-        result = open_peer(r, all[r], events[r], received[r], set.memory[r]);
+  /// Keep an eye on the processes of the ranks that take part.
+  void watch_peers(std::vector<announcement> const& all) {
+    auto const here = ballast::detail::pid_namespace();
+    for (std::size_t r = 0; r < all.size(); ++r) {
+      auto& watch = state_->watches[r];
+      if (!is_present(all, r) || all[r].rank == rank() || all[r].pid_namespace != here) {
+        watch.reset();
+      } else if (!watch.has_value() || watch->who() != all[r].process) {
+        watch.emplace(all[r].process);
       }
     }
-    return detail::meet(*control_, std::move(result), timeout_);
   }
 
-  [[nodiscard]] status open_peer(std::size_t peer, detail::exported_memory const& memory,
-                                 detail::ipc_words const& readable,
-                                 std::span<detail::owned_descriptor const> descriptors,
-                                 std::unique_ptr<detail::imported_memory>& imported) {
-    auto result = open_event(readable, state_->readable[peer]);
+  [[nodiscard]] status open_peers(std::vector<announcement> const& present,
+                                  std::span<std::vector<std::uint64_t> const> words,
+                                  detail::memory_exporter const& exporter, exposed_set& set, nanoseconds_t deadline) {
+    detail::descriptor_plan plan{std::vector<std::size_t>(words.size()), std::vector<bool>(words.size()),
+                                 lowest_of(present)};
+    std::vector<detail::ipc_words> events(words.size());
+    set.memory.resize(words.size());
+    for (std::size_t r = 0; r < words.size(); ++r) {
+      plan.absent[r] = !is_present(present, r);
+      if (plan.absent[r]) { continue; }
+      detail::exported_memory memory;
+      detail::from_words(words[r], memory, events[r]);
+      plan.counts[r] = memory.num_descriptors();
+      if (static_cast<index_t>(r) == rank()) { continue; }
+      set.memory[r] = std::make_unique<detail::imported_memory>(std::move(memory), device_);
+    }
+    auto const make = [&](std::size_t i, detail::owned_descriptor& out) { return exporter.make_descriptor(i, out); };
+    auto const import = [&](index_t peer, std::size_t i, int descriptor) {
+      return of_peer(peer, set.memory[static_cast<std::size_t>(peer)]->import_piece(i, descriptor));
+    };
+    auto result = detail::exchange_descriptors(*control_, plan, make, import, deadline);
     if (!result.ok()) { return result; }
-    imported = std::make_unique<detail::imported_memory>();
-    result = imported->open(memory, descriptors);
+    for (std::size_t r = 0; r < words.size() && result.ok(); ++r) {
+      if (set.memory[r] == nullptr) { continue; }
+      result = open_event(events[r], state_->readable[r]);
+      if (result.ok()) { result = set.memory[r]->open(); }
+      result = of_peer(static_cast<index_t>(r), std::move(result));
+    }
+    return detail::meet(*control_, std::move(result), deadline);
+  }
+  /// Say whose memory it was.
+  [[nodiscard]] static status of_peer(index_t peer, status result) {
     if (result.ok()) { return result; }
-    return {result.code(), ballast::detail::concat("ipc_peers: memory of rank ", peer, ": ", result.message()),
-            static_cast<index_t>(peer)};
+    return {result.code(), ballast::detail::concat("ipc_peers: memory of rank ", peer, ": ", result.message()), peer};
   }
   /// A peer's event is the same for all sets.
   [[nodiscard]] static status open_event(detail::ipc_words const& readable, event& out) {
@@ -479,8 +610,9 @@ private:
 
   Control* control_;
   nanoseconds_t timeout_;
-  std::unique_ptr<state> state_;
+  std::unique_ptr<state, close_state> state_;
   int device_ = 0;
+  static inline std::atomic<state*> left_states{nullptr};  // what stays mapped is still somebody's
 };
 
 }  // namespace cudart

@@ -48,9 +48,11 @@ using peer_access_test = bool (*)(int from, int to);
 
 /// Options of `peer_copy`.
 struct peer_copy_options {
-  index_t num_streams = 3;                            ///< messages are dealt over that many streams at most
-  peer_access_test can_access = &enable_peer_access;  ///< where it says no, bytes go through the host; not null
-  std::size_t bounce_bytes = std::size_t{4} << 20;    ///< pinned memory of each stream for copies through the host
+  index_t num_streams = 3;  ///< messages are dealt over that many streams at most
+  /// Where it says no, bytes go through the host, between the ranks of one process only (`local_peers`): processes
+  /// without peer access cannot open each other's memory, and `expose` says so. Not null.
+  peer_access_test can_access = &enable_peer_access;
+  std::size_t bounce_bytes = std::size_t{4} << 20;  ///< pinned memory of each stream for copies through the host
   /// How long copies from the first peers wait for the last, to go out together. Longer where processes share a device:
   /// their contexts take turns, and what comes late waits for the next.
   nanoseconds_t gathering = 20'000;
@@ -103,7 +105,7 @@ public:
     if (open_) { static_cast<void>(end({errc::transport_failed, "peer_copy: the transport is gone"}, 0)); }
     if (await_copies(ballast::detail::deadline_after(closing_patience))) { return; }
     for (auto& lane : lanes_) { lane.bounce.abandon(); }
-    directory_.abandon();
+    directory_.leave_mapped();
   }
 
   /// Say whether the options make sense, naming the first value that does not.
@@ -186,6 +188,13 @@ public:
     }
     begin_batch();
     return {};
+  }
+
+  /// Whether copies of a batch that was given up may still write to this rank's memory; for those who receive there by
+  /// another transport.
+  [[nodiscard]] bool may_write(std::span<incoming_message const> /*receives*/) const {
+    detail::capture_guard const guard;
+    return !unfinished_.ok() && is_copying();
   }
 
   /// Make progress; see `data_transport`.
@@ -572,14 +581,16 @@ private:
     auto const now = ballast::detail::now();
     if (now < next_look_) { return {}; }
     next_look_ = now + look_interval;
+    // What a peer has said before it died counts: it is looked for once more.
     for (auto const i : waiting_) {
-      if (auto result = directory_.peer_trouble(receives_[i].peer); !result.ok()) { return result; }
+      auto const peer = receives_[i].peer;
+      if (auto result = directory_.peer_trouble(peer); !result.ok() && !has_offered(peer)) { return result; }
     }
     for (auto const& send : sends_) {
       if (has_taken(send.peer)) { continue; }
-      if (auto result = directory_.peer_trouble(send.peer); !result.ok()) { return result; }
+      if (auto result = directory_.peer_trouble(send.peer); !result.ok() && !has_taken(send.peer)) { return result; }
     }
-    return {};
+    return failure_;
   }
 
   [[nodiscard]] status late() const {

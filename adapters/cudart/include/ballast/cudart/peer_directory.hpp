@@ -2,8 +2,10 @@
 #ifndef BALLAST_CUDART_PEER_DIRECTORY_HPP
 #define BALLAST_CUDART_PEER_DIRECTORY_HPP
 
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/memory.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/transport.hpp>
@@ -27,6 +29,7 @@ BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
 /// What two ranks tell each other about one direction of a batch, as an even digest of its messages; 0 says nothing.
+/// Each fills a cache line of its own: the ranks of a host look at them all the time.
 struct alignas(64) pair_board {
   /// The sender: these messages may be read. One more than the digest: behind the `readable` event.
   std::atomic<std::uint64_t> offered{0};
@@ -48,14 +51,15 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 /// - `readable(peer)` is the event behind which an odd offer of the peer stands; `readable(rank())` is our own.
 /// - `device(peer)` is the ordinal in this process of the device that holds the peer's memory.
 /// - `is_connected()` says whether there are boards; before, no batch can be opened.
-/// - `check_reach()`, after all ranks have exposed, refuses memory of this rank that a peer's device cannot read,
-/// unless
-///   there is no access between the two devices at all.
-/// - `peer_trouble(peer)` is a failure if it is known, without waiting, that the peer is dead.
-/// - `abandon()`: copies are still under way that may never end; what they read stays in place for the life of the
-///   process.
 /// - `board(sender, receiver)` is the same object for both.
 /// - `turns()` of a rank live as long as its boards: what is said there is told apart by tags.
+/// - `check_reach()` says whether the peers' devices can read what this rank exposes, with the remedy where not; asked
+///   when all ranks are there.
+/// - `peer_trouble(peer)` is `errc::peer_lost` when it is known that the peer is dead. What it said on its boards
+///   before is seen by who looks afterwards. It costs a call of the system at most, and waits for nothing.
+/// - `leave_mapped()` before destruction leaves what is mapped of the peers' memory as it is until the process ends,
+/// for
+///   a transport whose copies have not ended in time.
 template <class D>
 concept peer_directory =
     requires(D& d, D const& c, std::span<segment const> regions, index_t peer, std::uint32_t number) {
@@ -70,11 +74,11 @@ concept peer_directory =
       { c.device(peer) } -> std::same_as<int>;
       { c.readable(peer) } -> std::same_as<event const&>;
       { c.is_connected() } noexcept -> std::same_as<bool>;
-      { c.check_reach() } -> std::same_as<status>;
-      { c.peer_trouble(peer) } -> std::same_as<status>;
-      { d.abandon() } noexcept -> std::same_as<void>;
       { c.board(peer, peer) } -> std::same_as<pair_board&>;
       { d.turns() } noexcept -> std::same_as<transfer_turns&>;
+      { c.check_reach() } -> std::same_as<status>;
+      { c.peer_trouble(peer) } -> std::same_as<status>;
+      { d.leave_mapped() } noexcept -> std::same_as<void>;
     };
 
 namespace detail {
@@ -138,7 +142,8 @@ public:
     /// ones are refused, and nobody finds regions of theirs.
     ///
     /// @return `errc::invalid_option` for numbers that this rank has used, `errc::disagreement` for a set that differs
-    ///         from another rank's; nothing changes then.
+    ///         from another rank's, `errc::invalid_weights` with the remedy for a region in several allocations, or
+    ///         that the device of a rank which has joined cannot read; nothing changes then.
     [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
       return all_->expose(rank_, regions, first);
     }
@@ -153,13 +158,19 @@ public:
     [[nodiscard]] int device(index_t peer) const { return all_->at(peer).device; }
     [[nodiscard]] event const& readable(index_t peer) const { return all_->at(peer).readable; }
     [[nodiscard]] bool is_connected() const noexcept { return true; }
-    [[nodiscard]] status check_reach() const { return {}; }
-    [[nodiscard]] status peer_trouble(index_t /*peer*/) const { return {}; }
-    void abandon() noexcept {}
     [[nodiscard]] pair_board& board(index_t sender, index_t receiver) const {
       return all_->boards_[static_cast<std::size_t>(sender) * all_->peers_.size() + static_cast<std::size_t>(receiver)];
     }
     [[nodiscard]] transfer_turns& turns() noexcept { return all_->at(rank_).turns; }
+    /// Whether the devices of all ranks that have joined can read what this rank exposes.
+    ///
+    /// @return `errc::invalid_weights` with the remedy.
+    /// @complexity a few calls of the driver for each physical piece of memory and each device
+    [[nodiscard]] status check_reach() const { return all_->check_reach(rank_); }
+    /// Ranks of one process die together.
+    [[nodiscard]] status peer_trouble(index_t /*peer*/) const { return {}; }
+    /// Nothing is mapped here: the memory is the engine's.
+    void leave_mapped() noexcept {}
 
   private:
     friend class local_peers;
@@ -180,11 +191,14 @@ public:
           .or_throw();
     }
     auto& self = at(rank);
+    detail::capture_guard const guard;
     int device = 0;
     to_status(cudaGetDevice(&device), "cudaGetDevice").or_throw();
     if (self.readable.get() == nullptr) {
-      self.device = device;
       self.readable = event::create();
+      std::lock_guard const lock{mutex_};
+      self.device = device;
+      self.joined = true;
     } else if (device != self.device) {
       status{errc::invalid_option,
              ballast::detail::concat("local_peers: rank ", rank, " comes with device ", device, ", it had device ",
@@ -233,8 +247,9 @@ private:
     std::atomic<exposed_set const*> newest{nullptr};  // the way of the others into `sets`
     std::uint32_t next_region = 0;
     transfer_turns turns;
-    int device = 0;
     event readable;
+    bool joined = false;  // under the mutex, like the device until the rank has been heard of
+    int device = 0;
   };
   /// A set that a rank has exposed: the others' must be alike.
   struct agreed_set {
@@ -255,10 +270,48 @@ private:
   [[nodiscard]] status expose(index_t rank, std::span<segment const> regions, std::uint32_t first) {
     detail::region_numbers const numbers{first, regions.size()};
     if (auto result = numbers.validate(at(rank).next_region, "local_peers", rank); !result.ok()) { return result; }
+    if (auto result = check_memory(rank, regions, first); !result.ok()) { return result; }
     if (auto result = compare(rank, numbers); !result.ok()) { return result; }
     at(rank).publish(numbers, regions);
     return {};
   }
+  /// The devices of the ranks that have joined, each once.
+  [[nodiscard]] std::vector<int> devices() {
+    std::vector<int> found;
+    std::lock_guard const lock{mutex_};
+    for (auto const& each : peers_) {
+      if (each.joined && std::find(found.begin(), found.end(), each.device) == found.end()) {
+        found.push_back(each.device);
+      }
+    }
+    return found;
+  }
+  /// Say whether copies from these regions can work. @param first the number of the first region, for the message
+  [[nodiscard]] status check_memory(index_t rank, std::span<segment const> regions, std::uint32_t first) {
+    detail::capture_guard const guard;
+    auto const readers = devices();
+    for (auto const& region : regions) {
+      auto result = in_one_allocation(region);
+      for (auto const reader : readers) {
+        if (result.ok()) { result = reachable_from(region, reader); }
+      }
+      if (!result.ok()) {
+        auto const number = first + static_cast<std::uint64_t>(&region - regions.data());
+        return {result.code(),
+                ballast::detail::concat("local_peers: region ", number, " of rank ", rank, ": ", result.message()),
+                rank};
+      }
+    }
+    return {};
+  }
+  [[nodiscard]] status check_reach(index_t rank) {
+    for (auto const& set : at(rank).sets) {
+      if (set.retracted.load(std::memory_order_relaxed)) { continue; }
+      if (auto result = check_memory(rank, set.regions, set.numbers.first); !result.ok()) { return result; }
+    }
+    return {};
+  }
+
   /// Compare a set with those that other ranks have exposed, and let it be compared with.
   [[nodiscard]] status compare(index_t rank, detail::region_numbers const& numbers) {
     std::lock_guard const lock{mutex_};

@@ -12,6 +12,7 @@
 #include <cuda_runtime_api.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <cstddef>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,6 +62,17 @@ public:
   explicit stage_timer(bool on) noexcept : on_{on} {}
   [[nodiscard]] bool is_on() const noexcept { return on_; }
 
+  /// Make the events of a few stages ahead, so that the first ones need not.
+  [[nodiscard]] status warm_up() {
+    constexpr std::size_t num_stages = 4;  // that may be out at once without more being made
+    while (on_ && spare_.size() < num_stages) {
+      stage made;
+      if (auto result = make(made); !result.ok()) { return result; }
+      spare_.push_back(std::move(made));
+    }
+    return {};
+  }
+
   /// Let a stage begin behind what is enqueued on `where`. One that was begun before and did not end is forgotten.
   [[nodiscard]] status start(cudaStream_t where) {
     if (!on_) { return {}; }
@@ -99,8 +111,11 @@ private:
       spare_.pop_back();
       return {};
     }
-    if (auto result = event::create(open_.begin, cudaEventDefault); !result.ok()) { return result; }
-    return event::create(open_.end, cudaEventDefault);
+    return make(open_);
+  }
+  [[nodiscard]] static status make(stage& out) {
+    if (auto result = event::create(out.begin, cudaEventDefault); !result.ok()) { return result; }
+    return event::create(out.end, cudaEventDefault);
   }
 
   bool on_;

@@ -10,13 +10,15 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
 /// Element types in which routers hand their choices out.
 template <class Id>
-concept router_id = std::same_as<Id, std::int32_t> || std::same_as<Id, std::int64_t>;
+concept router_id = std::same_as<Id, std::int32_t> || std::same_as<Id, std::uint32_t> ||
+                    std::same_as<Id, std::int64_t> || std::same_as<Id, std::uint64_t>;
 
 /// Counters of one rank in device memory as plain pointers and sizes.
 ///
@@ -43,6 +45,10 @@ struct routing {
 };
 
 namespace detail {
+
+/// As which kernels read ids: there are none for unsigned ones.
+template <router_id Id>
+using signed_id = std::make_signed_t<Id>;
 
 /// Refuse a layer that a kernel would find outside its arrays. @param who begins the message
 [[nodiscard]] inline status check_layer(char const* who, index_t layer, index_t num_layers) {

@@ -23,6 +23,8 @@
 BALLAST_BEGIN_NAMESPACE
 namespace nccl {
 
+class transport;
+
 /// Options of a communicator that we make.
 struct communicator_options {
   int max_ctas = 4;                        ///< thread blocks that its kernels may take from the engine, at least 1
@@ -59,6 +61,7 @@ public:
         owned_{std::exchange(other.owned_, false)},
         may_abort_{std::exchange(other.may_abort_, false)},
         lost_{std::exchange(other.lost_, false)},
+        ended_{std::exchange(other.ended_, false)},
         ending_{std::move(other.ending_)},
         calls_{other.calls_} {}
   communicator& operator=(communicator&& other) noexcept {
@@ -66,6 +69,7 @@ public:
     std::swap(owned_, other.owned_);
     std::swap(may_abort_, other.may_abort_);
     std::swap(lost_, other.lost_);
+    std::swap(ended_, other.ended_);
     std::swap(ending_, other.ending_);
     std::swap(calls_, other.calls_);
     return *this;
@@ -147,6 +151,7 @@ public:
   }
 
 private:
+  friend class transport;
   static constexpr nanoseconds_t patience = 1'000'000'000;
 
   /// What rank 0 broadcasts.
@@ -218,14 +223,13 @@ private:
         calls_{calls} {}
 
   void end(nanoseconds_t timeout) noexcept {
+    if (ending_ == nullptr || std::exchange(ended_, true)) { return; }
     auto const deadline = ballast::detail::deadline_after(timeout);
     handle_ = nullptr;
-    auto const call = std::exchange(ending_, nullptr);
-    if (call == nullptr) { return; }
-    if (detail::errand::begin(call, calls_).ok()) {
-      static_cast<void>(call->wait_until(deadline));
+    if (detail::errand::begin(ending_, calls_).ok()) {
+      static_cast<void>(ending_->wait_until(deadline));
     } else {
-      call->run_here();
+      ending_->run_here();
     }
   }
 
@@ -233,6 +237,7 @@ private:
   bool owned_ = false;
   bool may_abort_ = false;
   bool lost_ = false;
+  bool ended_ = false;
   std::shared_ptr<detail::ending> ending_;  // made beforehand: to give up takes no memory
   executor calls_;
 };

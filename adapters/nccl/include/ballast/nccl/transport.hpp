@@ -147,6 +147,13 @@ public:
     return finish(deadline);
   }
 
+  /// The owner of the communicators that were borrowed has aborted or destroyed them, so that they launch nothing any
+  /// more: where a batch was given up while NCCL waited for a peer, only its owner knows.
+  void lender_has_ended() noexcept {
+    lane_->is_lent = false;
+    for (auto const& each : retired_) { each->is_lent = false; }
+  }
+
   /// Make the transport usable again; called by all ranks together, with no batch open. The new communicator is our
   /// own, of `transport_options::communicator`; the one before it is given up also where it is healthy.
   ///
@@ -195,6 +202,14 @@ public:
     open_ = true;
     waiting_ = options_.allow_sm_overlap;
     return {};
+  }
+
+  /// Whether kernels of a batch that was given up may still write where a batch of another transport receives.
+  [[nodiscard]] bool may_write(std::span<incoming_message const> receives) {
+    cudart::detail::capture_guard const guard;
+    std::erase_if(retired_, [](auto const& each) { return each->is_idle(); });
+    auto const meets = [&](auto const& each) { return each->overlaps(receives); };
+    return std::any_of(retired_.begin(), retired_.end(), meets) || (meets(lane_) && !lane_->is_idle());
   }
 
   /// Make progress; see `data_transport` and `transport_options::allow_sm_overlap`.
@@ -270,11 +285,11 @@ private:
     std::erase_if(retired_, [](auto const& each) { return each->is_idle(); });
     for (auto const& each : retired_) {
       if (!each->overlaps(receives)) { continue; }
-      return {
-          errc::transport_failed,
-          ballast::detail::concat("nccl: rank ", rank_,
-                                  " gave a batch up whose kernels may still write where this one receives: end the "
-                                  "communicator that it was lent (ncclCommAbort by its owner), or try again later")};
+      return {errc::transport_failed,
+              ballast::detail::concat("nccl: rank ", rank_,
+                                      " gave a batch up whose kernels may still write where this one receives: end the "
+                                      "communicator that it was lent (ncclCommAbort by its owner, then "
+                                      "lender_has_ended here), or try again later")};
     }
     return {};
   }
@@ -282,6 +297,8 @@ private:
   [[nodiscard]] status leave_busy_lane() {
     if (lane_->is_idle()) {
       lane_->targets.clear();
+      lane_->ending = nullptr;
+      lane_->child = nullptr;
       return {};
     }
     retired_.reserve(retired_.size() + 1);
@@ -488,8 +505,19 @@ private:
     }
     return std::exchange(failure_, {});
   }
+  /// Groups that wait for a peer are launched when it comes, unless the communicator has ended by then.
+  void note_launchers() noexcept {
+    if (wires_.is_lost()) { return; }
+    if (wires_.owned_ && wires_.may_abort_) {
+      lane_->ending = wires_.ending_;
+    } else if (wires_.query() == ncclInProgress) {
+      lane_->child = wires_.owned_ ? wires_.get() : nullptr;
+      lane_->is_lent = !wires_.owned_;
+    }
+  }
   /// Kernels of a communicator that we abort end soon, those of another perhaps never.
   void give_up(nanoseconds_t deadline) {
+    note_launchers();
     wires_.abort(ballast::detail::time_until(deadline));
     auto const begin = ballast::detail::now();
     while (!lane_->is_idle()) {

@@ -3,9 +3,9 @@
 #define BALLAST_POSIX_PROCESS_GROUP_HPP
 
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/job.hpp>
-#include <ballast/posix/detail/process_watch.hpp>
 #include <ballast/posix/detail/regroup_word.hpp>
 #include <ballast/posix/detail/rendezvous.hpp>
 #include <ballast/posix/detail/segment.hpp>

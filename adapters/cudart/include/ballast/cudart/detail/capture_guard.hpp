@@ -13,12 +13,21 @@ namespace cudart::detail {
 /// global mode, the default of frameworks.
 class capture_guard {
 public:
-  capture_guard() noexcept { exchange(); }
+  capture_guard() noexcept {
+    if (depth()++ == 0) { exchange(); }
+  }
   capture_guard(capture_guard const&) = delete;
   capture_guard& operator=(capture_guard const&) = delete;
-  ~capture_guard() { exchange(); }
+  ~capture_guard() {
+    if (--depth() == 0) { exchange(); }
+  }
 
 private:
+  /// Guards of this thread: public calls use each other, and an exchange costs as much as a query.
+  [[nodiscard]] static int& depth() noexcept {
+    static thread_local int count = 0;
+    return count;
+  }
   void exchange() noexcept { static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_)); }
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };

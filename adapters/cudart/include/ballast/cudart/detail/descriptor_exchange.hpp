@@ -3,20 +3,21 @@
 #define BALLAST_CUDART_DETAIL_DESCRIPTOR_EXCHANGE_HPP
 
 #include <ballast/cudart/detail/gather_words.hpp>
-#include <ballast/cudart/detail/shared_boards.hpp>
+#include <ballast/cudart/detail/pause.hpp>
+#include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
-#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -48,160 +49,317 @@ private:
   int number_ = -1;
 };
 
-/// Passes file descriptors to the other processes of a host, through sockets without a place in the file system.
-class descriptor_mail {
+/// What all ranks know of an exchange before it begins.
+struct descriptor_plan {
+  std::vector<std::size_t> counts;  ///< [R] descriptors that each rank gives to every other
+  std::vector<bool> absent;         ///< [R] ranks that take no part
+  index_t namer = 0;                ///< the rank that names the sockets
+
+  [[nodiscard]] bool gives(index_t rank) const noexcept {
+    auto const at = static_cast<std::size_t>(rank);
+    return !absent[at] && counts[at] > 0;
+  }
+};
+
+/// One rank's sockets: a connection to each peer where it gives descriptors, and one from each peer that does. They
+/// have no place in the file system. Who closes one tells the other that it goes on no more.
+class descriptor_channels {
 public:
-  /// Listen under a name that no other group uses.
-  [[nodiscard]] status open(std::uint64_t group, index_t rank, int backlog) {
-    socket_ = owned_descriptor{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)};
-    if (socket_.get() < 0) { return system_failure("socket"); }
-    auto const [address, size] = address_of(group, rank);
+  static constexpr std::size_t most_per_message = 64;
+
+  descriptor_channels(descriptor_plan const& plan, std::uint64_t group, index_t rank)
+      : plan_{&plan}, group_{group}, rank_{rank}, to_(plan.counts.size()), from_(plan.counts.size()) {}
+
+  [[nodiscard]] status listen() {
+    if (auto result = make_socket(socket_); !result.ok()) { return result; }
+    auto const [address, size] = address_of(rank_);
     if (::bind(socket_.get(), reinterpret_cast<::sockaddr const*>(&address), size) != 0) {
-      return system_failure("bind");
+      return system_failure("bind", rank_);
     }
-    if (::listen(socket_.get(), backlog) != 0) { return system_failure("listen"); }
+    return ::listen(socket_.get(), static_cast<int>(to_.size())) == 0 ? status{} : system_failure("listen", rank_);
+  }
+
+  /// @pre every peer listens
+  [[nodiscard]] status connect(nanoseconds_t deadline) {
+    std::size_t owed = 0;
+    for (index_t peer = 0; peer < num_ranks(); ++peer) {
+      if (!is_peer(peer)) { continue; }
+      if (plan_->gives(peer)) { ++owed; }
+      if (!plan_->gives(rank_)) { continue; }
+      if (auto result = connect_to(peer, deadline); !result.ok()) { return result; }
+    }
+    for (; owed > 0; --owed) {
+      if (auto result = accept_one(deadline); !result.ok()) { return result; }
+    }
     return {};
   }
 
-  /// Give a peer that listens copies of descriptors. @lifetime the connection stays until the mail closes.
-  [[nodiscard]] status send(std::uint64_t group, index_t from, index_t to,
-                            std::span<owned_descriptor const> descriptors) {
-    owned_descriptor connection{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)};
-    if (connection.get() < 0) { return system_failure("socket"); }
-    auto const [address, size] = address_of(group, to);
-    if (::connect(connection.get(), reinterpret_cast<::sockaddr const*>(&address), size) != 0) {
-      return system_failure("connect");
-    }
-    for (std::size_t first = 0; first < descriptors.size(); first += most_per_message) {
-      auto const part = descriptors.subspan(first, std::min(most_per_message, descriptors.size() - first));
-      if (auto result = send_part(connection.get(), from, part); !result.ok()) { return result; }
-    }
-    connections_.push_back(std::move(connection));
-    return {};
+  /// Give a peer copies of descriptors, and wait until it has them. @pre at most `most_per_message`
+  [[nodiscard]] status give(index_t peer, std::span<owned_descriptor const> portion, nanoseconds_t deadline) {
+    auto const connection = to_[static_cast<std::size_t>(peer)].get();
+    if (auto result = send(peer, connection, portion, deadline); !result.ok()) { return result; }
+    signal receipt;
+    return receive(peer, connection, receipt.message, deadline);
   }
 
-  /// Take what one peer sent. @param counts [R] descriptors that each peer owes us @param out in/out: [R]
-  [[nodiscard]] status receive(std::span<std::size_t const> counts, std::vector<std::vector<owned_descriptor>>& out,
-                               nanoseconds_t deadline) {
-    if (auto result = wait_for(socket_.get(), deadline); !result.ok()) { return result; }
-    owned_descriptor const connection{::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC)};
-    if (connection.get() < 0) { return system_failure("accept4"); }
-    std::size_t taken = 0;
-    std::size_t owed = 1;
-    while (taken < owed) {
-      if (auto result = wait_for(connection.get(), deadline); !result.ok()) { return result; }
-      auto const before = taken;
-      if (auto result = receive_part(connection.get(), counts, out, taken, owed); !result.ok()) { return result; }
-      if (taken == before) { return {errc::peer_lost, "ipc_peers: a peer closed its descriptor channel"}; }
+  /// Take the next portion that a peer gives, and tell it so. @param out out: in the order in which it gave them
+  [[nodiscard]] status take(index_t peer, std::vector<owned_descriptor>& out, nanoseconds_t deadline) {
+    auto const connection = from_[static_cast<std::size_t>(peer)].get();
+    signal with_descriptors;
+    control_buffer control;
+    auto& message = with_descriptors.message;
+    message.msg_control = control.bytes.data();
+    message.msg_controllen = control.bytes.size();
+    if (auto result = receive(peer, connection, message, deadline); !result.ok()) { return result; }
+    out.clear();
+    for (auto* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) { continue; }
+      auto const count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (std::size_t i = 0; i < count; ++i) {
+        int number = -1;
+        std::memcpy(&number, CMSG_DATA(header) + i * sizeof(int), sizeof number);
+        out.emplace_back(number);
+      }
     }
-    return {};
+    if ((message.msg_flags & MSG_CTRUNC) != 0) {
+      errno = EMFILE;
+      return system_failure("ipc_peers: not all descriptors of a message could be taken", rank_);
+    }
+    if (out.empty()) {
+      return {errc::transport_failed, ballast::detail::concat("ipc_peers: no descriptors in a message of rank ", peer),
+              peer};
+    }
+    return send(peer, connection, {}, deadline);
+  }
+
+  /// Go on no more.
+  void close() noexcept {
+    socket_ = {};
+    to_.clear();
+    from_.clear();
   }
 
 private:
-  static constexpr std::size_t most_per_message = 200;  // the kernel takes 253
+  /// A message of one byte, which may carry descriptors.
+  struct signal {
+    signal() noexcept {
+      message.msg_iov = &payload;
+      message.msg_iovlen = 1;
+    }
+    signal(signal const&) = delete;
+    signal& operator=(signal const&) = delete;
+
+    std::byte sign{};
+    ::iovec payload{&sign, sizeof sign};
+    ::msghdr message{};
+  };
   struct alignas(::cmsghdr) control_buffer {
     std::array<char, CMSG_SPACE(most_per_message * sizeof(int))> bytes{};
   };
 
-  [[nodiscard]] static std::pair<::sockaddr_un, ::socklen_t> address_of(std::uint64_t group, index_t rank) {
+  [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(to_.size()); }
+  [[nodiscard]] bool is_peer(index_t other) const noexcept {
+    return other != rank_ && !plan_->absent[static_cast<std::size_t>(other)];
+  }
+  [[nodiscard]] std::pair<::sockaddr_un, ::socklen_t> address_of(index_t rank) const {
     ::sockaddr_un address{};
     address.sun_family = AF_UNIX;
-    auto const name = ballast::detail::concat("ballast-", ballast::detail::hex(group), "-", rank);
+    auto const name = ballast::detail::concat("ballast-", ballast::detail::hex(group_), "-", rank);
     std::memcpy(address.sun_path + 1, name.data(), name.size());  // a leading zero: the abstract name space
     return {address, static_cast<::socklen_t>(offsetof(::sockaddr_un, sun_path) + 1 + name.size())};
   }
-
-  [[nodiscard]] static status send_part(int connection, index_t from, std::span<owned_descriptor const> descriptors) {
-    ::iovec payload{&from, sizeof from};
-    control_buffer control;
-    ::msghdr message{};
-    message.msg_iov = &payload;
-    message.msg_iovlen = 1;
-    message.msg_control = control.bytes.data();
-    message.msg_controllen = CMSG_SPACE(descriptors.size() * sizeof(int));
-    auto* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(descriptors.size() * sizeof(int));
-    for (std::size_t i = 0; i < descriptors.size(); ++i) {
-      auto const number = descriptors[i].get();
-      std::memcpy(CMSG_DATA(header) + i * sizeof(int), &number, sizeof number);
-    }
-    return ::sendmsg(connection, &message, MSG_NOSIGNAL) < 0 ? system_failure("sendmsg") : status{};
+  [[nodiscard]] status make_socket(owned_descriptor& out) const {
+    out = owned_descriptor{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+    return out.get() < 0 ? system_failure("socket", rank_) : status{};
   }
 
-  [[nodiscard]] static status receive_part(int connection, std::span<std::size_t const> counts,
-                                           std::vector<std::vector<owned_descriptor>>& out, std::size_t& taken,
-                                           std::size_t& owed) {
-    index_t from = -1;
-    ::iovec payload{&from, sizeof from};
-    control_buffer control;
-    ::msghdr message{};
-    message.msg_iov = &payload;
-    message.msg_iovlen = 1;
-    message.msg_control = control.bytes.data();
-    message.msg_controllen = control.bytes.size();
-    if (::recvmsg(connection, &message, MSG_CMSG_CLOEXEC) < 0) { return system_failure("recvmsg"); }
-    auto const* const header = CMSG_FIRSTHDR(&message);
-    if (header == nullptr || from < 0 || static_cast<std::size_t>(from) >= out.size()) { return {}; }
-    owed = counts[static_cast<std::size_t>(from)];
-    auto const count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (std::size_t i = 0; i < count; ++i, ++taken) {
-      int number = -1;
-      std::memcpy(&number, CMSG_DATA(header) + i * sizeof(int), sizeof number);
-      out[static_cast<std::size_t>(from)].emplace_back(number);
-    }
-    return {};
-  }
-
-  [[nodiscard]] static status wait_for(int descriptor, nanoseconds_t deadline) {
+  /// Repeat a call of the system that would block, or that a limit may let through later, until the deadline.
+  /// @return what it returned; where it failed, why is in `errno`
+  template <class Call>
+  [[nodiscard]] static ::ssize_t patiently(nanoseconds_t deadline, Call call) {
+    auto const begin = ballast::detail::now();
     for (;;) {
-      auto const left = ballast::detail::time_until(deadline);
-      if (left == 0) { return {errc::deadline_exceeded, "ipc_peers: a peer sent no descriptors in time"}; }
-      ::pollfd wanted{descriptor, POLLIN, 0};
-      constexpr nanoseconds_t longest = 3'600'000;  // milliseconds, so that they fit
-      auto const ready = ::poll(&wanted, 1, static_cast<int>(std::min(left / 1'000'000 + 1, longest)));
-      if (ready > 0) { return {}; }
-      if (ready < 0 && errno != EINTR) { return system_failure("poll"); }
+      auto const result = call();
+      if (result >= 0) { return result; }
+      if (errno != EAGAIN && errno != EINTR && errno != ETOOMANYREFS) { return result; }
+      auto const time = ballast::detail::now();
+      if (time >= deadline) { return result; }
+      auto const number = errno;
+      pause(time - begin);
+      errno = number;
     }
   }
+  /// Why a call that concerns a peer failed.
+  [[nodiscard]] status failure(char const* call, index_t peer) const {
+    if (errno == EAGAIN || errno == EINTR) {
+      return {errc::deadline_exceeded,
+              ballast::detail::concat("ipc_peers: rank ", peer, " passed no descriptors on in time"), peer};
+    }
+    if (errno == EPIPE || errno == ECONNRESET || errno == ECONNREFUSED) { return closed(peer); }
+    return system_failure(call, rank_);
+  }
+  [[nodiscard]] static status closed(index_t peer) {
+    return {errc::peer_lost, ballast::detail::concat("ipc_peers: rank ", peer, " closed its descriptor channel"), peer};
+  }
 
+  [[nodiscard]] status connect_to(index_t peer, nanoseconds_t deadline) {
+    auto& connection = to_[static_cast<std::size_t>(peer)];
+    if (auto result = make_socket(connection); !result.ok()) { return result; }
+    auto const [address, size] = address_of(peer);
+    auto const* const target = reinterpret_cast<::sockaddr const*>(&address);
+    auto const length = size;
+    auto const call = [&] { return ::connect(connection.get(), target, length); };
+    if (patiently(deadline, call) < 0) { return failure("connect", peer); }
+    auto const introduce = [&] { return ::send(connection.get(), &rank_, sizeof rank_, MSG_NOSIGNAL); };
+    return patiently(deadline, introduce) < 0 ? failure("send", peer) : status{};
+  }
+
+  /// Let a peer in. Processes of other users are shown out: the name of a socket is no secret.
+  [[nodiscard]] status accept_one(nanoseconds_t deadline) {
+    for (;;) {
+      auto const call = [&] { return ::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); };
+      owned_descriptor connection{static_cast<int>(patiently(deadline, call))};
+      if (connection.get() < 0) { return failure("accept4", first_missing()); }
+      ::ucred who{};
+      ::socklen_t size = sizeof who;
+      if (::getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 || who.uid != ::geteuid()) {
+        continue;
+      }
+      index_t peer = -1;
+      auto const hear = [&] { return ::recv(connection.get(), &peer, sizeof peer, 0); };
+      auto const heard = patiently(deadline, hear);
+      if (heard < 0) { return failure("recv", first_missing()); }
+      if (heard != sizeof peer || peer < 0 || peer >= num_ranks()) { continue; }
+      from_[static_cast<std::size_t>(peer)] = std::move(connection);
+      return {};
+    }
+  }
+  [[nodiscard]] index_t first_missing() const noexcept {
+    index_t peer = 0;
+    while (peer + 1 < num_ranks() &&
+           !(is_peer(peer) && plan_->gives(peer) && from_[static_cast<std::size_t>(peer)].get() < 0)) {
+      ++peer;
+    }
+    return peer;
+  }
+
+  [[nodiscard]] status send(index_t peer, int connection, std::span<owned_descriptor const> descriptors,
+                            nanoseconds_t deadline) const {
+    signal with_descriptors;
+    control_buffer control;
+    auto& message = with_descriptors.message;
+    if (!descriptors.empty()) {
+      message.msg_control = control.bytes.data();
+      message.msg_controllen = CMSG_SPACE(descriptors.size() * sizeof(int));
+      auto* const header = CMSG_FIRSTHDR(&message);
+      header->cmsg_level = SOL_SOCKET;
+      header->cmsg_type = SCM_RIGHTS;
+      header->cmsg_len = CMSG_LEN(descriptors.size() * sizeof(int));
+      for (std::size_t i = 0; i < descriptors.size(); ++i) {
+        auto const number = descriptors[i].get();
+        std::memcpy(CMSG_DATA(header) + i * sizeof(int), &number, sizeof number);
+      }
+    }
+    auto const call = [&] { return ::sendmsg(connection, &message, MSG_NOSIGNAL); };
+    return patiently(deadline, call) < 0 ? failure("sendmsg", peer) : status{};
+  }
+
+  [[nodiscard]] status receive(index_t peer, int connection, ::msghdr& message, nanoseconds_t deadline) const {
+    auto const call = [&] { return ::recvmsg(connection, &message, MSG_CMSG_CLOEXEC); };
+    auto const size = patiently(deadline, call);
+    if (size < 0) { return failure("recvmsg", peer); }
+    return size == 0 ? closed(peer) : status{};
+  }
+
+  descriptor_plan const* plan_;
+  std::uint64_t group_;
+  index_t rank_;
   owned_descriptor socket_;
-  std::vector<owned_descriptor> connections_;
+  std::vector<owned_descriptor> to_;    // [R]
+  std::vector<owned_descriptor> from_;  // [R]
 };
 
-/// Give every rank copies of this rank's descriptors, and take theirs.
+/// A number that no other exchange of this host has.
+[[nodiscard]] inline std::uint64_t fresh_group_number() noexcept {
+  static std::atomic<std::uint64_t> count{0};
+  auto const time = static_cast<std::uint64_t>(ballast::detail::now());
+  return static_cast<std::uint64_t>(::getpid()) << 40 ^ time ^ count.fetch_add(1, std::memory_order_relaxed) << 32;
+}
+
+/// Descriptors that are open and on their way at once: few beside what a process, and all processes of a user, may
+/// have.
+[[nodiscard]] inline std::size_t portion_of_descriptors() noexcept {
+  return std::clamp<std::size_t>(descriptor_limit() / 4, 1, descriptor_channels::most_per_message);
+}
+
+/// This rank's turn: portion after portion, to one peer after the other.
+template <class Export>
+[[nodiscard]] status give_descriptors(descriptor_channels& channels, descriptor_plan const& plan, index_t rank,
+                                      Export& export_piece, nanoseconds_t deadline) {
+  auto const count = plan.counts[static_cast<std::size_t>(rank)];
+  auto const most = portion_of_descriptors();
+  for (std::size_t first = 0; first < count; first += most) {
+    std::vector<owned_descriptor> portion;
+    for (auto i = first; i < std::min(first + most, count); ++i) {
+      if (auto result = export_piece(i, portion.emplace_back()); !result.ok()) { return result; }
+    }
+    for (std::size_t peer = 0; peer < plan.counts.size(); ++peer) {
+      if (static_cast<index_t>(peer) == rank || plan.absent[peer]) { continue; }
+      if (auto result = channels.give(static_cast<index_t>(peer), portion, deadline); !result.ok()) { return result; }
+    }
+  }
+  return {};
+}
+
+/// A peer's turn. What has come is used and closed while the peer gives it to the next rank.
+template <class Import>
+[[nodiscard]] status take_descriptors(descriptor_channels& channels, descriptor_plan const& plan, index_t peer,
+                                      Import& import_piece, nanoseconds_t deadline) {
+  auto const count = plan.counts[static_cast<std::size_t>(peer)];
+  for (std::size_t taken = 0; taken < count;) {
+    std::vector<owned_descriptor> portion;
+    if (auto result = channels.take(peer, portion, deadline); !result.ok()) { return result; }
+    if (portion.size() > count - taken) { portion.resize(count - taken); }
+    for (auto& descriptor : portion) {
+      if (auto result = import_piece(peer, taken++, descriptor.get()); !result.ok()) { return result; }
+      owned_descriptor const used{std::move(descriptor)};
+    }
+  }
+  return {};
+}
+
+/// Give every rank copies of this rank's descriptors, and take theirs, all ranks together. One rank after the other
+/// gives, and of all ranks' descriptors at most `portion_of_descriptors()` are open at the giver, and as many on their
+/// way or open at each taker. When nobody has any, nothing happens.
 ///
-/// @param mine    descriptors of this rank.
-/// @param counts  [R] how many each rank has; when nobody has any, nothing happens.
-/// @param absent  [R] ranks that take no part.
-/// @param namer   the rank that names the group, the same on all.
-/// @param out     out: [R] theirs, in their order.
-template <control_plane Control>
-[[nodiscard]] status exchange_descriptors(Control& control, std::span<owned_descriptor const> mine,
-                                          std::span<std::size_t const> counts, std::vector<bool> const& absent,
-                                          index_t namer, std::vector<std::vector<owned_descriptor>>& out,
-                                          nanoseconds_t timeout) {
-  if (std::all_of(counts.begin(), counts.end(), [](std::size_t count) { return count == 0; })) { return {}; }
-  std::uint64_t group =
-      static_cast<std::uint64_t>(::getpid()) << 40 ^ static_cast<std::uint64_t>(ballast::detail::now());
-  if (auto result = control.broadcast(std::as_writable_bytes(std::span{&group, 1}), namer, timeout); !result.ok()) {
+/// @param plan          the same on all ranks.
+/// @param export_piece  `status(std::size_t i, owned_descriptor& out)` makes this rank's i-th descriptor.
+/// @param import_piece  `status(index_t peer, std::size_t i, int descriptor)` uses a peer's i-th, which is closed
+/// behind
+///                      it.
+/// @param deadline      of everything together.
+/// @return on every rank a failure where one has failed: its own there; see `meet`.
+template <control_plane Control, class Export, class Import>
+[[nodiscard]] status exchange_descriptors(Control& control, descriptor_plan const& plan, Export export_piece,
+                                          Import import_piece, nanoseconds_t deadline) {
+  if (std::all_of(plan.counts.begin(), plan.counts.end(), [](std::size_t count) { return count == 0; })) { return {}; }
+  auto group = fresh_group_number();
+  if (auto result = control.broadcast(std::as_writable_bytes(std::span{&group, 1}), plan.namer,
+                                      ballast::detail::time_until(deadline));
+      !result.ok()) {
     return result;
   }
-  descriptor_mail mail;
-  auto const rank = control.rank();
-  if (auto result = meet(control, mail.open(group, rank, control.num_ranks()), timeout); !result.ok()) {
-    return result;
+  descriptor_channels channels{plan, group, control.rank()};
+  if (auto result = meet(control, channels.listen(), deadline); !result.ok()) { return result; }
+  auto result = channels.connect(deadline);
+  for (index_t giver = 0; giver < control.num_ranks() && result.ok(); ++giver) {
+    if (!plan.gives(giver)) { continue; }
+    result = giver == control.rank() ? give_descriptors(channels, plan, giver, export_piece, deadline)
+                                     : take_descriptors(channels, plan, giver, import_piece, deadline);
   }
-  status result;
-  for (index_t peer = 0; peer < control.num_ranks() && result.ok() && !mine.empty(); ++peer) {
-    if (peer != rank && !absent[static_cast<std::size_t>(peer)]) { result = mail.send(group, rank, peer, mine); }
-  }
-  auto const deadline = ballast::detail::deadline_after(timeout);
-  for (std::size_t peer = 0; peer < counts.size() && result.ok(); ++peer) {
-    if (static_cast<index_t>(peer) != rank && counts[peer] > 0) { result = mail.receive(counts, out, deadline); }
-  }
-  return meet(control, std::move(result), timeout);
+  // A rank that is well keeps its channels until all are done.
+  if (!result.ok()) { channels.close(); }
+  return meet(control, std::move(result), deadline);
 }
 
 }  // namespace cudart::detail

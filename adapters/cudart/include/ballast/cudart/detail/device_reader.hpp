@@ -23,11 +23,12 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-/// Wait until an event has been reached, until a deadline. @param what for the message
-[[nodiscard]] inline status await_event(event const& which, nanoseconds_t deadline, char const* what) {
+/// Wait until a query says that the device is done, until a deadline. @param what for the message
+template <class Query>
+[[nodiscard]] status await_device(Query query, nanoseconds_t deadline, char const* what) {
   auto const begin = ballast::detail::now();
   for (;;) {
-    auto const result = which.query();
+    cudaError_t const result = query();
     if (result == cudaSuccess) { return {}; }
     if (result != cudaErrorNotReady) { return to_status(result, what); }
     auto const time = ballast::detail::now();
@@ -38,13 +39,17 @@ namespace cudart::detail {
   }
 }
 
+/// Wait until an event has been reached, until a deadline. @param what for the message
+[[nodiscard]] inline status await_event(event const& which, nanoseconds_t deadline, char const* what) {
+  return await_device([&] { return which.query(); }, deadline, what);
+}
+
 /// Reads device memory for the host on a stream of its own, through pinned memory, never longer than a deadline.
 class device_reader {
 public:
   [[nodiscard]] status warm_up() {
     if (reads_.get() != nullptr) { return {}; }
     if (auto result = bounce_.allocate(bounce_bytes); !result.ok()) { return result; }
-    if (auto result = event::create(done_); !result.ok()) { return result; }
     return stream::create(reads_);
   }
 
@@ -67,9 +72,13 @@ public:
     out = sum.value();
     return {};
   }
-  /// Wait until no read is under way.
-  [[nodiscard]] status await(nanoseconds_t deadline) const {
-    return pending_ ? await_event(done_, deadline, "device_store: checksum") : status{};
+  /// Wait until no read is under way: one that came too late, or failed, may still read and write.
+  [[nodiscard]] status await(nanoseconds_t deadline) {
+    if (!pending_) { return {}; }
+    auto const idle = [this] { return reads_.query(); };
+    auto result = await_device(idle, deadline, "device_store: checksum");
+    pending_ = !result.ok();
+    return result;
   }
   void abandon() noexcept { bounce_.abandon(); }
 
@@ -85,16 +94,13 @@ private:
           cudaMemcpyAsync(bounce_.bytes().data(), part.data + at, bytes, cudaMemcpyDeviceToHost, reads_.get());
       if (auto result = to_status(read, "cudaMemcpyAsync"); !result.ok()) { return result; }
       pending_ = true;
-      if (auto result = done_.record(reads_.get()); !result.ok()) { return result; }
       if (auto result = await(deadline); !result.ok()) { return result; }
-      pending_ = false;
       std::copy_n(bounce_.bytes().begin(), bytes, bytes_.begin() + static_cast<std::ptrdiff_t>(at));
     }
     return {};
   }
 
   stream reads_;
-  event done_;
   pinned_buffer bounce_;
   std::vector<std::byte> bytes_;
   bool pending_ = false;

@@ -2,6 +2,7 @@
 #ifndef BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
 #define BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
 
+#include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
@@ -19,16 +20,20 @@ namespace cudart::detail {
 /// An `all_gather` of as many words as each rank likes. @param all out: [R] the words of each rank
 template <control_plane Control>
 [[nodiscard]] status gather_words(Control& control, std::span<std::uint64_t const> mine,
-                                  std::vector<std::vector<std::uint64_t>>& all, nanoseconds_t timeout) {
+                                  std::vector<std::vector<std::uint64_t>>& all, nanoseconds_t deadline) {
   auto const ranks = static_cast<std::size_t>(control.num_ranks());
   std::uint64_t const size = mine.size();
   std::vector<std::uint64_t> sizes(ranks);
-  if (auto result = control.all_gather({&size, 1}, sizes, timeout); !result.ok()) { return result; }
+  if (auto result = control.all_gather({&size, 1}, sizes, ballast::detail::time_until(deadline)); !result.ok()) {
+    return result;
+  }
   auto const longest = static_cast<std::size_t>(*std::max_element(sizes.begin(), sizes.end()));
   std::vector<std::uint64_t> padded(mine.begin(), mine.end());
   padded.resize(longest);
   std::vector<std::uint64_t> words(longest * ranks);
-  if (auto result = control.all_gather(padded, words, timeout); !result.ok()) { return result; }
+  if (auto result = control.all_gather(padded, words, ballast::detail::time_until(deadline)); !result.ok()) {
+    return result;
+  }
   all.resize(ranks);
   for (std::size_t r = 0; r < ranks; ++r) {
     auto const first = words.begin() + static_cast<std::ptrdiff_t>(r * longest);
@@ -39,17 +44,22 @@ template <control_plane Control>
 
 /// Wait until every rank is here and learn whether all are well.
 ///
-/// @return this rank's own failure, or `errc::peer_lost` naming the first rank that reports one.
+/// @param mine  `errc::peer_lost` where this rank is well but misses another.
+/// @return this rank's own failure; otherwise `errc::peer_lost` naming the first rank that reports one of its own, or
+///         else whom this rank misses, or else the first rank that misses another.
 template <control_plane Control>
-[[nodiscard]] status meet(Control& control, status mine, nanoseconds_t timeout) {
-  std::uint64_t const well = mine.ok() ? 1 : 0;
+[[nodiscard]] status meet(Control& control, status mine, nanoseconds_t deadline) {
+  enum word : std::uint64_t { ill, well, misses_another };
+  std::uint64_t const said = mine.ok() ? well : mine.code() == errc::peer_lost ? misses_another : ill;
   std::vector<std::uint64_t> all(static_cast<std::size_t>(control.num_ranks()));
-  auto result = control.all_gather({&well, 1}, all, timeout);
-  if (!mine.ok()) { return mine; }
-  if (!result.ok()) { return result; }
-  auto const ill = std::find(all.begin(), all.end(), 0u);
-  if (ill == all.end()) { return {}; }
-  auto const peer = static_cast<index_t>(ill - all.begin());
+  auto result = control.all_gather({&said, 1}, all, ballast::detail::time_until(deadline));
+  if (said == ill) { return mine; }
+  if (!result.ok()) { return mine.ok() ? result : mine; }
+  auto found = std::find(all.begin(), all.end(), static_cast<std::uint64_t>(ill));
+  if (found == all.end() && !mine.ok()) { return mine; }
+  if (found == all.end()) { found = std::find(all.begin(), all.end(), static_cast<std::uint64_t>(misses_another)); }
+  if (found == all.end()) { return {}; }
+  auto const peer = static_cast<index_t>(found - all.begin());
   return {errc::peer_lost, ballast::detail::concat("ipc_peers: rank ", peer, " could not share its memory"), peer};
 }
 

@@ -3,6 +3,7 @@
 #define BALLAST_CUDART_DETAIL_QUIET_QUERY_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/cudart/detail/capture_guard.hpp>
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -16,11 +17,13 @@ class quiet_query {
 public:
   /// `cudaSuccess` when the last record of the event has been reached, `cudaErrorNotReady` before.
   [[nodiscard]] static cudaError_t event(cudaEvent_t which) noexcept {
+    capture_guard const guard;
     auto const ask = get().event_;
     return ask != nullptr ? static_cast<cudaError_t>(ask(which)) : cleared(cudaEventQuery(which));
   }
   /// `cudaSuccess` when the stream is idle, `cudaErrorNotReady` before.
   [[nodiscard]] static cudaError_t stream(cudaStream_t which) noexcept {
+    capture_guard const guard;
     auto const ask = get().stream_;
     return ask != nullptr ? static_cast<cudaError_t>(ask(which)) : cleared(cudaStreamQuery(which));
   }

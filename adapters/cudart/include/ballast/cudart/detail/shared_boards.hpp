@@ -3,33 +3,69 @@
 #define BALLAST_CUDART_DETAIL_SHARED_BOARDS_HPP
 
 #include <ballast/cudart/detail/gather_words.hpp>
+#include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/cudart/peer_directory.hpp>
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <new>
 #include <span>
 #include <string>
-#include <system_error>
+#include <string_view>
+#include <utility>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-[[nodiscard]] inline status system_failure(char const* call) {
-  auto const number = errno;
-  return {std::error_code{number, std::generic_category()}, ballast::detail::concat(call, ": ", std::strerror(number))};
-}
+/// Names of boards while ranks look for them. They tell who has made them: one that dies in between leaves its file.
+class board_name {
+public:
+  /// A name that no other boards of this host have.
+  [[nodiscard]] static std::string fresh() {
+    static std::atomic<std::uint64_t> count{0};
+    auto const self = ballast::detail::this_process();
+    return ballast::detail::concat('/', prefix, ballast::detail::pid_namespace(), '-', self.pid, '-', self.start_time,
+                                   '-', count.fetch_add(1, std::memory_order_relaxed));
+  }
+
+  /// Take away what processes that died have left.
+  static void clear_away_dead() {
+    auto* const folder = ::opendir("/dev/shm");
+    if (folder == nullptr) { return; }
+    auto const here = ballast::detail::pid_namespace();
+    while (auto const* const entry = ::readdir(folder)) {
+      std::string_view const name{entry->d_name};
+      if (name.substr(0, prefix.size()) != prefix) { continue; }
+      unsigned long long where = 0;
+      long long pid = 0;
+      unsigned long long start_time = 0;
+      if (std::sscanf(entry->d_name + prefix.size(), "%llu-%lld-%llu-", &where, &pid, &start_time) != 3) { continue; }
+      ballast::detail::process_identity const maker{pid, start_time};
+      if (where == here && ballast::detail::process_watch{maker}.dead()) {
+        ::shm_unlink(ballast::detail::concat('/', name).c_str());
+      }
+    }
+    ::closedir(folder);
+  }
+
+private:
+  static constexpr std::string_view prefix = "ballast-boards-";
+};
 
 /// The boards of all ranks of a host, in memory that their processes share.
 class shared_boards {
@@ -48,21 +84,24 @@ public:
   /// Make the boards on one rank and find them on the others; no name stays behind.
   /// @param maker  the rank that makes them, the same on all.
   template <control_plane Control>
-  [[nodiscard]] status open(Control& control, index_t maker, nanoseconds_t timeout) {
-    std::array<char, 64> name{};
+  [[nodiscard]] status open(Control& control, index_t maker, nanoseconds_t deadline) {
+    std::array<char, 128> name{};
     bool const first = control.rank() == maker;
     status mine;
     if (first) {
-      auto const text = ballast::detail::concat("/ballast-boards-", ::getpid(), "-", ballast::detail::now());
+      board_name::clear_away_dead();
+      auto const text = board_name::fresh();
       std::memcpy(name.data(), text.data(), text.size());
       mine = map(name.data(), O_CREAT | O_EXCL, control.num_ranks());
     }
-    if (auto result = control.broadcast(std::as_writable_bytes(std::span{name}), maker, timeout); !result.ok()) {
+    if (auto result =
+            control.broadcast(std::as_writable_bytes(std::span{name}), maker, ballast::detail::time_until(deadline));
+        !result.ok()) {
       if (first) { ::shm_unlink(name.data()); }
       return result;
     }
     if (!first) { mine = map(name.data(), 0, control.num_ranks()); }
-    auto result = meet(control, std::move(mine), timeout);
+    auto result = meet(control, std::move(mine), deadline);
     if (first) { ::shm_unlink(name.data()); }
     return result;
   }

@@ -6,8 +6,8 @@
   #error "ballast/cudart/kernels/fold.cuh holds kernels: include it from a .cu file"
 #endif
 
-#include <ballast/cudart/error.hpp>
 #include <ballast/cudart/kernels/kernel_graph.cuh>
+#include <ballast/cudart/kernels/launch.cuh>
 #include <ballast/cudart/record_view.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/status.hpp>
@@ -16,6 +16,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
@@ -40,21 +41,45 @@ namespace detail {
 inline constexpr unsigned fold_threads = 128;
 inline constexpr std::size_t fold_width = 4;
 
+/// A bucket of a window that a pass goes to.
+struct fold_target {
+  load_t* bucket = nullptr;  ///< [L, E], padded to a multiple of `fold_width`
+  bool fresh = false;        ///< the bucket's old contents are forgotten
+
+  bool operator==(fold_target const&) const = default;
+};
+
 /// What the fold of a pass does with its counts.
 struct fold_command {
-  load_t* bucket = nullptr;  ///< [L, E], padded to a multiple of `fold_width`
-  bool counted = false;      ///< false: forget the pass
-  bool fresh = false;        ///< the bucket's old contents are forgotten
+  fold_target to = {};           ///< none: the pass does not count
+  fold_target also_to = {};      ///< the same pass in a second window, or none
+  load_t const* host = nullptr;  ///< [L, E], padded: counts to add, in pinned host memory, or none
 
   bool operator==(fold_command const&) const = default;
 };
 
+// Kernels are templates so that inline functions of several translation units name the same ones.
+
+__device__ __forceinline__ void add_to_bucket(fold_target to, unsigned group, long long const (&sums)[fold_width]) {
+  auto* const cells = reinterpret_cast<longlong2*>(to.bucket) + std::size_t{2} * group;
+  longlong2 low{0, 0};
+  longlong2 high{0, 0};
+  if (!to.fresh) {
+    low = cells[0];
+    high = cells[1];
+  }
+  constexpr auto most = static_cast<long long>(max_layer_tokens);
+  cells[0] = {min(low.x + sums[0], most), min(low.y + sums[1], most)};
+  cells[1] = {min(high.x + sums[2], most), min(high.y + sums[3], most)};
+}
+
 /// Close a pass: add its counts to a bucket of the window and clear them. One thread takes `fold_width` cells.
-static __global__ void __launch_bounds__(fold_threads)
-    fold_kernel(record_view const counters, fold_command to, unsigned num_groups) {
+template <class = void>
+__global__ void __launch_bounds__(fold_threads)
+    fold_kernel(record_view const counters, fold_command const command, unsigned const num_groups) {
   auto const group = blockIdx.x * blockDim.x + threadIdx.x;
   if (group >= num_groups) { return; }
-  std::uint64_t sums[fold_width] = {};
+  long long sums[fold_width] = {};
 #pragma unroll 4
   for (std::uint32_t stripe = 0; stripe < counters.num_stripes; ++stripe) {
     auto* const counts = reinterpret_cast<uint4*>(counters.pass + stripe * counters.stripe_cells) + group;
@@ -65,19 +90,18 @@ static __global__ void __launch_bounds__(fold_threads)
     sums[2] += fresh.z;
     sums[3] += fresh.w;
   }
-  if (!to.counted) { return; }
-  auto* const cells = reinterpret_cast<longlong2*>(to.bucket) + std::size_t{2} * group;
-  longlong2 low{0, 0};
-  longlong2 high{0, 0};
-  if (!to.fresh) {
-    low = cells[0];
-    high = cells[1];
+  if (command.to.bucket == nullptr) { return; }
+  if (command.host != nullptr) {
+    auto const* const host = reinterpret_cast<longlong2 const*>(command.host) + std::size_t{2} * group;
+    auto const low = host[0];
+    auto const high = host[1];
+    sums[0] += low.x;
+    sums[1] += low.y;
+    sums[2] += high.x;
+    sums[3] += high.y;
   }
-  auto const add = [](long long sum, std::uint64_t tokens) {
-    return min(sum + static_cast<long long>(tokens), static_cast<long long>(max_layer_tokens));
-  };
-  cells[0] = {add(low.x, sums[0]), add(low.y, sums[1])};
-  cells[1] = {add(high.x, sums[2]), add(high.y, sums[3])};
+  add_to_bucket(command.to, group, sums);
+  if (command.also_to.bucket != nullptr) { add_to_bucket(command.also_to, group, sums); }
 }
 
 template <std::integral Count>
@@ -93,17 +117,10 @@ __global__ void arrivals_kernel(record_view const counters, index_t const layer,
   }
   if (*counters.gate == 0 || tokens <= 0) { return; }
   auto const expert = counters.local_map[static_cast<std::ptrdiff_t>(layer) * counters.slots_per_rank + slot];
+  if (expert < 0 || expert >= counters.num_logical) { return; }
   constexpr long long most = 0x7fffffff;  // garbage must not wrap round
   atomicAdd(&counters.pass[static_cast<std::ptrdiff_t>(layer) * counters.num_logical + expert],
             static_cast<std::uint32_t>(min(tokens, most)));
-}
-
-/// Counts stop at the largest that a counter holds.
-static __global__ void add_counts_kernel(load_t const* from, std::uint32_t* to, index_t count) {
-  auto const i = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= count) { return; }
-  auto const room = static_cast<load_t>(0xffffffffu - to[i]);
-  to[i] += static_cast<std::uint32_t>(min(from[i], room));
 }
 
 /// Cells of a bucket or pass with its padding.
@@ -112,17 +129,18 @@ static __global__ void add_counts_kernel(load_t const* from, std::uint32_t* to, 
   return (cells + fold_width - 1) / fold_width * fold_width;
 }
 
-[[nodiscard]] inline status add_counts(cudaStream_t stream, load_t const* from, std::uint32_t* to, index_t count) {
-  auto const blocks = (static_cast<unsigned>(count) + fold_threads - 1) / fold_threads;
-  add_counts_kernel<<<blocks, fold_threads, 0, stream>>>(from, to, count);
-  return to_status(cudaGetLastError(), "add_counts_kernel");
+[[nodiscard]] inline unsigned fold_groups(record_view const& counters) noexcept {
+  return static_cast<unsigned>(padded_cells(counters.num_layers, counters.num_logical) / fold_width);
+}
+[[nodiscard]] constexpr unsigned fold_blocks(unsigned num_groups) noexcept {
+  return (num_groups + fold_threads - 1) / fold_threads;
 }
 
-[[nodiscard]] inline status fold(cudaStream_t stream, record_view const& counters, fold_command to) {
-  auto const groups = static_cast<unsigned>(padded_cells(counters.num_layers, counters.num_logical) / fold_width);
+[[nodiscard]] inline status fold(cudaStream_t stream, record_view const& counters, fold_command const& command) {
+  auto const groups = fold_groups(counters);
   if (groups == 0) { return {}; }
-  fold_kernel<<<(groups + fold_threads - 1) / fold_threads, fold_threads, 0, stream>>>(counters, to, groups);
-  return to_status(cudaGetLastError(), "fold_kernel");
+  return launch("fold_kernel", fold_kernel<>, {fold_blocks(groups), fold_threads}, stream, false, counters, command,
+                groups);
 }
 
 /// The same, pass after pass.
@@ -130,30 +148,38 @@ class folder {
 public:
   folder() = default;
   /// @throws std::system_error in `cudart::category()`
-  explicit folder(record_view const& counters)
-      : counters_{counters},
-        groups_{static_cast<unsigned>(padded_cells(counters.num_layers, counters.num_logical) / fold_width)} {
+  explicit folder(record_view const& counters) : counters_{counters}, groups_{fold_groups(counters)} {
     if (groups_ > 0) { prepare({}).or_throw(); }
   }
-  [[nodiscard]] status fold(cudaStream_t stream, fold_command to) {
+  [[nodiscard]] status fold(cudaStream_t stream, fold_command const& command) {
     if (groups_ == 0) { return {}; }
-    if (to != prepared_) {
-      if (auto result = prepare(to); !result.ok()) { return result; }
+    if (!is_prepared_ || command != prepared_) {
+      if (auto result = prepare(command); !result.ok()) { return result; }
     }
     return kernel_.launch(stream);
   }
+  /// Let a launch that does nothing pay for what the first one costs.
+  [[nodiscard]] status warm_up(cudaStream_t stream) {
+    if (groups_ == 0) { return {}; }
+    is_prepared_ = false;
+    constexpr unsigned none = 0;
+    auto result = kernel_.prepare(fold_blocks(groups_), fold_threads, counters_, {}, none);
+    return result.ok() ? kernel_.launch(stream) : std::move(result);
+  }
 
 private:
-  [[nodiscard]] status prepare(fold_command to) {
-    auto result = kernel_.prepare((groups_ + fold_threads - 1) / fold_threads, fold_threads, counters_, to, groups_);
-    if (result.ok()) { prepared_ = to; }
+  [[nodiscard]] status prepare(fold_command const& command) {
+    auto result = kernel_.prepare(fold_blocks(groups_), fold_threads, counters_, command, groups_);
+    is_prepared_ = result.ok();
+    prepared_ = command;
     return result;
   }
 
   record_view counters_;
   unsigned groups_ = 0;
-  kernel_graph<record_view, fold_command, unsigned> kernel_{&fold_kernel};
+  kernel_graph<record_view, fold_command, unsigned> kernel_{fold_kernel<>};
   fold_command prepared_;
+  bool is_prepared_ = false;
 };
 
 }  // namespace detail
@@ -161,12 +187,11 @@ private:
 /// Count the tokens that arrived at this rank's slots of one layer, under the map in force where the stream is.
 ///
 /// @param stream    the engine's compute stream, where commits run too.
-/// @param counters  of this rank.
+/// @param counters  of this rank, with a map of as many layers and slots; experts beyond its E are not counted.
 /// @param layer     in [0, L).
 /// @param from      [S] counts in device memory; negative ones and those of reserved slots are ignored.
 /// @return `errc::invalid_load` for a layer out of range, counters without a map, or a null pointer; nothing is
-/// launched
-///         then.
+///         launched then.
 /// @complexity O(S); one launch, no allocation.
 /// @throws std::bad_alloc on failure
 template <std::integral Count>
@@ -181,8 +206,8 @@ template <std::integral Count>
   }
   constexpr unsigned threads = 128;
   auto const blocks = (static_cast<unsigned>(counters.slots_per_rank) + threads - 1) / threads;
-  detail::arrivals_kernel<<<blocks, threads, 0, stream>>>(counters, layer, from);
-  return to_status(cudaGetLastError(), "arrivals_kernel");
+  return detail::launch("arrivals_kernel", detail::arrivals_kernel<Count>, {blocks, threads}, stream, false, counters,
+                        layer, from);
 }
 
 }  // namespace cudart

@@ -6,7 +6,9 @@
   #error "ballast/cudart/kernels/kernel_copies.cuh holds kernels: include it from a .cu file"
 #endif
 
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
+#include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/kernel_graph.cuh>
 #include <ballast/status.hpp>
 
@@ -52,7 +54,8 @@ __device__ void copy_words(std::byte const* from, std::byte* to, std::uint64_t b
 }
 
 /// Each block takes every `gridDim.x`-th piece of the list's copies.
-static __global__ void __launch_bounds__(copy_threads) copy_kernel(__grid_constant__ copy_list const list) {
+template <class = void>
+__global__ void __launch_bounds__(copy_threads) copy_kernel(__grid_constant__ copy_list const list) {
   std::uint64_t piece = blockIdx.x;
   for (int i = 0; i < list.count; ++i) {
     auto const bytes = list.bytes[i];
@@ -89,6 +92,7 @@ public:
 
   /// @throws std::system_error in `cudart::category()`
   kernel_copies() {
+    detail::capture_guard const guard;
     int device = 0;
     int multiprocessors = 0;
     to_status(cudaGetDevice(&device), "cudaGetDevice").or_throw();
@@ -108,12 +112,26 @@ public:
 
   /// Enqueue everything on `on` and forget it. @complexity a launch for each 128 copies, no allocation.
   [[nodiscard]] status submit(cudaStream_t on) {
+    if (empty()) { return {}; }
+    detail::capture_guard const guard;
     status result;
     for (std::size_t first = 0; first < copies_.size() && result.ok(); first += detail::copy_list::room) {
       result = launch(first, on);
     }
     copies_.clear();
     return result;
+  }
+
+  /// Let a launch that copies nothing pay for what the first one costs: loading the kernel, making its graph.
+  ///
+  /// @complexity one launch on a stream of its own; allocates what `add` needs for one launch's copies.
+  [[nodiscard]] status warm_up() {
+    detail::capture_guard const guard;
+    copies_.reserve(detail::copy_list::room);
+    if (auto result = kernel_.prepare(1, detail::copy_threads, detail::copy_list{}); !result.ok()) { return result; }
+    stream own;
+    if (auto result = stream::create(own); !result.ok()) { return result; }
+    return kernel_.launch(own.get());
   }
 
 private:
@@ -139,7 +157,7 @@ private:
   }
 
   std::vector<copy> copies_;
-  kernel_graph<detail::copy_list> kernel_{&detail::copy_kernel};
+  kernel_graph<detail::copy_list> kernel_{detail::copy_kernel<>};
   std::uint64_t most_blocks_ = 1;
 };
 

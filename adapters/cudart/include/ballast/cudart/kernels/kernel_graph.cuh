@@ -7,6 +7,7 @@
 #endif
 
 #include <ballast/contract.hpp>
+#include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/status.hpp>
 
@@ -39,11 +40,13 @@ public:
     return *this;
   }
   ~kernel_graph() {
+    detail::capture_guard const guard;
     if (executable_ != nullptr) { static_cast<void>(cudaGraphExecDestroy(executable_)); }
     if (graph_ != nullptr) { static_cast<void>(cudaGraphDestroy(graph_)); }
   }
 
-  /// Set shape and arguments of the launches to come. What is already enqueued keeps its own.
+  /// Set shape and arguments of the launches to come; the first time, load the kernel and make its graph. What is
+  /// already enqueued keeps its own.
   [[nodiscard]] status prepare(unsigned blocks, unsigned threads, Arguments... arguments) {
     void* pointers[] = {&arguments...};
     cudaKernelNodeParams node{};
@@ -54,11 +57,7 @@ public:
     if (executable_ != nullptr) {
       return to_status(cudaGraphExecKernelNodeSetParams(executable_, node_, &node), "cudaGraphExecKernelNodeSetParams");
     }
-    if (graph_ == nullptr) {
-      if (auto result = to_status(cudaGraphCreate(&graph_, 0), "cudaGraphCreate"); !result.ok()) { return result; }
-    }
-    auto result = to_status(cudaGraphAddKernelNode(&node_, graph_, nullptr, 0, &node), "cudaGraphAddKernelNode");
-    return result.ok() ? to_status(cudaGraphInstantiate(&executable_, graph_, 0), "cudaGraphInstantiate") : result;
+    return instantiate(node);
   }
 
   /// @pre `prepare` succeeded; the stream is not being captured
@@ -68,6 +67,16 @@ public:
   }
 
 private:
+  [[nodiscard]] status instantiate(cudaKernelNodeParams const& node) {
+    if (graph_ != nullptr) {  // a node of a try that failed would run as well
+      static_cast<void>(cudaGraphDestroy(graph_));
+      graph_ = nullptr;
+    }
+    if (auto result = to_status(cudaGraphCreate(&graph_, 0), "cudaGraphCreate"); !result.ok()) { return result; }
+    auto result = to_status(cudaGraphAddKernelNode(&node_, graph_, nullptr, 0, &node), "cudaGraphAddKernelNode");
+    return result.ok() ? to_status(cudaGraphInstantiate(&executable_, graph_, 0), "cudaGraphInstantiate") : result;
+  }
+
   void (*kernel_)(Arguments...);
   cudaGraph_t graph_ = nullptr;
   cudaGraphNode_t node_ = nullptr;

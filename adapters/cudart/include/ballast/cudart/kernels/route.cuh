@@ -6,7 +6,7 @@
   #error "ballast/cudart/kernels/route.cuh holds kernels: include it from a .cu file"
 #endif
 
-#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/kernels/launch.cuh>
 #include <ballast/cudart/record_view.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
@@ -121,8 +121,7 @@ __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a
   }
 
   // What was done without the kernel before this one; from here on its results are needed.
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
+  wait_for_predecessor();
 
   // These loads are independent of each other, so that their latencies overlap.
   auto ids = load_ids<Width>(a, first);
@@ -174,35 +173,22 @@ __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a
   }
 }
 
-struct launch_shape {
-  unsigned blocks = 1;
-  unsigned threads = 32;
-};
-
 /// Found by trying: small blocks start soonest; large ones flush fewer histograms.
 [[nodiscard]] inline launch_shape shape_for(std::uint32_t num_threads, bool histogram, index_t num_logical) noexcept {
   auto const threads = histogram && num_logical > 2048 ? 1024u
                        : num_threads <= 2048           ? 128u
                        : num_threads <= 16384          ? 256u
                                                        : 512u;
-  return {(num_threads + threads - 1) / threads, threads};
+  return {(num_threads + threads - 1) / threads, threads,
+          histogram ? sizeof(std::uint32_t) * static_cast<std::size_t>(num_logical) : 0};
 }
 
 template <router_id Id, std::uint32_t Width, bool Count, mapping Map, bool Shared>
 [[nodiscard]] status launch_route(cudaStream_t stream, route_arguments<Id> const& a, bool early) {
-  auto const num_logical = a.record.num_logical;
-  auto const shape = shape_for((a.num_ids + Width - 1) / Width, Count && Shared, num_logical);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = shape.blocks;
-  config.blockDim = shape.threads;
-  config.dynamicSmemBytes = Count && Shared ? sizeof(std::uint32_t) * static_cast<std::size_t>(num_logical) : 0;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
-  return to_status(cudaLaunchKernelEx(&config, route_kernel<Id, Width, Count, Map, Shared>, a), "route_kernel");
+  static constinit early_launch waits;
+  auto const kernel = route_kernel<Id, Width, Count, Map, Shared>;
+  auto const shape = shape_for((a.num_ids + Width - 1) / Width, Count && Shared, a.record.num_logical);
+  return launch("route_kernel", kernel, shape, stream, early && waits.is_possible(kernel), a);
 }
 
 /// Experts whose histogram fits the shared memory that every launch may have.
@@ -276,6 +262,17 @@ template <bool Count, bool Maps, router_id Id>
   }
 }
 
+/// What the public functions are given; unsigned ids are read as signed ones, of which the negative ones are invalid.
+template <router_id Id>
+[[nodiscard]] route_arguments<signed_id<Id>> make_arguments(index_t layer, routing<Id> const& input,
+                                                            Id* physical = nullptr) noexcept {
+  route_arguments<signed_id<Id>> a;
+  a.input = {reinterpret_cast<signed_id<Id> const*>(input.ids), input.num_tokens, input.top_k, input.num_valid_tokens};
+  a.physical = reinterpret_cast<signed_id<Id>*>(physical);
+  a.layer = layer;
+  return a;
+}
+
 }  // namespace detail
 
 /// Count one layer's router choices on a stream.
@@ -287,34 +284,30 @@ template <bool Count, bool Maps, router_id Id>
 /// @param layer     in [0, L).
 /// @param input     [T, k] logical experts; ids outside [0, E) and padded rows are not counted.
 /// @param early     let the launch overlap with the end of the kernel before it, on which it waits before it reads
-///                  anything (programmatic dependent launch).
+///                  anything (programmatic dependent launch), where the device and the compiled code can.
 /// @return `errc::invalid_load` for a layer out of range, impossible sizes or a null pointer; nothing is launched then.
 /// @complexity one launch, O(T k + E) work; no allocation.
 /// @throws std::bad_alloc on failure
 template <router_id Id>
 [[nodiscard]] status record(cudaStream_t stream, record_view const& counters, index_t layer, routing<Id> const& input,
                             bool early = true) {
-  detail::route_arguments<Id> a;
-  a.input = input;
+  auto a = detail::make_arguments(layer, input);
   a.record = counters;
-  a.layer = layer;
   return detail::route<true, false>("record", stream, a, early);
 }
 
 /// Map one layer's router choices to physical ids on a stream.
 ///
 /// @param tables    as `device_store::view()`.
-/// @param physical  out: [T, k]; -1 for invalid ids and padded rows. May be `input.ids`.
+/// @param physical  out: [T, k]; -1 (the largest number of an unsigned type) for invalid ids and padded rows. May be
+///                  `input.ids`.
 /// @determinism equals `dispatch_ids` on the host, id for id.
 /// The rest is as for `record`.
 template <router_id Id>
 [[nodiscard]] status dispatch(cudaStream_t stream, dispatch_view const& tables, index_t layer, routing<Id> const& input,
                               Id* physical, bool early = true) {
-  detail::route_arguments<Id> a;
-  a.input = input;
+  auto a = detail::make_arguments(layer, input, physical);
   a.tables = tables;
-  a.physical = physical;
-  a.layer = layer;
   return detail::route<false, true>("dispatch", stream, a, early);
 }
 
@@ -322,12 +315,9 @@ template <router_id Id>
 template <router_id Id>
 [[nodiscard]] status dispatch_and_record(cudaStream_t stream, record_view const& counters, dispatch_view const& tables,
                                          index_t layer, routing<Id> const& input, Id* physical, bool early = true) {
-  detail::route_arguments<Id> a;
-  a.input = input;
+  auto a = detail::make_arguments(layer, input, physical);
   a.record = counters;
   a.tables = tables;
-  a.physical = physical;
-  a.layer = layer;
   return detail::route<true, true>("dispatch_and_record", stream, a, early);
 }
 

@@ -48,6 +48,12 @@ public:
     return {};
   }
 
+  /// Make the call here, where no thread can be had.
+  void run_here() noexcept {
+    result_ = call();
+    stage_.store(stage::returned, std::memory_order_release);
+  }
+
   /// @return whether the call has returned by then.
   [[nodiscard]] bool wait_until(nanoseconds_t deadline) const noexcept {
     auto const begin = ballast::detail::now();

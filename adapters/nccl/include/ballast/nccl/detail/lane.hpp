@@ -17,6 +17,8 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <span>
 #include <system_error>
 #include <utility>
@@ -25,22 +27,81 @@
 BALLAST_BEGIN_NAMESPACE
 namespace nccl::detail {
 
+/// Memory that lanes are done with. To free it would wait for the whole device, whose kernels may wait for this rank:
+/// so it is kept for the next lane of the device.
+class spare_packs {
+public:
+  static void keep(cudart::device_memory<std::byte> pack) noexcept {
+    if (pack.data() == nullptr) { return; }
+    auto& all = get();
+    std::lock_guard const lock{all.mutex_};
+    try {
+      all.packs_.push_back({device(), cudart::device_memory<std::byte>{}});
+      all.packs_.back().memory = std::move(pack);
+    } catch (std::bad_alloc const&) { pack.abandon(); }
+  }
+  /// Empty where there is none of that size.
+  [[nodiscard]] static cudart::device_memory<std::byte> take(std::size_t bytes) {
+    auto& all = get();
+    std::lock_guard const lock{all.mutex_};
+    auto const here = device();
+    auto const found = std::find_if(all.packs_.begin(), all.packs_.end(), [&](spare const& each) {
+      return each.device == here && each.memory.size() >= bytes;
+    });
+    if (found == all.packs_.end()) { return {}; }
+    auto memory = std::move(found->memory);
+    all.packs_.erase(found);
+    return memory;
+  }
+
+  /// Forget what is kept: there is another device runtime now, as only tests have it.
+  static void forget() noexcept {
+    auto& all = get();
+    std::lock_guard const lock{all.mutex_};
+    for (auto& each : all.packs_) { each.memory.abandon(); }
+    all.packs_.clear();
+  }
+
+private:
+  struct spare {
+    int device = 0;
+    cudart::device_memory<std::byte> memory;
+  };
+  /// Lives as long as the process: at its end there may be no runtime to give memory back to.
+  [[nodiscard]] static spare_packs& get() {
+    static auto* const all = new spare_packs;
+    return *all;
+  }
+  [[nodiscard]] static int device() noexcept {
+    int current = 0;
+    return cudaGetDevice(&current) == cudaSuccess ? current : -1;
+  }
+
+  std::mutex mutex_;
+  std::vector<spare> packs_;
+};
+
 /// A stream that NCCL's kernels run on, and the memory that only they and copies behind them touch.
 struct lane {
   cudart::stream stream;
   cudart::device_memory<std::byte> pack;
   std::vector<cudart::device_memory<std::byte>> outgrown;  ///< to free memory would wait for the device
   std::vector<segment> targets;                            ///< of the batch that was given up on it
-  std::atomic<bool> is_launching = false;                  ///< a thread that nobody waits for may enqueue on it
+  // Who may still enqueue on it although nobody waits any more:
+  std::atomic<bool> is_launching = false;  ///< the thread of a first exchange
+  std::shared_ptr<errand const> ending;    ///< the abort of a communicator, until it has returned
+  ncclComm_t child = nullptr;              ///< a communicator of ours that may not be aborted, while it is in progress
+  bool is_lent = false;                    ///< one that was lent, and that only its owner knows about
 
   lane() = default;
   lane(lane const&) = delete;
   lane& operator=(lane const&) = delete;
-  /// Never waits for kernels: their memory is then not given back.
+  /// Never waits for the device: memory that kernels may still use is not given back, the rest is kept.
   ~lane() {
-    if (stream.get() == nullptr || is_idle()) { return; }
-    pack.abandon();
-    for (auto& each : outgrown) { each.abandon(); }
+    bool const idle = stream.get() == nullptr || is_idle();
+    auto const part_with = [idle](auto& memory) { idle ? spare_packs::keep(std::move(memory)) : memory.abandon(); };
+    part_with(pack);
+    for (auto& each : outgrown) { part_with(each); }
   }
 
   [[nodiscard]] static status create(std::shared_ptr<lane>& out) {
@@ -52,16 +113,23 @@ struct lane {
     return {};
   }
 
-  [[nodiscard]] bool is_idle() const noexcept {
-    return !is_launching.load(std::memory_order_acquire) && stream.query() == cudaSuccess;
+  [[nodiscard]] bool is_idle() const noexcept { return !may_be_launched_on() && stream.query() == cudaSuccess; }
+  [[nodiscard]] bool may_be_launched_on() const noexcept {
+    if (is_lent || is_launching.load(std::memory_order_acquire)) { return true; }
+    if (ending != nullptr && !ending->has_returned()) { return true; }
+    if (child == nullptr) { return false; }
+    ncclResult_t state = ncclSuccess;
+    return ncclCommGetAsyncError(child, &state) == ncclSuccess && state == ncclInProgress;
   }
 
   /// Have at least so many bytes of `pack`.
   [[nodiscard]] status reserve(std::size_t bytes) {
     if (bytes <= pack.size()) { return {}; }
-    cudart::device_memory<std::byte> larger;
     outgrown.reserve(outgrown.size() + 1);
-    auto result = cudart::device_memory<std::byte>::allocate(larger, std::max(bytes, 2 * pack.size()));
+    auto larger = spare_packs::take(bytes);
+    auto result = larger.size() > 0
+                      ? status{}
+                      : cudart::device_memory<std::byte>::allocate(larger, std::max(bytes, 2 * pack.size()));
     if (!result.ok()) { result = cudart::device_memory<std::byte>::allocate(larger, bytes); }
     if (!result.ok()) { return result; }
     if (pack.data() != nullptr) { outgrown.push_back(std::move(pack)); }

@@ -24,9 +24,6 @@ class ending final : public errand {
 public:
   ending(ncclComm_t handle, bool aborts) : handle_{handle}, aborts_{aborts} {}
 
-  /// Where no thread can be had.
-  void run_here() noexcept { static_cast<void>(call()); }
-
 private:
   ncclResult_t call() noexcept override { return aborts_ ? ncclCommAbort(handle_) : ncclCommDestroy(handle_); }
 
@@ -50,15 +47,15 @@ public:
     if (auto result = to_status(this->result(), "NCCL"); !result.ok()) { return result; }
     auto const begin = ballast::detail::now();
     for (;;) {
-      auto const made = handle();
-      auto const asked = made != nullptr ? made : parent;
-      auto state = this->result() == ncclSuccess ? ncclInternalError : ncclInProgress;
-      if (asked != nullptr) {
-        if (auto result = to_status(ncclCommGetAsyncError(asked, &state), "ncclCommGetAsyncError"); !result.ok()) {
-          return result;
-        }
+      // Where there is a parent, it says when the handle has been written.
+      auto state = parent == nullptr ? ncclSuccess : state_of(parent);
+      if (state == ncclSuccess) {
+        parent = nullptr;
+        auto const made = handle();
+        state = made == nullptr ? ncclInProgress : state_of(made);
+        if (state == ncclSuccess) { return {}; }
       }
-      if (state != ncclInProgress && (state != ncclSuccess || made != nullptr)) { return to_status(state, "NCCL"); }
+      if (state != ncclInProgress) { return to_status(state, "NCCL"); }
       auto const time = ballast::detail::now();
       if (time >= deadline) { return late(); }
       cudart::detail::pause(time - begin);
@@ -75,6 +72,11 @@ protected:
 private:
   class disposal;
 
+  [[nodiscard]] static ncclResult_t state_of(ncclComm_t asked) noexcept {
+    ncclResult_t state = ncclSuccess;
+    auto const result = ncclCommGetAsyncError(asked, &state);
+    return result == ncclSuccess ? state : result;
+  }
   [[nodiscard]] static status late() { return {errc::deadline_exceeded, "communicator: not all ranks came in time"}; }
 
   /// NCCL may write into this object for as long as it likes.

@@ -3,8 +3,8 @@
 #define BALLAST_POSIX_DETAIL_JOB_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/detail/process_watch.hpp>
 #include <ballast/digest.hpp>
-#include <ballast/posix/detail/process_watch.hpp>
 
 #include <cstdint>
 #include <cstdlib>
@@ -13,6 +13,12 @@
 
 BALLAST_BEGIN_NAMESPACE
 namespace posix::detail {
+
+using ballast::detail::facts_of;
+using ballast::detail::identity_of;
+using ballast::detail::parent_of_this_process;
+using ballast::detail::process_identity;
+using ballast::detail::this_process;
 
 /// Which job this process belongs to: ranks of different jobs do not meet, even under one name.
 struct job {

@@ -3,9 +3,9 @@
 #define BALLAST_POSIX_DETAIL_RENDEZVOUS_HPP
 
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/job.hpp>
-#include <ballast/posix/detail/process_watch.hpp>
 #include <ballast/posix/detail/segment.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
 #include <ballast/posix/detail/shared_mapping.hpp>

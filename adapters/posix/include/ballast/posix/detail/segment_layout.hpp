@@ -2,8 +2,8 @@
 #ifndef BALLAST_POSIX_DETAIL_SEGMENT_LAYOUT_HPP
 #define BALLAST_POSIX_DETAIL_SEGMENT_LAYOUT_HPP
 
+#include <ballast/detail/process_watch.hpp>
 #include <ballast/posix/detail/doorbell.hpp>
-#include <ballast/posix/detail/process_watch.hpp>
 #include <ballast/types.hpp>
 
 #include <atomic>
@@ -12,6 +12,10 @@
 
 BALLAST_BEGIN_NAMESPACE
 namespace posix::detail {
+
+using ballast::detail::pid_namespace;
+using ballast::detail::process_identity;
+using ballast::detail::process_watch;
 
 // Everything in this file lies in memory that several processes map. No lock guards it, so that a process may die or be
 // stopped anywhere; each word has one writer, or is changed by compare-and-swap.

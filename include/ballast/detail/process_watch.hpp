@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_POSIX_DETAIL_PROCESS_WATCH_HPP
-#define BALLAST_POSIX_DETAIL_PROCESS_WATCH_HPP
+#ifndef BALLAST_DETAIL_PROCESS_WATCH_HPP
+#define BALLAST_DETAIL_PROCESS_WATCH_HPP
 
 #include <ballast/config.hpp>
 
@@ -11,6 +11,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -18,7 +19,7 @@
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
-namespace posix::detail {
+namespace detail {
 
 /// A process, told apart from a later one that was given the same number.
 struct process_identity {
@@ -32,12 +33,13 @@ struct process_identity {
 struct process_facts {
   std::int64_t parent = 0;
   std::uint64_t start_time = 0;
+  bool unknown = false;  ///< this process could not look, for want of descriptors or memory
 };
 [[nodiscard]] inline process_facts facts_of(std::int64_t pid) {
   char path[40];
   std::snprintf(path, sizeof path, "/proc/%lld/stat", static_cast<long long>(pid));
   int const file = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) { return {}; }
+  if (file < 0) { return {0, 0, errno == EMFILE || errno == ENFILE || errno == ENOMEM}; }
   char text[1024];
   auto const size = ::read(file, text, sizeof text - 1);
   ::close(file);
@@ -77,7 +79,7 @@ public:
     static_cast<void>(use_pidfd);
 #endif
     // The descriptor is for whoever has the number now; that it is the right one has to be checked after opening it.
-    dead_ = start_time_of(who.pid) != who.start_time;
+    dead_ = is_gone();
   }
   process_watch(process_watch&& other) noexcept
       : who_{other.who_}, file_{std::exchange(other.file_, -1)}, dead_{other.dead_} {}
@@ -102,18 +104,23 @@ public:
       ::pollfd question{file_, POLLIN, 0};
       dead_ = ::poll(&question, 1, 0) > 0;
     } else {
-      dead_ = start_time_of(who_.pid) != who_.start_time;
+      dead_ = is_gone();
     }
     return dead_;
   }
 
 private:
+  [[nodiscard]] bool is_gone() const {
+    auto const facts = facts_of(who_.pid);
+    return !facts.unknown && facts.start_time != who_.start_time;
+  }
+
   process_identity who_;
   int file_ = -1;
   bool dead_ = true;
 };
 
-}  // namespace posix::detail
+}  // namespace detail
 BALLAST_END_NAMESPACE
 
 #endif

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include "support/check_complaints.hpp"
+#include "support/gpu_member.hpp"
+#include "support/nccl_laws.hpp"
+#include "support/simulated_nccl_runner.hpp"
+#include "support/transport_laws.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+// Communicators and transports over NCCL on simulated devices.
+
+using namespace ballast;
+using namespace ballast_test;
+
+namespace {
+
+template <class Law>
+void check(std::vector<index_t> sizes, Law law, std::uint64_t num_seeds = 1) {
+  for (auto const size : sizes) {
+    for (std::uint64_t seed = 1; seed <= num_seeds; ++seed) {
+      CAPTURE(size);
+      CAPTURE(seed);
+      check_complaints(simulated_nccl_runner{.seed = seed}.run(size, law));
+    }
+  }
+}
+
+/// Rank 0 cannot make an id: all ranks know it at once, and why.
+template <class Endpoint>
+void hears_of_a_missing_id(Endpoint& self, law_log& log) {
+  if (self.rank() == 0) { simulated::fail_next_nccl("ncclGetUniqueId", ncclSystemError); }
+  auto const begin = ballast::detail::now();
+  nccl::communicator made;
+  auto const result = nccl::communicator::create(self.control, made);
+  log.expect(!result.ok() && result.message().find("ncclGetUniqueId") != std::string::npos, result.message());
+  log.expect(ballast::detail::now() - begin < slack, "rank 0 is waited for");
+  log.expect_ok(nccl::communicator::create(self.control, made), "create again");
+  meet(self, log);
+}
+
+/// Late at the second and third batch, when all ranks have agreed and the others wait for bytes.
+class late_transport : public nccl::transport {
+public:
+  late_transport(nccl::communicator wires, nanoseconds_t delay) : transport{std::move(wires)}, delay_{delay} {}
+  [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    ++batches_;
+    if (batches_ == 2 || batches_ == 3) { ballast::detail::sleep_for(delay_); }
+    return transport::start(sends, receives);
+  }
+
+private:
+  nanoseconds_t delay_;
+  int batches_ = 0;
+};
+
+/// Whole rebalances at the default options of the transport, a rank late now and then: `resume` brings everybody back.
+template <class Endpoint>
+void outlives_late_ranks(Endpoint& self, law_log& log) {
+  nccl::communicator own;
+  if (!log.expect_ok(nccl::communicator::create(self.control, own), "create")) { return; }
+  nanoseconds_t const timeout = 500 * millisecond;
+  late_transport wires{std::move(own), self.rank() == 1 ? 2 * timeout : 0};
+  topology const where{{self.num_ranks(), 1, 6, 0}};
+  gpu_member<late_transport, in_process_endpoint> member{where, spread_placement(where, 2),         wires, self.control,
+                                                         {},    {.interval = 2, .timeout = timeout}};
+  if (!log.expect_ok(member.moved.start(), "start")) { return; }
+  int losses = 0;
+  for (int step = 0; step < 18; ++step) {
+    auto result = member.moved.on_forward_pass_end();
+    losses += wires.needs_repair() ? 1 : 0;
+    auto const somebody_failed = [&] {
+      auto const all = self.tell_all(result.ok() ? 0 : 1);
+      return std::ranges::count(all, 1u) > 0;
+    };
+    bool failed = somebody_failed();
+    for (int attempt = 0; attempt < 5 && failed; ++attempt) {
+      result = member.moved.resume();
+      failed = somebody_failed();
+    }
+    if (!log.expect(!failed, "resume: ", result.message())) { return; }
+    auto const error = member.weights.first_error(member.moved.current());
+    if (!log.expect(error.empty(), "after step ", step, " wrong at ", error)) { return; }
+  }
+  auto const all_losses = self.tell_all(static_cast<std::uint64_t>(losses));
+  log.expect(std::ranges::count(all_losses, 0u) < self.num_ranks(), "no batch was late");
+  member.expect_moves(log);
+  meet(self, log);
+}
+
+}  // namespace
+
+TEST_CASE("batches over simulated NCCL arrive byte for byte") {
+  check({1, 2, 4}, [](auto& self, law_log& log) { transport_law::moves_random_batches(self, log, 3, 15); }, 3);
+}
+
+TEST_CASE("many messages and lists in another order") {
+  check({2, 4}, [](auto& self, law_log& log) {
+    transport_law::matches_by_tag(self, log);
+    transport_law::keeps_models_apart(self, log);
+    transport_law::refuses_a_second_batch(self, log);
+    transport_law::moves_many_messages(self, log);
+  });
+}
+
+TEST_CASE("a rank without a unique id is not waited for") {
+  check({2, 3}, [](auto& self, law_log& log) { hears_of_a_missing_id(self, log); });
+}
+
+TEST_CASE("NCCL beside an engine obeys its laws") {
+  nccl_law::check_laws([](std::vector<index_t> sizes, auto law) { check(std::move(sizes), law); });
+}
+
+TEST_CASE("a rebalancer over NCCL outlives late ranks") {
+  check({2, 3}, [](auto& self, law_log& log) { outlives_late_ranks(self, log); });
+}
