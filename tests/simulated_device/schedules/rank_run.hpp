@@ -8,11 +8,11 @@
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
 #include <ballast/topology.hpp>
 
 #include "schedules/set_up.hpp"
 #include "schedules/watched_weights.hpp"
-#include "support/few_layers.hpp"
 #include "support/gpu_member.hpp"
 #include "support/simulated_device/simulated_device.hpp"
 #include "support/simulated_group.hpp"
@@ -126,7 +126,7 @@ private:
                 initial,
                 ballast::window_recorder{initial.num_layers(), initial.num_logical(), {1, 1}},
                 restless_placement{},
-                few_layers{what.layers_per_chunk},
+                ballast::layers_per_chunk{what.layers_per_chunk},
                 wires,
                 store,
                 control,
@@ -148,7 +148,9 @@ private:
     ballast::placement initial;
     std::shared_ptr<watched_weights> weights;
     sturdy_store store;
-    ballast::rebalancer<ballast::window_recorder, restless_placement, few_layers, Wires, sturdy_store, Control> moved;
+    ballast::rebalancer<ballast::window_recorder, restless_placement, ballast::layers_per_chunk<>, Wires, sturdy_store,
+                        Control>
+        moved;
   };
 
   // ---- calls of the library ----
