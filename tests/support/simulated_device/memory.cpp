@@ -30,7 +30,7 @@ arena::~arena() {
 }
 
 std::size_t arena::take(std::size_t bytes) {
-  auto const wanted = whole_pages(std::max<std::size_t>(bytes, 1)) + page;  // a page apart: neighbours never touch
+  auto const wanted = whole_pages(std::max<std::size_t>(bytes, 1)) + gap_;
   // What was given back is given out again as late as possible, so that whoever still uses it is seen.
   for (auto const from : {next_, std::size_t{0}}) {
     for (auto const& [offset, size] : free_) {
