@@ -17,8 +17,8 @@
   #endif
 #endif
 
-// Version and contract level are part of the ABI namespace: translation units built with other ones never share an inline
-// function body; handing our types from one to the other fails to link.
+// Version and contract level are part of the ABI namespace: translation units built with other ones never share an
+// inline function body; handing our types from one to the other fails to link.
 #define BALLAST_DETAIL_CAT_ABI(major, minor, level) v##major##_##minor##_c##level
 #define BALLAST_DETAIL_ABI(major, minor, level) BALLAST_DETAIL_CAT_ABI(major, minor, level)
 #define BALLAST_BEGIN_NAMESPACE \
