@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -40,7 +39,7 @@ void in_virtual_time(std::function<void()> const& body) {
 struct engine {
   explicit engine(cudart::device_store_options options = {}) {
     options.compute_stream = compute.get();
-    store.emplace(where, 0, initial, options);
+    store = std::make_unique<cudart::device_store<>>(where, 0, initial, options);
     for (index_t layer = 0; layer < num_layers; ++layer) {
       weights.push_back(cudart::device_memory<std::byte>::create(4 * expert));
       store->add(layer, "w", weights.back().data(), expert).or_throw();
@@ -56,7 +55,7 @@ struct engine {
   }
   cudart::stream compute = cudart::stream::create();
   std::vector<cudart::device_memory<std::byte>> weights;
-  std::optional<cudart::device_store<>> store;
+  std::unique_ptr<cudart::device_store<>> store;
 };
 
 [[nodiscard]] std::int64_t allocations() {
@@ -127,7 +126,7 @@ TEST_CASE("staging is allocated once, by start, never from a pool, and stays wit
   in_virtual_time([] {
     engine self{{.staging_limit = std::size_t{1} << 20}};
     self.store->warm_up().or_throw();
-    CHECK(self.store->staging_high_water() == num_layers * 4 * expert);
+    CHECK(self.store->staging_high_water() == std::size_t{num_layers} * 4 * expert);
     auto const before = allocations();
     for (std::size_t experts = 1; experts <= 8; ++experts) { self.store->reserve_staging(experts * expert).or_throw(); }
     self.commit(0, initial, 1).or_throw();

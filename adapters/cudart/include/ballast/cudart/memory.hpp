@@ -107,7 +107,7 @@ private:
 template <class Value>
 [[nodiscard]] Value attribute_of(std::byte const* address, CUpointer_attribute which, Value otherwise) {
   Value value{};
-  auto const result = driver_api::get().pointer_get_attribute(&value, which, to_device(address));
+  auto const result = driver_api::get().pointer_get_attribute(static_cast<void*>(&value), which, to_device(address));
   return result == CUDA_SUCCESS ? value : otherwise;
 }
 /// The pool that memory comes from, null where it comes from none.
