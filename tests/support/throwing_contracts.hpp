@@ -3,6 +3,7 @@
 #ifndef BALLAST_TESTS_SUPPORT_THROWING_CONTRACTS_HPP
 #define BALLAST_TESTS_SUPPORT_THROWING_CONTRACTS_HPP
 
+#include <ostream>  // doctest prints what it compares, error codes too
 #include <stdexcept>
 
 namespace ballast_test {
