@@ -182,8 +182,8 @@ TEST_CASE("a copy stays inside one allocation, and where its device can reach") 
   on_one_rank(in_virtual_time(2), [] {
     auto const stream = make_stream();
     auto* const memory = make_memory(4096);
-    auto* const target = make_memory(3 * 4096);
-    CHECK(copy_bytes(target, memory, stream, 2 * 4096) == cudaErrorInvalidValue);
+    auto* const target = make_memory(std::size_t{3} * 4096);
+    CHECK(copy_bytes(target, memory, stream, std::size_t{2} * 4096) == cudaErrorInvalidValue);
     CHECK(broken_rules() == rules{"spans allocations"});
     CHECK(cudaSetDevice(1) == cudaSuccess);
     auto* const far = make_memory(4096);
@@ -464,7 +464,7 @@ TEST_CASE("calls fail when a test wants them to") {
 TEST_CASE("waiting for what never comes is a hang") {
   on_one_rank(in_virtual_time(), [] {
     auto const stream = make_stream();
-    simulated::held_stream held{stream};
+    simulated::held_stream const held{stream};
     CHECK(cudaStreamSynchronize(stream) == cudaErrorLaunchTimeout);
     CHECK(broken_rules() == rules{"hang"});
   });
