@@ -175,6 +175,7 @@ public:
     if (mine.ok()) {
       auto const deadline = ballast::detail::deadline_after(options.timeout);
       wires_.abort(options.timeout / 4);
+      await_aborted_kernels(ballast::detail::deadline_after(options.timeout / 4));
       mine = leave_busy_lane();
       rest.timeout = ballast::detail::time_until(deadline);
     }
@@ -292,6 +293,14 @@ private:
                                       "lender_has_ended here), or try again later")};
     }
     return {};
+  }
+  /// Kernels of a communicator that we have aborted end soon.
+  void await_aborted_kernels(nanoseconds_t deadline) const {
+    if (lane_->ending == nullptr) { return; }
+    auto const begin = ballast::detail::now();
+    for (auto time = begin; !lane_->is_idle() && time < deadline; time = ballast::detail::now()) {
+      cudart::detail::pause(time - begin);
+    }
   }
   /// Take another stream where this one's kernels have not ended.
   [[nodiscard]] status leave_busy_lane() {
