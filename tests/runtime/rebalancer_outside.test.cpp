@@ -10,6 +10,7 @@
 
 #include "../support/cohort.hpp"
 #include "../support/policies.hpp"
+#include "../support/two_ranks.hpp"
 
 #include <doctest/doctest.h>
 
@@ -31,12 +32,6 @@ topology const where{{2, 1, 3, 0}};
 constexpr index_t num_layers = 2;
 placement const initial = trivial_placement({num_layers, 4, 6});
 
-template <class Body>
-void on_two_ranks(Body body) {
-  in_process_group group{2};
-  group.run(body);
-}
-
 // One rank whose rebalancer has started with a recorder of the test's choice.
 template <class Recorder>
 struct served_by {
@@ -51,6 +46,19 @@ struct served_by {
     moved.start().or_throw();
   }
 };
+
+// One rank that would move nothing, over a store of the test's choice.
+[[nodiscard]] auto keeping(in_process_endpoint& me, host_store& store) {
+  return rebalancer{where,
+                    initial,
+                    window_recorder{num_layers, 4, {1, 1}},
+                    keep_placement{},
+                    all_layers{},
+                    me,
+                    store,
+                    me,
+                    {.timeout = patience}};
+}
 
 // Does to a plan what a test wants.
 struct evil_placement {
@@ -197,15 +205,7 @@ TEST_CASE("a store for another model is refused at the start, on every rank, wit
       for (index_t layer = 0; layer < layers; ++layer) {
         store.add(layer, "w", memory.data() + static_cast<std::size_t>(layer) * 48, 16).or_throw();
       }
-      rebalancer moved{where,
-                       initial,
-                       window_recorder{num_layers, 4, {1, 1}},
-                       keep_placement{},
-                       all_layers{},
-                       me,
-                       store,
-                       me,
-                       {.timeout = patience}};
+      auto moved = keeping(me, store);
       auto const result = moved.start();
       CHECK(result.code() == wrong.code);
       if (mine) {
@@ -284,15 +284,7 @@ TEST_CASE("weights that were loaded for another layout, or another placement, ar
     patterned_weights weights{where, me.rank(), initial, {{me.rank() == 0 ? 48u : 40u, 48}}};
     host_store store{where, num_layers};
     weights.add_to(store);
-    rebalancer moved{where,
-                     initial,
-                     window_recorder{num_layers, 4, {1, 1}},
-                     keep_placement{},
-                     all_layers{},
-                     me,
-                     store,
-                     me,
-                     {.timeout = patience}};
+    auto moved = keeping(me, store);
     CHECK(moved.start().message().find("weights layout") != std::string::npos);
   });
   on_two_ranks([](in_process_endpoint& me) {

@@ -7,6 +7,7 @@
 
 #include "../support/cohort.hpp"
 #include "../support/policies.hpp"
+#include "../support/two_ranks.hpp"
 
 #include <doctest/doctest.h>
 
@@ -32,12 +33,6 @@ template <class Member>
 void step(Member& self, std::vector<index_t> const& ids) {
   for (index_t layer = 0; layer < num_layers; ++layer) { self.moved.record_top_k(layer, ids); }
   self.moved.on_forward_pass_end().or_throw();
-}
-
-template <class Body>
-void on_two_ranks(Body body) {
-  in_process_group group{2};
-  group.run(body);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "../support/allocation_counter.hpp"
 #include "../support/cohort.hpp"
 #include "../support/policies.hpp"
+#include "../support/two_ranks.hpp"
 
 #include <doctest/doctest.h>
 
@@ -32,13 +33,6 @@ template <class Member>
 status step(Member& self) {
   record(self);
   return self.moved.on_forward_pass_end();
-}
-
-// Run the same body on two in-process ranks.
-template <class Body>
-void on_two_ranks(Body body) {
-  in_process_group group{2};
-  group.run(body);
 }
 
 using one_by_one = layers_per_chunk<>;

@@ -11,6 +11,8 @@
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
+#include "expert_layout.hpp"
+
 #include <cuda_runtime_api.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -147,22 +149,15 @@ private:
   std::vector<ballast::cudart::device_memory<std::byte>> blocks_;
 };
 
-/// Bytes of one expert in one tensor, and how far apart two slots are.
-struct gpu_tensor_shape {
-  std::size_t bytes = 0;
-  std::size_t stride = 0;
-};
-
-/// One rank's expert weights in device memory, whose every byte says to which (layer, tensor, expert) it belongs, with
-/// guard bytes in the gaps between slots and around each tensor.
+/// One rank's expert weights in device memory, as an `expert_layout` has them.
 class gpu_weights {
 public:
   gpu_weights(ballast::topology const& where, ballast::index_t rank, ballast::placement const& holds,
               std::vector<gpu_tensor_shape> tensors)
-      : first_slot_{where.first_slot(rank)}, slots_{where.slots_per_rank()}, tensors_{std::move(tensors)} {
+      : layout_{where, rank, std::move(tensors), 256} {
     for (ballast::index_t layer = 0; layer < holds.num_layers(); ++layer) {
-      for (std::size_t t = 0; t < tensors_.size(); ++t) {
-        auto const bytes = expected(holds, layer, t);
+      for (std::size_t t = 0; t < layout_.num_tensors(); ++t) {
+        auto const bytes = layout_.expected(holds, layer, t);
         blocks_.push_back(memory_.allocate(bytes.size()));
         memory_.write(blocks_.back(), bytes);
       }
@@ -172,37 +167,32 @@ public:
   /// Register everything with a store.
   template <class Store>
   void add_to(Store& store) {
-    for (std::size_t i = 0; i < blocks_.size(); ++i) {
-      auto const& shape = tensors_[i % tensors_.size()];
-      store
-          .add(static_cast<ballast::index_t>(i / tensors_.size()),
-               ballast::detail::concat("tensor", i % tensors_.size()), blocks_[i] + margin, shape.bytes, shape.stride)
-          .or_throw();
-    }
+    for (std::size_t i = 0; i < blocks_.size(); ++i) { layout_.add_to(store, i, blocks_[i]); }
   }
 
   /// The first bytes of an expert in one tensor, as a number.
   [[nodiscard]] static std::uint64_t signature(ballast::index_t layer, std::size_t tensor, ballast::index_t expert) {
     std::array<std::byte, sizeof(std::uint64_t)> bytes{};
-    fill(bytes, layer, tensor, expert);
+    expert_layout::fill(bytes, layer, tensor, expert);
     return std::bit_cast<std::uint64_t>(bytes);
   }
   /// Where the expert in slot 0 is.
   [[nodiscard]] std::byte* slots_of(ballast::index_t layer, std::size_t tensor) const {
-    return blocks_[static_cast<std::size_t>(layer) * tensors_.size() + tensor] + margin;
+    return block(layer, tensor) + layout_.margin();
   }
 
   /// Empty when every slot holds what `tables` names and no guard byte has changed; otherwise the first wrong place.
   [[nodiscard]] std::string first_error(ballast::placement const& tables) {
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     for (ballast::index_t layer = 0; layer < tables.num_layers(); ++layer) {
-      for (std::size_t t = 0; t < tensors_.size(); ++t) {
-        auto const wanted = expected(tables, layer, t);
+      for (std::size_t t = 0; t < layout_.num_tensors(); ++t) {
+        auto const wanted = layout_.expected(tables, layer, t);
         std::vector<std::byte> found(wanted.size());
-        memory_.read(blocks_[static_cast<std::size_t>(layer) * tensors_.size() + t], found);
+        memory_.read(block(layer, t), found);
         for (std::size_t i = 0; i < found.size(); ++i) {
           if (found[i] != wanted[i]) {
-            return ballast::detail::concat("layer ", layer, ", tensor ", t, ", byte ", i, ", slots from ", first_slot_);
+            return ballast::detail::concat("layer ", layer, ", tensor ", t, ", byte ", i, ", slots from ",
+                                           layout_.first_slot());
           }
         }
       }
@@ -211,33 +201,11 @@ public:
   }
 
 private:
-  static constexpr std::size_t margin = 256;
-  static constexpr std::byte guard{0xa5};
-
-  static void fill(std::span<std::byte> bytes, ballast::index_t layer, std::size_t tensor, ballast::index_t expert) {
-    auto state = static_cast<std::uint64_t>(layer) * 0x9e3779b97f4a7c15u + tensor * 0xbf58476d1ce4e5b9u +
-                 static_cast<std::uint64_t>(expert) * 0x94d049bb133111ebu;
-    for (auto& byte : bytes) {
-      state = state * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
-      byte = static_cast<std::byte>(state >> 56);
-    }
+  [[nodiscard]] std::byte* block(ballast::index_t layer, std::size_t tensor) const {
+    return blocks_[static_cast<std::size_t>(layer) * layout_.num_tensors() + tensor];
   }
 
-  [[nodiscard]] std::vector<std::byte> expected(ballast::placement const& tables, ballast::index_t layer,
-                                                std::size_t tensor) const {
-    auto const& shape = tensors_[tensor];
-    std::vector<std::byte> bytes(2 * margin + static_cast<std::size_t>(slots_) * shape.stride, guard);
-    for (ballast::index_t slot = 0; slot < slots_; ++slot) {
-      auto const expert = tables.logical_of_slot(layer)[static_cast<std::size_t>(first_slot_ + slot)];
-      auto* const at = bytes.data() + margin + static_cast<std::size_t>(slot) * shape.stride;
-      fill({at, shape.bytes}, layer, tensor, expert);
-    }
-    return bytes;
-  }
-
-  ballast::index_t first_slot_;
-  ballast::index_t slots_;
-  std::vector<gpu_tensor_shape> tensors_;
+  expert_layout layout_;
   gpu_memory memory_;
   std::vector<std::byte*> blocks_;  // [L * tensors]
 };

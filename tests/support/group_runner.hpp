@@ -6,6 +6,7 @@
 #include <ballast/types.hpp>
 
 #include "support/law_log.hpp"
+#include "support/splitmix.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -99,25 +100,15 @@ inline void sleep_for(ballast::nanoseconds_t duration) {
   ::nanosleep(&time, nullptr);
 }
 
-/// Small deterministic generator; the ranks of a group draw the same numbers from the same seed.
-class dice {
+/// The ranks of a group draw the same numbers from the same seed.
+class dice : public splitmix {
 public:
-  explicit dice(std::uint64_t seed) : state_{seed * 2 + 1} {}
-  std::uint64_t next() {
-    state_ += 0x9e3779b97f4a7c15u;
-    auto x = state_;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-  }
+  explicit dice(std::uint64_t seed) : splitmix{seed * 2 + 1} {}
   /// In [0, end).
   template <class T>
   T below(T end) {
     return static_cast<T>(next() % static_cast<std::uint64_t>(end));
   }
-
-private:
-  std::uint64_t state_;
 };
 
 }  // namespace ballast_test

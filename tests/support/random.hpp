@@ -5,6 +5,8 @@
 #include <ballast/placement/placement.hpp>
 #include <ballast/types.hpp>
 
+#include "splitmix.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -12,25 +14,16 @@
 
 namespace ballast_test {
 
-/// Small seeded generator with the same numbers everywhere (splitmix64).
-class generator {
+/// What tests draw at random.
+class generator : public splitmix {
 public:
-  explicit generator(std::uint64_t seed) : state_{seed} {}
-  std::uint64_t next() {
-    std::uint64_t x = state_ += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-  }
+  using splitmix::splitmix;
   /// In [0, bound).
   ballast::index_t below(ballast::index_t bound) {
     return static_cast<ballast::index_t>(next() % static_cast<std::uint64_t>(bound));
   }
   /// In [first, last].
   ballast::index_t between(ballast::index_t first, ballast::index_t last) { return first + below(last - first + 1); }
-
-private:
-  std::uint64_t state_;
 };
 
 template <class T>

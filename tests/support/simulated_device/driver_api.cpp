@@ -253,16 +253,8 @@ CUresult get_error_string(CUresult error, char const** out) {
 }
 
 /// As the runtime's, but for the thread's last error.
-template <cudaError_t (*Query)(cudaEvent_t)>
-CUresult event_query(CUevent which) {
-  auto& self = machine::thread();
-  auto const last = self.last;
-  auto const result = Query(which);
-  self.last = last;
-  return to_driver(result);
-}
-template <cudaError_t (*Query)(cudaStream_t)>
-CUresult stream_query(CUstream which) {
+template <class Handle, cudaError_t (*Query)(Handle)>
+CUresult query(Handle which) {
   auto& self = machine::thread();
   auto const last = self.last;
   auto const result = Query(which);
@@ -295,8 +287,8 @@ template <class Function>
       {"cuMemSetAccess", address_of(&mem_set_access)},
       {"cuMemGetAccess", address_of(&mem_get_access)},
       {"cuMemPoolGetAccess", address_of(&pool_get_access)},
-      {"cuEventQuery", address_of(&event_query<&cudaEventQuery>)},
-      {"cuStreamQuery", address_of(&stream_query<&cudaStreamQuery>)},
+      {"cuEventQuery", address_of(&query<CUevent, &cudaEventQuery>)},
+      {"cuStreamQuery", address_of(&query<CUstream, &cudaStreamQuery>)},
       {"cuGetErrorString", address_of(&get_error_string)},
   };
   auto const found = std::find_if(std::begin(all), std::end(all), [&](auto const& each) { return each.name == name; });

@@ -2,6 +2,7 @@
 #ifndef BALLAST_TESTS_SUPPORT_SIMULATED_DEVICE_SCHEDULER_HPP
 #define BALLAST_TESTS_SUPPORT_SIMULATED_DEVICE_SCHEDULER_HPP
 
+#include "../splitmix.hpp"
 #include "simulated_device.hpp"
 
 #include <condition_variable>
@@ -20,25 +21,15 @@
 
 namespace ballast_test::simulated {
 
-/// Small seeded generator (splitmix64).
-class random_numbers {
+class random_numbers : public splitmix {
 public:
-  explicit random_numbers(std::uint64_t seed) : state_{seed * 0x2545f4914f6cdd1du + 1} {}
-  std::uint64_t next() {
-    std::uint64_t x = state_ += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-  }
+  explicit random_numbers(std::uint64_t seed) : splitmix{seed * 0x2545f4914f6cdd1du + 1} {}
   /// In [0, bound).
   std::int64_t below(std::int64_t bound) {
     return bound <= 1 ? 0 : static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(bound));
   }
   /// In [0, 1).
   double fraction() { return static_cast<double>(next() >> 11) * 0x1p-53; }
-
-private:
-  std::uint64_t state_;
 };
 
 /// Order of everything that happens.
