@@ -2,7 +2,7 @@
 #ifndef BALLAST_BALLAST_HPP
 #define BALLAST_BALLAST_HPP
 
-// Everything but `schedule/`, which needs range-v3, and `transport/in_process.hpp`, which starts threads.
+// Everything but `schedule/views.hpp`, which needs range-v3, and `transport/in_process.hpp`, which starts threads.
 #include <ballast/config.hpp>
 #include <ballast/contract.hpp>
 #include <ballast/digest.hpp>
@@ -26,6 +26,7 @@
 #include <ballast/migration/rounds.hpp>
 #include <ballast/migration/transfer_plan.hpp>
 #include <ballast/migration/waypoints.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/placement/balanced.hpp>
 #include <ballast/placement/balanced_shares.hpp>
 #include <ballast/placement/balancedness.hpp>

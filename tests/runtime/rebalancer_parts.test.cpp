@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // What a rebalancer does with members that transports, stores and recorders may have.
 #include <ballast/load/window_recorder.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
@@ -8,6 +9,7 @@
 
 #include "support/patterned_weights.hpp"
 #include "support/policies.hpp"
+#include "support/two_ranks.hpp"
 
 #include <doctest/doctest.h>
 
@@ -37,6 +39,7 @@ public:
   [[nodiscard]] transfer_turns& turns() noexcept { return wire_->turns(); }
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     if (broken) { return {errc::transport_failed, "broken"}; }
+    began_while_late = began_while_late || late_answers != 0;
     return wire_->start(sends, receives);
   }
   [[nodiscard]] transfer_state poll() { return wire_->poll(); }
@@ -46,6 +49,12 @@ public:
   [[nodiscard]] status warm_up() {
     ++warmed;
     return warming;
+  }
+  /// Of a batch that was given up: a negative number of answers does not end.
+  [[nodiscard]] bool may_write(std::span<incoming_message const> receives) {
+    asked_about = receives.front().segments.front();
+    if (late_answers > 0) { --late_answers; }
+    return late_answers != 0;
   }
   [[nodiscard]] bool needs_repair() const noexcept { return broken; }
   [[nodiscard]] status repair(in_process_endpoint& control, nanoseconds_t timeout) {
@@ -58,6 +67,9 @@ public:
 
   bool in_poll = true;
   bool broken = false;
+  int late_answers = 0;
+  bool began_while_late = false;
+  segment asked_about;
   int warmed = 0;
   int repairs = 0;
   status warming;
@@ -65,7 +77,8 @@ public:
 private:
   in_process_endpoint* wire_;
 };
-static_assert(waiting_transport<particular_transport> && warming_part<particular_transport>);
+static_assert(waiting_transport<particular_transport> && late_writer<particular_transport> &&
+              warming_part<particular_transport>);
 static_assert(repairable_transport<particular_transport, in_process_endpoint>);
 
 struct particular_store : host_store {
@@ -140,10 +153,13 @@ struct rank_with_parts {
       moved;
 };
 
-template <class Body>
-void on_two_ranks(Body body) {
-  in_process_group group{2};
-  group.run(body);
+/// What an engine does with the words of asynchronous mode after each call.
+template <class Rebalancer>
+void exchange(Rebalancer& moved, in_process_endpoint& me) {
+  std::uint64_t const word[] = {moved.outgoing()};
+  std::vector<std::uint64_t> words(2);
+  me.all_gather(word, words, patience).or_throw();
+  moved.incoming(words).or_throw();
 }
 
 }  // namespace
@@ -233,6 +249,48 @@ TEST_CASE("resume repairs the transport on all ranks when any needs it, and conn
   });
 }
 
+TEST_CASE("no batch begins while bytes of one that was given up may still arrive in staging") {
+  for (bool const asynchronous : {false, true}) {
+    CAPTURE(asynchronous);
+    on_two_ranks([asynchronous](in_process_endpoint& me) {
+      rank_with_parts self{me, {.interval = 1, .timeout = patience, .asynchronous = asynchronous}};
+      self.moved.start().or_throw();
+      constexpr int many = 40;
+      if (me.rank() == 1) { self.wires.late_answers = many; }
+      for (int call = 0; call < 4 * many && self.moved.epoch(0) < 1; ++call) {
+        self.step().or_throw();
+        if (asynchronous) { exchange(self.moved, me); }
+      }
+      CHECK(self.moved.epoch(0) == 1);
+      CHECK(self.wires.late_answers == 0);
+      CHECK_FALSE(self.wires.began_while_late);
+      CHECK(self.wires.asked_about.data == self.store.staging());
+      CHECK(self.wires.asked_about.size > 0);
+    });
+  }
+}
+
+TEST_CASE("staging that does not come to rest ends the group at its deadline, and resume goes on when it has") {
+  on_two_ranks([](in_process_endpoint& me) {
+    rank_with_parts self{me, {.interval = 1, .timeout = 2'000'000'000}};
+    self.moved.start().or_throw();
+    if (me.rank() == 1) { self.wires.late_answers = -1; }
+    auto result = self.step();
+    for (int call = 0; call < 3 && result.ok(); ++call) { result = self.step(); }
+    CHECK_FALSE(result.ok());
+    if (me.rank() == 1) { CHECK(result.message().find("may still arrive in staging") != std::string::npos); }
+    CHECK_FALSE(self.wires.began_while_late);
+    CHECK(self.moved.epoch(0) == 0);
+    CHECK(self.weights.first_error(self.moved.current()) == "");
+
+    self.wires.late_answers = 0;
+    self.moved.resume().or_throw();
+    for (int call = 0; call < 4; ++call) { self.step().or_throw(); }
+    CHECK(self.moved.epoch(0) >= 1);
+    CHECK(self.weights.first_error(self.moved.current()) == "");
+  });
+}
+
 TEST_CASE("the recorder is told one call before its history is read") {
   SUBCASE("plans") {
     on_two_ranks([](in_process_endpoint& me) {
@@ -261,10 +319,7 @@ TEST_CASE("the recorder is told one call before its history is read") {
       self.moved.start().or_throw();
       for (int call = 0; call < 20; ++call) {
         self.step().or_throw();
-        std::uint64_t const word[] = {self.moved.outgoing()};
-        std::vector<std::uint64_t> words(2);
-        me.all_gather(word, words, patience).or_throw();
-        self.moved.incoming(words).or_throw();
+        exchange(self.moved, me);
       }
       CHECK(self.moved.epoch(0) >= 2);
       for (auto const read : self.diary.read_after) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/detail/options.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/transport/by_link.hpp>
 #include <ballast/transport/in_process.hpp>
 
@@ -150,7 +151,7 @@ using rich_links = decltype(two_nodes<bare_link, rich_link>::links);
 template <class T>
 concept has_enter_wait = requires(T& links) { links.enter_wait(); };
 static_assert(!has_enter_wait<bare_links> && has_enter_wait<decltype(two_nodes<waiting_link, bare_link>::links)>);
-static_assert(!ballast::detail::warms_up<bare_links> && ballast::detail::warms_up<rich_links>);
+static_assert(!ballast::warming_part<bare_links> && ballast::warming_part<rich_links>);
 static_assert(!ballast::detail::tells_copy_streams<bare_links> && ballast::detail::tells_copy_streams<rich_links>);
 static_assert(!ballast::detail::names_options<bare_links> && ballast::detail::names_options<rich_links>);
 

@@ -59,6 +59,27 @@ inline void yield() noexcept {
 #endif
 }
 
+/// Give the processor away while something takes its time: for an instant at first, because a move takes milliseconds
+/// and a nap's end comes a tenth of one late; for a while when it takes long.
+inline void pause(nanoseconds_t waited) noexcept {
+  constexpr nanoseconds_t patience = 20'000'000;
+  if (waited < patience) {
+    yield();
+  } else {
+    sleep_for(50'000);
+  }
+}
+/// Ask until it is so, or the deadline has passed; at least once. @return what was answered last
+template <class IsSo>
+[[nodiscard]] bool poll_until(nanoseconds_t deadline, IsSo is_so) {
+  for (auto const begin = now(); !is_so();) {
+    auto const time = now();
+    if (time >= deadline) { return false; }
+    pause(time - begin);
+  }
+  return true;
+}
+
 /// What is left until a deadline, at least 0.
 [[nodiscard]] inline nanoseconds_t time_until(nanoseconds_t deadline) noexcept {
   auto const time = now();

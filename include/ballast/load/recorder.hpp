@@ -213,8 +213,7 @@ public:
   /// As `record_local`, from running sums over the rank's slots: slot i received `sums[i] - sums[i - 1]`.
   ///
   /// @param sums  [S] or [S + F] inclusive prefix sums, none below the one before it. Where a library puts a zero
-  /// first,
-  ///              pass what follows it.
+  ///              first, pass what follows it.
   template <detail::integer_array Sums>
   [[nodiscard]] status record_local_prefix_sums(index_t layer, Sums const& sums, index_t rank,
                                                 std::span<index_t const> logical_of_slot, topology const& where) {

@@ -241,14 +241,12 @@ inline void assign_rounds(topology const& where, transfer_scratch& scratch, laye
 /// @param out      out: the layer's transfer; storage reused.
 /// @param options  relay or not.
 /// @return `errc::missing_expert` when no live rank holds an expert that has to move.
-/// @complexity O(R S^2 + moves * (holders + R)) where greedy sources are good enough; no allocation once the scratch
-/// has
-///             grown.
+/// @complexity O(R S^2 + moves * (holders + R)) where greedy sources are good enough; no allocation once the
+///             scratch has grown.
 /// @throws std::bad_alloc
 /// @determinism ties go to the lowest slot.
 /// @source SGLang `update_expert_weights_single_layer`: same cases, but senders are spread by load, a local copy
-/// prefers
-///         a slot that stays, and moves come in rounds.
+///         prefers a slot that stays, and moves come in rounds.
 [[nodiscard]] inline status plan_layer_transfer(topology const& where, placement const& from, placement const& to,
                                                 index_t layer, detail::transfer_scratch& scratch, layer_transfer& out,
                                                 transfer_options options = {}) {

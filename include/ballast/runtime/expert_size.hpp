@@ -12,6 +12,9 @@ namespace detail {
 
 /// Tensors start at multiples of this in staging, as copy engines and vector loads like it.
 inline constexpr std::size_t staging_alignment = 256;
+[[nodiscard]] constexpr std::size_t aligned_for_staging(std::size_t bytes) noexcept {
+  return (bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
+}
 
 /// Bytes of one expert of a layer as they travel, and as they lie in staging.
 struct expert_size {
@@ -22,7 +25,7 @@ struct expert_size {
   expert_size size;
   for (auto const& tensor : tensors) {
     size.payload += tensor.bytes;
-    size.staged += (tensor.bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
+    size.staged += aligned_for_staging(tensor.bytes);
   }
   return size;
 }

@@ -185,7 +185,7 @@ public:
       for (auto const& tensor : tensors) {
         auto* const to = locate(item, tensor, tensor_offset, copy.to);
         copies_.push_back({to, locate(item, tensor, tensor_offset, copy.from), tensor.bytes, copy.phase});
-        tensor_offset += aligned(tensor.bytes);
+        tensor_offset += aligned_for_staging(tensor.bytes);
       }
     }
     return store_->commit(item.transfer->layer, copies_, tables, epoch);
@@ -200,10 +200,6 @@ private:
     index_t pieces = 1;           // messages per move
     index_t first_round = 0;      // rounds of the group's layers follow one another
   };
-
-  [[nodiscard]] static std::size_t aligned(std::size_t bytes) noexcept {
-    return (bytes + staging_alignment - 1) / staging_alignment * staging_alignment;
-  }
 
   [[nodiscard]] nanoseconds_t batch_time() const noexcept {
     if constexpr (receive_timer<Transport>) {
@@ -238,16 +234,7 @@ private:
 
   /// Whether bytes of a batch that was given up may still arrive in staging, also where this portion receives none: its
   /// commit may use staging all the same.
-  [[nodiscard]] bool staging_is_written() {
-    if constexpr (requires(std::span<incoming_message const> receives) { transport_->may_write(receives); }) {
-      if (staged_bytes_ == 0) { return false; }
-      segment const all{store_->staging(), staged_bytes_};
-      incoming_message const receive{rank_, 0, 0, {&all, 1}, {}};
-      return transport_->may_write({&receive, 1});
-    } else {
-      return false;
-    }
-  }
+  [[nodiscard]] bool staging_is_written() { return may_write_to(*transport_, {store_->staging(), staged_bytes_}); }
   void begin_portion() {
     if (next_round_ < last_round_) { return start_batch(); }
     began_at_ = now();
@@ -400,7 +387,7 @@ private:
       auto const last = std::min(end, at + tensor.bytes);
       if (first < last) { use(tensor, offset, first - at, last - first); }
       at += tensor.bytes;
-      offset += aligned(tensor.bytes);
+      offset += aligned_for_staging(tensor.bytes);
     }
   }
 

@@ -11,6 +11,7 @@
 #include <ballast/load/map_history.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/migration/transfer_plan.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/policy.hpp>
@@ -153,8 +154,7 @@ public:
   /// before the same step, whatever its state; one call on all of them is enough.
   ///
   /// @return why the ranks could not meet; then all call it again. `errc::disagreement` when they hold other
-  /// placements.
-  ///         In the state `cohort_lost` the failure again: that state ends with `settle` only.
+  ///         placements. In the state `cohort_lost` the failure again: that state ends with `settle` only.
   [[nodiscard]] status resume() {
     return from_outside("resume", [&] { return regroup(); });
   }
@@ -328,8 +328,7 @@ public:
   /// Compare the bytes of all replicas of every expert, on demand. Call on every rank between two steps.
   ///
   /// @return `errc::busy` while a cycle runs, `errc::corrupted` naming layer, expert, slots and ranks, the same on
-  /// every
-  ///         rank; the state stays as it is then.
+  ///         every rank; the state stays as it is then.
   /// @complexity reads every slot that has a replica, and one all-gather of L * S words.
   [[nodiscard]] status check_replicas() {
     return from_outside("check_replicas", [&] {

@@ -6,6 +6,7 @@
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/transport/control.hpp>
@@ -91,14 +92,6 @@ struct copy_stream_visitor {
 template <class T>
 concept waits_inside = requires(T& link) { link.enter_wait(); };
 template <class T>
-concept warms_up = requires(T& link) {
-  { link.warm_up() } -> std::same_as<status>;
-};
-template <class T>
-concept may_write_late = requires(T& link, std::span<incoming_message const> receives) {
-  { link.may_write(receives) } -> std::same_as<bool>;
-};
-template <class T>
 concept tells_copy_streams = requires(T const& link) { link.for_each_copy_stream(copy_stream_visitor{}); };
 
 }  // namespace detail
@@ -181,34 +174,24 @@ public:
   /// Take the costs of first use on every link out of the first batch; called by all ranks together. A link that fails
   /// keeps no other from trying, because that one's peers may wait for it.
   [[nodiscard]] status warm_up()
-    requires(detail::warms_up<Same> || detail::warms_up<Node> || detail::warms_up<Remote>)
+    requires(warming_part<Same> || warming_part<Node> || warming_part<Remote>)
   {
     status result;
-    for_each_link([&](auto& link) {
-      if constexpr (detail::warms_up<std::remove_cvref_t<decltype(link)>>) {
-        keep_first(result, link.warm_up(), link_name(link));
-      }
-    });
+    for_each_link([&](auto& link) { keep_first(result, detail::warm_up(link), link_name(link)); });
     return result;
   }
   /// Whether a link may still write, for a batch that was given up, where these are received.
   [[nodiscard]] bool may_write(std::span<incoming_message const> receives)
-    requires(detail::may_write_late<Same> || detail::may_write_late<Node> || detail::may_write_late<Remote>)
+    requires(late_writer<Same> || late_writer<Node> || late_writer<Remote>)
   {
     bool any = false;
-    for_each_link([&](auto& link) {
-      if constexpr (detail::may_write_late<std::remove_cvref_t<decltype(link)>>) {
-        any = any || link.may_write(receives);
-      }
-    });
+    for_each_link([&](auto& link) { any = any || detail::may_write(link, receives); });
     return any;
   }
   /// Whether bytes move on all links while they are polled; a link that does not say moves them.
   [[nodiscard]] bool moves_in_poll() const noexcept {
     bool all = true;
-    for_each_link([&](auto const& link) {
-      if constexpr (requires { link.moves_in_poll(); }) { all = all && link.moves_in_poll(); }
-    });
+    for_each_link([&](auto const& link) { all = all && detail::moves_in_poll(link); });
     return all;
   }
   /// Whether a link cannot open a batch until `repair`.
@@ -230,10 +213,10 @@ public:
     for_each_link([&](auto& link) {
       if (!result.ok()) { return; }
       if (link.num_ranks() == num_ranks()) {
-        keep_first(result, repair_link(link, control, deadline), {});
+        keep_first(result, detail::repair(link, control, detail::time_until(deadline)), {});
       } else {
         detail::node_plane<Control> node{control, first_of_node_, link.num_ranks()};
-        keep_first(result, repair_link(link, node, deadline), link_name(link));
+        keep_first(result, detail::repair(link, node, detail::time_until(deadline)), link_name(link));
       }
     });
     return result;
@@ -293,17 +276,12 @@ public:
 
   /// Make progress on all links until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
-    auto const begin = detail::now();
     auto const deadline = detail::deadline_after(timeout);
     // A batch that is only to be ended begins nothing any more.
     if constexpr (requires { enter_wait(); }) {
       if (timeout > 0) { enter_wait(); }
     }
-    while (poll() == transfer_state::pending) {
-      auto const time = detail::now();
-      if (time >= deadline) { break; }
-      pause(time - begin);
-    }
+    static_cast<void>(detail::poll_until(deadline, [this] { return poll() != transfer_state::pending; }));
     if (std::exchange(is_held_back_, false)) {
       return {errc::deadline_exceeded,
               detail::concat("by_link: a link of rank ", rank(),
@@ -340,16 +318,11 @@ private:
 
   /// Whether a link may still write where another one receives.
   [[nodiscard]] bool may_meet_late_writes() {
-    return may_write(same_, to_node_) || may_write(same_, to_remote_) || may_write(*node_, to_same_) ||
-           may_write(*node_, to_remote_) || may_write(*remote_, to_same_) || may_write(*remote_, to_node_);
-  }
-  template <class Link>
-  [[nodiscard]] static bool may_write([[maybe_unused]] Link& link, [[maybe_unused]] batch const& of_another) {
-    if constexpr (detail::may_write_late<Link>) {
-      return !of_another.receives.empty() && link.may_write(of_another.receives);
-    } else {
-      return false;
-    }
+    auto const meets = [](auto& link, batch const& another, batch const& third) {
+      return detail::may_write(link, another.receives) || detail::may_write(link, third.receives);
+    };
+    return meets(same_, to_node_, to_remote_) || meets(*node_, to_same_, to_remote_) ||
+           meets(*remote_, to_same_, to_node_);
   }
   /// Begin the batch that was held back, if it can. @return whether it has begun, or none was held back
   [[nodiscard]] bool start_once_clear() {
@@ -380,16 +353,6 @@ private:
       if (begun-- > 0) { static_cast<void>(link.wait(0)); }
     });
     return result;
-  }
-
-  /// A move takes milliseconds, and a nap's end comes a tenth of one late.
-  static void pause(nanoseconds_t waited) noexcept {
-    constexpr nanoseconds_t patience = 20'000'000;
-    if (waited < patience) {
-      detail::yield();
-    } else {
-      detail::sleep_for(50'000);
-    }
   }
 
   template <class Function>
@@ -451,16 +414,6 @@ private:
       });
     }
   }
-  template <class Link, class Control>
-  [[nodiscard]] static status repair_link([[maybe_unused]] Link& link, [[maybe_unused]] Control& control,
-                                          [[maybe_unused]] nanoseconds_t deadline) {
-    if constexpr (requires { link.repair(control, deadline); }) {
-      return link.repair(control, detail::time_until(deadline));
-    } else {
-      return {};
-    }
-  }
-
   template <class Link>
   [[nodiscard]] std::string link_name(Link const& link) const {
     if (static_cast<void const*>(&link) == node_ && first_of_node_ > 0) {

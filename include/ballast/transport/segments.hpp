@@ -13,7 +13,8 @@
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
-[[nodiscard]] inline std::size_t total_size(std::span<segment const> segments) noexcept {
+template <class Segment>
+[[nodiscard]] std::size_t total_size(std::span<Segment const> segments) noexcept {
   std::size_t total = 0;
   for (auto const& part : segments) { total += part.size; }
   return total;

@@ -61,10 +61,9 @@ enum class transfer_state {
 /// `start(sends, receives)` opens a batch and returns without waiting for peers; messages and segments must stay alive
 /// until the batch ends. `poll()` makes progress and tells where the batch stands. `wait(timeout)` makes progress until
 /// the batch is done, failed, or `timeout` nanoseconds have passed; it ends the batch, and after a failure nothing of
-/// it touches the given memory any more, unless the transport has `may_write(receives)`: that says whether bytes of a
-/// batch that was given up may still arrive where these are received. A tag that arrives twice, or with another size,
-/// is a failure or is dropped, never delivered to another message. Ranks may start a batch at different times. `start`
-/// while a batch is open is refused with `errc::busy`.
+/// it touches the given memory any more, unless the transport is a `late_writer`. A tag that arrives twice, or with
+/// another size, is a failure or is dropped, never delivered to another message. Ranks may start a batch at different
+/// times. `start` while a batch is open is refused with `errc::busy`.
 template <class T>
 concept data_transport = requires(T& t, T const& c, std::span<outgoing_message const> sends,
                                   std::span<incoming_message const> receives, nanoseconds_t timeout) {
@@ -119,6 +118,80 @@ concept receive_timer = data_transport<T> && requires(T const& c) {
   { c.receive_time() } noexcept -> std::same_as<nanoseconds_t>;
 };
 
+/// A transport whose bytes may move only while a rank is inside `wait`. Without the member they move in `poll` too.
+///
+/// @par Semantics
+/// `moves_in_poll()` never changes. Where it is false, asynchronous mode is refused: it only polls.
+template <class T>
+concept waiting_transport = requires(T const& t) {
+  { t.moves_in_poll() } noexcept -> std::same_as<bool>;
+};
+
+/// A transport that cannot always take back what it has begun.
+///
+/// @par Semantics
+/// `may_write(receives)` says whether bytes of a batch that was given up may still arrive where these are received.
+template <class T>
+concept late_writer = requires(T& t, std::span<incoming_message const> receives) {
+  { t.may_write(receives) } -> std::same_as<bool>;
+};
+
+/// A transport that a failed batch leaves unable to open another until the ranks meet.
+///
+/// @par Semantics
+/// `needs_repair()` says that it does. `repair(control, timeout)` is a collective of all live ranks, called by `resume`
+/// on all of them when any needs it, and makes the transport usable again on all or fails on all.
+template <class T, class Control>
+concept repairable_transport = requires(T& t, T const& c, Control& control, nanoseconds_t timeout) {
+  { c.needs_repair() } noexcept -> std::same_as<bool>;
+  { t.repair(control, timeout) } -> std::same_as<status>;
+};
+
+namespace detail {
+
+template <class Transport>
+[[nodiscard]] bool moves_in_poll(Transport const& transport) noexcept {
+  if constexpr (waiting_transport<Transport>) {
+    return transport.moves_in_poll();
+  } else {
+    return true;
+  }
+}
+
+template <class Transport>
+[[nodiscard]] bool may_write([[maybe_unused]] Transport& transport,
+                             [[maybe_unused]] std::span<incoming_message const> receives) {
+  if constexpr (late_writer<Transport>) {
+    return !receives.empty() && transport.may_write(receives);
+  } else {
+    return false;
+  }
+}
+/// Whether bytes of a batch that was given up may still arrive anywhere in some memory of this rank.
+template <class Transport>
+[[nodiscard]] bool may_write_to(Transport& transport, segment where) {
+  incoming_message const receive{transport.rank(), 0, 0, {&where, 1}, {}};
+  return where.size > 0 && may_write(transport, {&receive, 1});
+}
+
+template <class Control, class Transport>
+[[nodiscard]] bool needs_repair(Transport const& transport) noexcept {
+  if constexpr (repairable_transport<Transport, Control>) {
+    return transport.needs_repair();
+  } else {
+    return false;
+  }
+}
+template <class Transport, class Control>
+[[nodiscard]] status repair(Transport& transport, Control& control, nanoseconds_t timeout) {
+  if constexpr (repairable_transport<Transport, Control>) {
+    return transport.repair(control, timeout);
+  } else {
+    return {};
+  }
+}
+
+}  // namespace detail
 BALLAST_END_NAMESPACE
 
 #endif

@@ -15,6 +15,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/runtime/expert_size.hpp>
@@ -111,8 +112,7 @@ public:
   /// before each group, because a repair may give the transport other streams.
   ///
   /// @return `errc::invalid_option` for a transport that does not tell them where the options name none; nothing
-  /// changes
-  ///         then.
+  ///         changes then.
   template <data_transport Transport>
   [[nodiscard]] status connect(Transport const& transport) {
     fresh_streams_.clear();
@@ -137,16 +137,8 @@ public:
   template <data_transport Transport>
   void disconnect(Transport& transport) noexcept {
     detail::capture_guard const guard;
-    auto const begin = ballast::detail::now();
     auto const deadline = ballast::detail::deadline_after(timeout_);
-    while (may_write(transport)) {
-      auto const time = ballast::detail::now();
-      if (time >= deadline) {
-        staging_.abandon();
-        break;
-      }
-      detail::pause(time - begin);
-    }
+    if (!ballast::detail::poll_until(deadline, [&] { return !may_write(transport); })) { staging_.abandon(); }
     streams_ = options_.copy_streams;
   }
   /// Bound the waits of `checksum` and of the destructor, in nanoseconds. A rebalancer sets its own timeout.
@@ -156,12 +148,7 @@ public:
   /// could need. @return `errc::out_of_memory` where the device has not so much
   [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
-    if (auto result = tables_.warm_up(); !result.ok()) { return result; }
-    if (auto result = reader_.warm_up(); !result.ok()) { return result; }
-    if (auto result = timer_.warm_up(); !result.ok()) { return result; }
-    if constexpr (requires { batch_.warm_up(); }) {
-      if (auto result = batch_.warm_up(); !result.ok()) { return result; }
-    }
+    if (auto result = ballast::detail::warm_up(tables_, reader_, timer_, batch_); !result.ok()) { return result; }
     return staging_.reserve(std::min(staging_limit(), most_staging()));
   }
 
@@ -319,14 +306,7 @@ private:
     for_each_stream(transport, [&is_busy](cudaStream_t copy_stream) {
       is_busy = is_busy || detail::quiet_query::stream(copy_stream) == cudaErrorNotReady;
     });
-    if (is_busy) { return true; }
-    segment const all{staging_.data(), staging_.size()};
-    incoming_message const receive{0, 0, 0, {&all, 1}, {}};
-    if constexpr (requires { transport.may_write({&receive, 1}); }) {
-      return all.size > 0 && transport.may_write({&receive, 1});
-    } else {
-      return false;
-    }
+    return is_busy || ballast::detail::may_write_to(transport, {staging_.data(), staging_.size()});
   }
   /// Bytes of staging that the largest move of all registered layers takes.
   [[nodiscard]] std::size_t most_staging() const {

@@ -9,6 +9,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/status.hpp>
@@ -87,13 +88,7 @@ public:
   [[nodiscard]] std::size_t num_mirrors() const noexcept { return mirror_.num_rows(); }
 
   /// Take costs of first use out of the first publication.
-  [[nodiscard]] status warm_up() {
-    if constexpr (requires { batch_.warm_up(); }) {
-      return batch_.warm_up();
-    } else {
-      return {};
-    }
-  }
+  [[nodiscard]] status warm_up() { return ballast::detail::warm_up(batch_); }
   /// Wait until everything that was published is in force, until a deadline.
   [[nodiscard]] status await_published(nanoseconds_t deadline) const {
     return detail::await_event(published(), deadline, "device_tables: publish");

@@ -3,7 +3,6 @@
 #define BALLAST_CUDART_HANDLES_HPP
 
 #include <ballast/cudart/detail/capture_guard.hpp>
-#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/detail/quiet_query.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/detail/clock.hpp>
@@ -199,17 +198,14 @@ private:
     detail::capture_guard const guard;
     auto const own = stream::create();
     auto const bytes = (size_ == 0 ? 1 : size_) * sizeof(T);
-    auto result = to_status(cudaMemsetAsync(data_, 0, bytes, own.get()), "cudaMemsetAsync");
-    auto const begin = ballast::detail::now();
+    auto result = cudaMemsetAsync(data_, 0, bytes, own.get());
+    if (result != cudaSuccess) { return to_status(result, "cudaMemsetAsync"); }
     constexpr nanoseconds_t patience = 10'000'000'000;
-    while (result.ok()) {
-      auto const state = own.query();
-      if (state != cudaErrorNotReady) { return to_status(state, "cudaMemsetAsync"); }
-      auto const waited = ballast::detail::now() - begin;
-      if (waited >= patience) { result = {errc::deadline_exceeded, "the device does not come to clear memory"}; }
-      detail::pause(waited);
+    auto const has_answered = [&] { return (result = own.query()) != cudaErrorNotReady; };
+    if (ballast::detail::poll_until(ballast::detail::deadline_after(patience), has_answered)) {
+      return to_status(result, "cudaMemsetAsync");
     }
-    return result;
+    return {errc::deadline_exceeded, "the device does not come to clear memory"};
   }
 
   T* data_ = nullptr;

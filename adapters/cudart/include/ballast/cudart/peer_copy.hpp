@@ -5,7 +5,6 @@
 #include <ballast/contract.hpp>
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
-#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/peer_directory.hpp>
@@ -13,7 +12,9 @@
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/status.hpp>
+#include <ballast/transport/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
@@ -160,9 +161,7 @@ public:
       if (peer != rank()) { staged = !may_read(peer) || staged; }
     }
     for (auto& lane : lanes_) {
-      if constexpr (requires { lane.direct.warm_up(); }) {
-        if (auto result = lane.direct.warm_up(); !result.ok()) { return result; }
-      }
+      if (auto result = ballast::detail::warm_up(lane.direct); !result.ok()) { return result; }
       if (!staged) { continue; }
       if (auto result = lane.bounce.allocate(options_.bounce_bytes); !result.ok()) { return result; }
     }
@@ -209,16 +208,9 @@ public:
     if (!open_) { return {}; }
     profiler_range const range{"ballast receive"};
     detail::capture_guard const guard;
-    auto const begin = ballast::detail::now();
     auto const deadline = ballast::detail::deadline_after(timeout);
-    while (progress() == transfer_state::pending) {
-      auto const time = ballast::detail::now();
-      if (time >= deadline) {
-        failure_ = late();
-        break;
-      }
-      detail::pause(time - begin);
-    }
+    auto const has_ended = [this] { return progress() != transfer_state::pending; };
+    if (!ballast::detail::poll_until(deadline, has_ended)) { failure_ = late(); }
     return end(std::exchange(failure_, {}), deadline);
   }
 
@@ -430,8 +422,10 @@ private:
   /// Digest what goes to and comes from each peer: independent of order, and a message listed twice counts once.
   void sign_messages() {
     std::fill(peers_.begin(), peers_.end(), peer_progress{});
-    sign(sends_, &peer_progress::sent, [](outgoing_message const& send) { return total(send.segments); });
-    sign(receives_, &peer_progress::expected, [](incoming_message const& receive) { return total(receive.segments); });
+    sign(sends_, &peer_progress::sent,
+         [](outgoing_message const& send) { return ballast::detail::total_size(send.segments); });
+    sign(receives_, &peer_progress::expected,
+         [](incoming_message const& receive) { return ballast::detail::total_size(receive.segments); });
   }
   template <class Message, class SizeOf>
   void sign(std::span<Message const> messages, std::uint64_t peer_progress::* to, SizeOf size_of) {
@@ -448,12 +442,6 @@ private:
       auto& sum = at(message.peer).*to;
       sum = std::max<std::uint64_t>(sum & ~std::uint64_t{1}, 2);
     }
-  }
-  template <class Parts>
-  [[nodiscard]] static std::size_t total(Parts const& parts) noexcept {
-    std::size_t bytes = 0;
-    for (auto const& part : parts) { bytes += part.size; }
-    return bytes;
   }
 
   void collect(incoming_message const& receive, copy_lane& lane) {
@@ -500,10 +488,11 @@ private:
   }
 
   void refuse_other_size(incoming_message const& receive) {
-    if (total(receive.source) != total(receive.segments)) {
+    if (ballast::detail::total_size(receive.source) != ballast::detail::total_size(receive.segments)) {
       failure_ = {errc::transport_failed,
-                  ballast::detail::concat("peer_copy: rank ", receive.peer, " gives ", total(receive.source),
-                                          " bytes, rank ", rank(), " takes ", total(receive.segments)),
+                  ballast::detail::concat("peer_copy: rank ", receive.peer, " gives ",
+                                          ballast::detail::total_size(receive.source), " bytes, rank ", rank(),
+                                          " takes ", ballast::detail::total_size(receive.segments)),
                   receive.peer};
     }
   }
@@ -619,13 +608,7 @@ private:
   }
   /// Let copies of the last batch finish: they write to this rank's memory. @return whether none is under way
   [[nodiscard]] bool await_copies(nanoseconds_t deadline) const {
-    auto const begin = ballast::detail::now();
-    while (is_copying()) {
-      auto const time = ballast::detail::now();
-      if (time >= deadline) { return false; }
-      detail::pause(time - begin);
-    }
-    return true;
+    return ballast::detail::poll_until(deadline, [this] { return !is_copying(); });
   }
 
   // Threads that ask the driver all the time keep others from enqueuing.

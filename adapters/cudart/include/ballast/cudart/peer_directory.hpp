@@ -58,8 +58,7 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "boards lie in me
 /// - `peer_trouble(peer)` is `errc::peer_lost` when it is known that the peer is dead. What it said on its boards
 ///   before is seen by who looks afterwards. It costs a call of the system at most, and waits for nothing.
 /// - `leave_mapped()` before destruction leaves what is mapped of the peers' memory as it is until the process ends,
-/// for
-///   a transport whose copies have not ended in time.
+///   for a transport whose copies have not ended in time.
 template <class D>
 concept peer_directory =
     requires(D& d, D const& c, std::span<segment const> regions, index_t peer, std::uint32_t number) {

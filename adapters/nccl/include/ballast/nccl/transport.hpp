@@ -4,7 +4,6 @@
 
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
-#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/clock.hpp>
@@ -16,6 +15,7 @@
 #include <ballast/nccl/error.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/control.hpp>
+#include <ballast/transport/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>
@@ -294,13 +294,13 @@ private:
     }
     return {};
   }
+  /// Until the kernels have ended, or the deadline.
+  void await_idle_lane(nanoseconds_t deadline) const {
+    static_cast<void>(ballast::detail::poll_until(deadline, [this] { return lane_->is_idle(); }));
+  }
   /// Kernels of a communicator that we have aborted end soon.
   void await_aborted_kernels(nanoseconds_t deadline) const {
-    if (lane_->ending == nullptr) { return; }
-    auto const begin = ballast::detail::now();
-    for (auto time = begin; !lane_->is_idle() && time < deadline; time = ballast::detail::now()) {
-      cudart::detail::pause(time - begin);
-    }
+    if (lane_->ending != nullptr) { await_idle_lane(deadline); }
   }
   /// Take another stream where this one's kernels have not ended.
   [[nodiscard]] status leave_busy_lane() {
@@ -349,7 +349,7 @@ private:
     }
     std::size_t packed = 0;
     for (auto const& receive : receives) {
-      if (!is_cut_alike(receive)) { packed += align(total(receive.source)); }
+      if (!is_cut_alike(receive)) { packed += align(ballast::detail::total_size(receive.source)); }
     }
     failure_ = lane_->reserve(packed);
     if (!failure_.ok()) { return; }
@@ -363,7 +363,7 @@ private:
         }
       } else {
         receive_packed(receive, lane_->pack.data() + packed);
-        packed += align(total(receive.source));
+        packed += align(ballast::detail::total_size(receive.source));
       }
     }
     std::sort(parts_.begin(), parts_.end(), [](part const& a, part const& b) {
@@ -397,22 +397,18 @@ private:
       pack += target.size;
     }
     if (pack != at) {
-      failure_ = {errc::transport_failed,
-                  ballast::detail::concat("nccl: rank ", receive.peer, " gives ", total(receive.source),
-                                          " bytes, rank ", rank_, " takes ", total(receive.segments)),
-                  receive.peer};
+      failure_ = {
+          errc::transport_failed,
+          ballast::detail::concat("nccl: rank ", receive.peer, " gives ", ballast::detail::total_size(receive.source),
+                                  " bytes, rank ", rank_, " takes ", ballast::detail::total_size(receive.segments)),
+          receive.peer};
     }
   }
 
-  template <class Parts>
-  [[nodiscard]] static std::size_t total(Parts const& parts) noexcept {
-    std::size_t bytes = 0;
-    for (auto const& each : parts) { bytes += each.size; }
-    return bytes;
-  }
   template <class Messages>
   [[nodiscard]] static bool has_bytes(Messages const& messages) noexcept {
-    return std::any_of(messages.begin(), messages.end(), [](auto const& each) { return total(each.segments) > 0; });
+    return std::any_of(messages.begin(), messages.end(),
+                       [](auto const& each) { return ballast::detail::total_size(each.segments) > 0; });
   }
   [[nodiscard]] static std::size_t align(std::size_t bytes) noexcept { return (bytes + 255) / 256 * 256; }
 
@@ -425,15 +421,8 @@ private:
   [[nodiscard]] bool has_begun_nothing() const noexcept { return !is_empty_ && !launched_ && next_ == 0; }
 
   void progress_until(nanoseconds_t deadline) {
-    auto const begin = ballast::detail::now();
-    while (progress() == transfer_state::pending) {
-      auto const time = ballast::detail::now();
-      if (time >= deadline) {
-        failure_ = late();
-        return;
-      }
-      cudart::detail::pause(time - begin);
-    }
+    auto const has_ended = [this] { return progress() != transfer_state::pending; };
+    if (!ballast::detail::poll_until(deadline, has_ended)) { failure_ = late(); }
   }
 
   [[nodiscard]] transfer_state progress() {
@@ -528,12 +517,7 @@ private:
   void give_up(nanoseconds_t deadline) {
     note_launchers();
     wires_.abort(ballast::detail::time_until(deadline));
-    auto const begin = ballast::detail::now();
-    while (!lane_->is_idle()) {
-      auto const time = ballast::detail::now();
-      if (time >= deadline) { break; }
-      cudart::detail::pause(time - begin);
-    }
+    await_idle_lane(deadline);
     lane_->targets = std::exchange(targets_, {});
   }
 

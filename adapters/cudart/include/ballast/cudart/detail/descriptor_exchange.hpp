@@ -3,7 +3,6 @@
 #define BALLAST_CUDART_DETAIL_DESCRIPTOR_EXCHANGE_HPP
 
 #include <ballast/cudart/detail/gather_words.hpp>
-#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
@@ -177,17 +176,13 @@ private:
   /// @return what it returned; where it failed, why is in `errno`
   template <class Call>
   [[nodiscard]] static ::ssize_t patiently(nanoseconds_t deadline, Call call) {
-    auto const begin = ballast::detail::now();
-    for (;;) {
-      auto const result = call();
-      if (result >= 0) { return result; }
-      if (errno != EAGAIN && errno != EINTR && errno != ETOOMANYREFS) { return result; }
-      auto const time = ballast::detail::now();
-      if (time >= deadline) { return result; }
-      auto const number = errno;
-      pause(time - begin);
-      errno = number;
-    }
+    ::ssize_t result = -1;
+    auto const is_over = [&] {
+      result = call();
+      return result >= 0 || (errno != EAGAIN && errno != EINTR && errno != ETOOMANYREFS);
+    };
+    static_cast<void>(ballast::detail::poll_until(deadline, is_over));
+    return result;
   }
   /// Why a call that concerns a peer failed.
   [[nodiscard]] status failure(char const* call, index_t peer) const {
@@ -335,8 +330,7 @@ template <class Import>
 /// @param plan          the same on all ranks.
 /// @param export_piece  `status(std::size_t i, owned_descriptor& out)` makes this rank's i-th descriptor.
 /// @param import_piece  `status(index_t peer, std::size_t i, int descriptor)` uses a peer's i-th, which is closed
-/// behind
-///                      it.
+///                      behind it.
 /// @param deadline      of everything together.
 /// @return on every rank a failure where one has failed: its own there; see `meet`.
 template <control_plane Control, class Export, class Import>

@@ -2,7 +2,6 @@
 #ifndef BALLAST_CUDART_DETAIL_DEVICE_READER_HPP
 #define BALLAST_CUDART_DETAIL_DEVICE_READER_HPP
 
-#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/clock.hpp>
@@ -26,17 +25,10 @@ namespace cudart::detail {
 /// Wait until a query says that the device is done, until a deadline. @param what for the message
 template <class Query>
 [[nodiscard]] status await_device(Query query, nanoseconds_t deadline, char const* what) {
-  auto const begin = ballast::detail::now();
-  for (;;) {
-    cudaError_t const result = query();
-    if (result == cudaSuccess) { return {}; }
-    if (result != cudaErrorNotReady) { return to_status(result, what); }
-    auto const time = ballast::detail::now();
-    if (time >= deadline) {
-      return {errc::deadline_exceeded, ballast::detail::concat(what, ": the device did not come to it in time")};
-    }
-    pause(time - begin);
-  }
+  auto result = cudaErrorNotReady;
+  auto const has_answered = [&] { return (result = query()) != cudaErrorNotReady; };
+  if (ballast::detail::poll_until(deadline, has_answered)) { return to_status(result, what); }
+  return {errc::deadline_exceeded, ballast::detail::concat(what, ": the device did not come to it in time")};
 }
 
 /// Wait until an event has been reached, until a deadline. @param what for the message

@@ -35,9 +35,8 @@ public:
   /// Take a row; it stays in use until the stream has reached the next `mark`.
   ///
   /// @param out  out: its first byte.
-  /// @complexity O(1); once in n calls, for n rows, O(log n) queries of the driver, and an allocation where all rows
-  /// are
-  ///             in use.
+  /// @complexity O(1); once in n calls, for n rows, O(log n) queries of the driver, and an allocation where all
+  ///             rows are in use.
   [[nodiscard]] status take(std::byte*& out) {
     if (free_.empty()) { free_read_ones(); }
     if (free_.empty()) {

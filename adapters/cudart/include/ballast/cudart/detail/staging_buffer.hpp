@@ -4,6 +4,7 @@
 
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/text.hpp>
+#include <ballast/runtime/expert_size.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/transport.hpp>
 
@@ -28,7 +29,7 @@ public:
     if ((engines.data == nullptr) != (engines.size == 0)) {
       return refuse(engines.size, " bytes of staging at address ", engines.data == nullptr ? "0" : "not 0");
     }
-    constexpr std::uintptr_t alignment = 256;
+    constexpr auto alignment = ballast::detail::staging_alignment;
     if (reinterpret_cast<std::uintptr_t>(engines.data) % alignment != 0) {
       return refuse("the engine's staging is not aligned to ", alignment, " bytes");
     }

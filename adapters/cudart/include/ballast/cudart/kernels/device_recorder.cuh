@@ -20,6 +20,7 @@
 #include <ballast/load/pass_timeline.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/load/window_cursor.hpp>
+#include <ballast/parts.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -150,8 +151,7 @@ public:
   /// Passes closed meanwhile are kept: `clear` leaves them in the window.
   ///
   /// @complexity two or three calls of the driver, no allocation, no wait. Where one fails, it is as if this function
-  /// had
-  ///             not been called.
+  ///             had not been called.
   void prepare_history() {
     detail::capture_guard const guard;
     drop_snapshot();

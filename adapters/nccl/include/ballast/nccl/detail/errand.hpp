@@ -3,7 +3,6 @@
 #define BALLAST_NCCL_DETAIL_ERRAND_HPP
 
 #include <ballast/cudart/detail/capture_guard.hpp>
-#include <ballast/cudart/detail/pause.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/nccl/executor.hpp>
@@ -56,13 +55,7 @@ public:
 
   /// @return whether the call has returned by then.
   [[nodiscard]] bool wait_until(nanoseconds_t deadline) const noexcept {
-    auto const begin = ballast::detail::now();
-    while (!has_returned()) {
-      auto const time = ballast::detail::now();
-      if (time >= deadline) { return false; }
-      cudart::detail::pause(time - begin);
-    }
-    return true;
+    return ballast::detail::poll_until(deadline, [this] { return has_returned(); });
   }
   [[nodiscard]] bool has_returned() const noexcept { return stage_.load(std::memory_order_acquire) == stage::returned; }
   /// What the call returned, once it has.

@@ -45,21 +45,18 @@ public:
   [[nodiscard]] status wait_until_made(ncclComm_t parent, nanoseconds_t deadline) const {
     if (!wait_until(deadline)) { return late(); }
     if (auto result = to_status(this->result(), "NCCL"); !result.ok()) { return result; }
-    auto const begin = ballast::detail::now();
-    for (;;) {
+    auto state = ncclInProgress;
+    auto const has_ended = [&] {
       // Where there is a parent, it says when the handle has been written.
-      auto state = parent == nullptr ? ncclSuccess : state_of(parent);
+      state = parent == nullptr ? ncclSuccess : state_of(parent);
       if (state == ncclSuccess) {
         parent = nullptr;
         auto const made = handle();
         state = made == nullptr ? ncclInProgress : state_of(made);
-        if (state == ncclSuccess) { return {}; }
       }
-      if (state != ncclInProgress) { return to_status(state, "NCCL"); }
-      auto const time = ballast::detail::now();
-      if (time >= deadline) { return late(); }
-      cudart::detail::pause(time - begin);
-    }
+      return state != ncclInProgress;
+    };
+    return ballast::detail::poll_until(deadline, has_ended) ? to_status(state, "NCCL") : late();
   }
 
   /// Nobody wants it any more: what there is of it, or comes late, is ended where that is allowed.
