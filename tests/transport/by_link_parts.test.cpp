@@ -17,6 +17,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 // What by_link makes of members that only some links have.
@@ -37,12 +38,14 @@ public:
   int polls_needed = 1;
   bool fails = false;
   int polls = 0;
+  int starts = 0;
   nanoseconds_t waited = -1;  ///< the longest timeout of a wait
 
   [[nodiscard]] ballast::index_t rank() const noexcept { return rank_; }
   [[nodiscard]] ballast::index_t num_ranks() const noexcept { return num_ranks_; }
   [[nodiscard]] status start(std::span<ballast::outgoing_message const> sends,
                              std::span<ballast::incoming_message const> /*receives*/) {
+    ++starts;
     open_ = true;
     is_empty_ = sends.empty();
     polls = 0;
@@ -129,6 +132,40 @@ public:
   }
 };
 
+/// May still write somewhere, for a batch that was given up.
+struct late_writes {
+  std::byte const* writes = nullptr;
+
+  [[nodiscard]] bool may_write(std::span<ballast::incoming_message const> receives) const {
+    auto const holds_it = [this](ballast::segment each) {
+      return writes >= each.data && writes < each.data + each.size;
+    };
+    return writes != nullptr && std::ranges::any_of(receives, [&](ballast::incoming_message const& receive) {
+             return std::ranges::any_of(receive.segments, holds_it);
+           });
+  }
+};
+class late_link : public plain_link, public late_writes {
+public:
+  using plain_link::plain_link;
+};
+class late_self : public ballast::self_copy, public late_writes {
+public:
+  using self_copy::self_copy;
+};
+
+/// Moves only inside of a wait, and refuses a batch if told to.
+class refusing_link : public waiting_link {
+public:
+  using waiting_link::waiting_link;
+  bool refuses = false;
+  [[nodiscard]] status start(std::span<ballast::outgoing_message const> sends,
+                             std::span<ballast::incoming_message const> receives) {
+    if (refuses) { return {errc::transport_failed, "not today"}; }
+    return waiting_link::start(sends, receives);
+  }
+};
+
 /// Rank 0 of two nodes of one rank each; what is sent goes to the other node.
 template <class Node, class Remote>
 struct two_nodes {
@@ -154,6 +191,20 @@ static_assert(!has_enter_wait<bare_links> && has_enter_wait<decltype(two_nodes<w
 static_assert(!ballast::warming_part<bare_links> && ballast::warming_part<rich_links>);
 static_assert(!ballast::detail::tells_copy_streams<bare_links> && ballast::detail::tells_copy_streams<rich_links>);
 static_assert(!ballast::detail::names_options<bare_links> && ballast::detail::names_options<rich_links>);
+static_assert(!ballast::late_writer<bare_links>);
+static_assert(ballast::late_writer<decltype(two_nodes<late_link, bare_link>::links)>);
+
+/// Rank 0 of two nodes, whose node's link may write late, and a batch that receives from the other node.
+struct late_node : two_nodes<late_link, refusing_link> {
+  std::array<std::byte, 8> memory{};
+  ballast::segment where{memory.data(), memory.size()};
+
+  [[nodiscard]] status start_batch() {
+    ballast::outgoing_message const send{1, 0, 1, {}};
+    ballast::incoming_message const receive{1, 0, 2, {&where, 1}, {}};
+    return links.start({&send, 1}, {&receive, 1});
+  }
+};
 
 }  // namespace
 
@@ -212,6 +263,127 @@ TEST_CASE("a link that failed may use up the time that is left, the others are o
   CHECK(rank.remote.waited > 0);
   CHECK(rank.remote.waited <= 400 * millisecond);
   CHECK(rank.node.waited == 0);
+}
+
+TEST_CASE("a batch is held back while another link may still write where it receives") {
+  late_node rank;
+  rank.node.writes = rank.memory.data() + 7;
+  REQUIRE(rank.start_batch().ok());
+  CHECK(rank.links.poll() == transfer_state::pending);
+  CHECK(rank.remote.starts == 0);
+  CHECK(rank.links.start({}, {}).code() == make_error_code(errc::busy));
+
+  rank.node.writes = nullptr;
+  CHECK(rank.links.poll() == transfer_state::pending);
+  CHECK(rank.remote.starts == 1);
+  CHECK(rank.links.wait(500 * millisecond).ok());
+}
+
+TEST_CASE("a link that may still write elsewhere, or where it receives itself, holds nothing back") {
+  std::byte elsewhere{};
+  late_node rank;
+  rank.node.writes = &elsewhere;
+  REQUIRE(rank.start_batch().ok());
+  CHECK(rank.remote.starts == 1);
+  CHECK(rank.links.wait(500 * millisecond).ok());
+
+  two_nodes<bare_link, late_link> own;
+  own.remote.writes = rank.memory.data();
+  ballast::incoming_message const receive{1, 0, 2, {&rank.where, 1}, {}};
+  REQUIRE(own.links.start({}, {&receive, 1}).ok());
+  CHECK(own.links.poll() == transfer_state::done);
+  CHECK(own.links.may_write({&receive, 1}));
+  CHECK(own.links.wait(0).ok());
+}
+
+TEST_CASE("whichever link may still write, and whichever receives, the batch is held back") {
+  std::array<std::byte, 8> memory{};
+  std::array<std::byte, 8> source{};
+  ballast::segment const where{memory.data(), memory.size()};
+  ballast::segment const from{source.data(), source.size()};
+  ballast::topology const two_nodes_of_two{{4, 2, 1, 0}};
+  for (int writer = 0; writer < 3; ++writer) {          // the link to rank 0 itself, to its node, to the other
+    for (int receiver = 0; receiver < 3; ++receiver) {  // from rank 0, 1 in its node, 2 in the other
+      CAPTURE(writer);
+      CAPTURE(receiver);
+      late_self same{0, 4};
+      late_link node{0, 4};
+      late_link remote{0, 4};
+      std::array<late_writes*, 3>{&same, &node, &remote}.at(static_cast<std::size_t>(writer))->writes = memory.data();
+      ballast::by_link<late_self, late_link, late_link> links{two_nodes_of_two, std::move(same), node, remote};
+      ballast::outgoing_message const send{receiver, 0, 2, {&from, 1}};
+      ballast::incoming_message const receive{receiver, 0, 2, {&where, 1}, {}};
+      REQUIRE(links.start({&send, 1}, {&receive, 1}).ok());
+      CHECK(links.may_write({&receive, 1}));
+      CHECK(links.wait(20 * millisecond).ok() == (writer == receiver));
+    }
+  }
+}
+
+TEST_CASE("a batch that is open is left alone by a second one, which is refused") {
+  two_nodes<bare_link, bare_link> rank;
+  rank.remote.polls_needed = 2;
+  ballast::outgoing_message const send{1, 0, 1, {}};
+  REQUIRE(rank.links.start({&send, 1}, {}).ok());
+  CHECK(rank.links.start({}, {}).code() == make_error_code(errc::busy));
+  CHECK(rank.remote.starts == 1);
+  CHECK(rank.links.wait(500 * millisecond).ok());
+  CHECK(rank.links.start({}, {}).ok());
+}
+
+TEST_CASE("what somebody else has open on a link is not ended by a by_link without a batch") {
+  two_nodes<waiting_link, bare_link> rank;
+  REQUIRE(rank.remote.start({}, {}).ok());
+  CHECK(rank.links.poll() == transfer_state::idle);
+  rank.links.enter_wait();
+  CHECK(rank.links.wait(500 * millisecond).ok());
+  CHECK(rank.node.entered == 0);
+  CHECK(rank.remote.poll() == transfer_state::done);
+}
+
+TEST_CASE("a batch that is held back until its deadline never begins, and the next one may") {
+  late_node rank;
+  rank.node.writes = rank.memory.data();
+  REQUIRE(rank.start_batch().ok());
+  auto const late = rank.links.wait(20 * millisecond);
+  CHECK(late.code() == make_error_code(errc::deadline_exceeded));
+  CHECK(late.message().find("still writes, for a batch that was given up") != std::string::npos);
+  CHECK(late.rank() == 0);
+  CHECK(rank.remote.starts == 0);
+  CHECK(rank.links.poll() == transfer_state::idle);
+
+  rank.node.writes = nullptr;
+  CHECK(rank.links.poll() == transfer_state::idle);
+  CHECK(rank.remote.starts == 0);
+  REQUIRE(rank.start_batch().ok());
+  CHECK(rank.links.wait(500 * millisecond).ok());
+}
+
+TEST_CASE("a batch that was held back is told of the wait that it begins in") {
+  late_node rank;
+  rank.node.writes = rank.memory.data();
+  REQUIRE(rank.start_batch().ok());
+  rank.links.enter_wait();
+  CHECK(rank.remote.entered == 0);
+  rank.node.writes = nullptr;
+  CHECK(rank.links.poll() == transfer_state::done);
+  CHECK(rank.remote.entered == 1);
+  CHECK(rank.links.wait(0).ok());
+}
+
+TEST_CASE("a link that refuses a batch that was held back fails it") {
+  late_node rank;
+  rank.node.writes = rank.memory.data();
+  REQUIRE(rank.start_batch().ok());
+  rank.node.writes = nullptr;
+  rank.remote.refuses = true;
+  CHECK(rank.links.poll() == transfer_state::failed);
+  CHECK(rank.links.wait(500 * millisecond).message() == "not today");
+  CHECK(rank.links.poll() == transfer_state::idle);
+
+  rank.remote.refuses = false;
+  REQUIRE(rank.start_batch().ok());
+  CHECK(rank.links.wait(500 * millisecond).ok());
 }
 
 TEST_CASE("bytes move in poll if they do on all links") {

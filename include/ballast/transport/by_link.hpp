@@ -224,6 +224,7 @@ public:
 
   /// Open a batch on all links; see `data_transport`.
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
+    if (is_open_) { return {errc::busy, detail::concat("by_link: a batch of rank ", rank(), " is already open")}; }
     to_same_.clear();
     to_node_.clear();
     to_remote_.clear();
@@ -243,11 +244,14 @@ public:
     is_waiting_ = false;
     failure_ = {};
     is_held_back_ = result.ok() && may_meet_late_writes();
-    return is_held_back_ || !result.ok() ? std::move(result) : begin_batch();
+    if (result.ok() && !is_held_back_) { result = begin_batch(); }
+    is_open_ = result.ok();
+    return result;
   }
 
   /// Make progress on all links; see `data_transport`.
   [[nodiscard]] transfer_state poll() {
+    if (!is_open_) { return transfer_state::idle; }
     if (!start_once_clear()) { return failure_.ok() ? transfer_state::pending : transfer_state::failed; }
     bool failed = false;
     bool pending = false;
@@ -267,6 +271,7 @@ public:
   void enter_wait()
     requires(detail::waits_inside<Same> || detail::waits_inside<Node> || detail::waits_inside<Remote>)
   {
+    if (!is_open_) { return; }
     is_waiting_ = true;
     if (is_held_back_) { return; }
     for_each_link([](auto& link) {
@@ -276,12 +281,14 @@ public:
 
   /// Make progress on all links until the batch ends; see `data_transport`.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
+    if (!is_open_) { return {}; }
     auto const deadline = detail::deadline_after(timeout);
     // A batch that is only to be ended begins nothing any more.
     if constexpr (requires { enter_wait(); }) {
       if (timeout > 0) { enter_wait(); }
     }
     static_cast<void>(detail::poll_until(deadline, [this] { return poll() != transfer_state::pending; }));
+    is_open_ = false;
     if (std::exchange(is_held_back_, false)) {
       return {errc::deadline_exceeded,
               detail::concat("by_link: a link of rank ", rank(),
@@ -438,6 +445,7 @@ private:
   batch to_same_;
   batch to_node_;
   batch to_remote_;
+  bool is_open_ = false;       // from a start that went well to the end of its wait
   bool is_held_back_ = false;  // the batch has not begun
   bool is_waiting_ = false;    // the host is inside a wait for it
   status failure_;             // to begin a batch that was held back
