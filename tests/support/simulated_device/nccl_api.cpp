@@ -67,10 +67,12 @@ struct communicator {
   int rank = 0;
   int device = 0;
   bool blocking = true;
-  bool shares = false;  ///< its flag to abort by, with what is split off it
+  bool shares = false;  ///< its flag to abort by and the order of its kernels, with what is split off it
   bool gone = false;
   ncclResult_t state = ncclSuccess;
   std::shared_ptr<bool> aborted = std::make_shared<bool>(false);
+  /// Kernels of those that share resources run one after the other, as they were launched.
+  std::shared_ptr<std::deque<operation const*>> kernels = std::make_shared<std::deque<operation const*>>();
   int under_way = 0;
 };
 
@@ -176,11 +178,15 @@ void move_portion(machine& all, message_ptr const& send, message_ptr const& rece
 class message_operation final : public touching_operation {
 public:
   message_operation(communicator& by, std::vector<nccl_call> calls)
-      : touching_operation{"nccl"}, by_{&by}, aborted_{by.aborted}, calls_{std::move(calls)} {
+      : touching_operation{"nccl"}, by_{&by}, aborted_{by.aborted}, kernels_{by.kernels}, calls_{std::move(calls)} {
     is_kernel = true;
     ++by_->under_way;
+    kernels_->push_back(this);
   }
-  ~message_operation() override { --by_->under_way; }
+  ~message_operation() override {
+    --by_->under_way;
+    leave_order();
+  }
 
   void enter(machine& of, stream& on) override {
     // What a kernel reads that is told to end goes nowhere.
@@ -189,16 +195,19 @@ public:
     }
   }
   step advance(machine& of, stream& on) override {
-    if (!may_touch(of, on)) { return give_up(); }
+    if (!may_touch(of, on)) { return give_up(of); }
     if (*aborted_) {
       constexpr nanoseconds longest_end = 400'000;
       if (!std::exchange(ends_, true)) { return step::later(of.random.below(longest_end)); }
-      return give_up();
+      return give_up(of);
     }
+    if (kernels_->front() != this) { return step::blocked(); }
     if (mine_.empty() && !calls_.empty()) { post(of, on); }
     bool const done = std::all_of(mine_.begin(), mine_.end(), [](auto const& each) { return each->finished; });
     if (!done) { return step::blocked(); }
     for (auto const& each : mine_) { on.clock.join(each->clock); }
+    leave_order();
+    of.progress();
     return step::done();
   }
 
@@ -222,7 +231,10 @@ private:
       start_messages(of, all.mails[pair]);
     }
   }
-  step give_up() {
+  void leave_order() { std::erase(*kernels_, this); }
+  step give_up(machine& of) {
+    leave_order();
+    of.progress();
     for (auto const& each : mine_) { each->given_up = true; }
     for (auto& [pair, between] : by_->all->mails) {
       auto const is_given_up = [](message_ptr const& each) { return each->given_up; };
@@ -234,6 +246,7 @@ private:
 
   communicator* by_;
   std::shared_ptr<bool> aborted_;
+  std::shared_ptr<std::deque<operation const*>> kernels_;
   std::vector<nccl_call> calls_;
   std::vector<message_ptr> mine_;
   bool ends_ = false;
@@ -366,7 +379,10 @@ void finish_split(machine& all, std::shared_ptr<world> const& parent) {
       made = &add_communicator(all, part, part->arrived++, call.blocking != 0);
       part->members.push_back(made);
       made->device = call.by->device;
-      if (call.shares) { made->aborted = call.by->aborted; }
+      if (call.shares) {
+        made->aborted = call.by->aborted;
+        made->kernels = call.by->kernels;
+      }
     }
     constexpr nanoseconds longest_split = 1'500'000;
     all.time.call_at(all.time.time() + all.random.below(longest_split) + 1'000,
@@ -377,6 +393,17 @@ void finish_split(machine& all, std::shared_ptr<world> const& parent) {
 [[nodiscard]] bool is_set(int value) { return value != NCCL_CONFIG_UNDEF_INT; }
 
 void destroy(communicator& which) { which.gone = true; }
+
+/// Write what somebody asks about a communicator.
+template <class Out, class Value>
+ncclResult_t tell(std::string_view name, ncclComm_t handle, Out* out, Value value) {
+  return nccl_call_frame(name, [&](machine& all, thread_state&, lock_type&) {
+    auto const* const which = to_communicator(all, handle);
+    if (which == nullptr) { return ncclInvalidArgument; }
+    *out = static_cast<Out>(value(*which));
+    return ncclSuccess;
+  });
+}
 
 }  // namespace
 
@@ -509,36 +536,16 @@ ncclResult_t ncclCommDestroy(ncclComm_t handle) {
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* out) {
-  return nccl_call_frame("ncclCommGetAsyncError", [&](machine& all, thread_state&, lock_type&) {
-    auto const* const which = to_communicator(all, handle);
-    if (which == nullptr) { return ncclInvalidArgument; }
-    *out = which->state;
-    return ncclSuccess;
-  });
+  return tell("ncclCommGetAsyncError", handle, out, [](communicator const& which) { return which.state; });
 }
 ncclResult_t ncclCommCount(ncclComm_t const handle, int* out) {
-  return nccl_call_frame("ncclCommCount", [&](machine& all, thread_state&, lock_type&) {
-    auto const* const which = to_communicator(all, handle);
-    if (which == nullptr) { return ncclInvalidArgument; }
-    *out = static_cast<int>(which->all->members.size());
-    return ncclSuccess;
-  });
+  return tell("ncclCommCount", handle, out, [](communicator const& which) { return which.all->members.size(); });
 }
 ncclResult_t ncclCommUserRank(ncclComm_t const handle, int* out) {
-  return nccl_call_frame("ncclCommUserRank", [&](machine& all, thread_state&, lock_type&) {
-    auto const* const which = to_communicator(all, handle);
-    if (which == nullptr) { return ncclInvalidArgument; }
-    *out = which->rank;
-    return ncclSuccess;
-  });
+  return tell("ncclCommUserRank", handle, out, [](communicator const& which) { return which.rank; });
 }
 ncclResult_t ncclCommCuDevice(ncclComm_t const handle, int* out) {
-  return nccl_call_frame("ncclCommCuDevice", [&](machine& all, thread_state&, lock_type&) {
-    auto const* const which = to_communicator(all, handle);
-    if (which == nullptr) { return ncclInvalidArgument; }
-    *out = which->device;
-    return ncclSuccess;
-  });
+  return tell("ncclCommCuDevice", handle, out, [](communicator const& which) { return which.device; });
 }
 ncclResult_t ncclCommRegister(ncclComm_t const, void* data, std::size_t, void** out) {
   *out = data;

@@ -31,7 +31,9 @@ struct communicator_options {
   nanoseconds_t timeout = 60'000'000'000;  ///< of making it, all in all, and of a transport's `warm_up`
   /// The parent of a split was made with `splitShare` = 0, and NCCL_COMM_SPLIT_SHARE_RESOURCES is not set: what is
   /// split off may be aborted. Where the two share resources NCCL gives both one flag to abort by, and so aborting the
-  /// one ends the other.
+  /// one ends the other. It also runs the kernels of both in the order of their launches: what the engine launches on
+  /// the parent waits for a batch of ours, and for ever behind one that was given up. Better to split off one that
+  /// shares nothing, or to `create`.
   bool parent_shares_nothing = false;
   executor calls = {};  ///< makes the calls of NCCL that may block
 };

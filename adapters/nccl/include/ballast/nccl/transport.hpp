@@ -46,7 +46,8 @@ struct transport_options {
   cudaStream_t compute_stream = nullptr;
   /// Let NCCL's kernels run beside the engine's. Without it they run inside `wait` only, and `poll` launches nothing:
   /// beside cooperative kernels that take all multiprocessors, ranks that launch the two in different order would wait
-  /// for each other for ever. Whoever sets this has seen to that. Asynchronous moves need it, because they only poll.
+  /// for each other for ever. So would those that launch ours and the engine's on one communicator, or on two that
+  /// share resources. Whoever sets this has seen to that. Asynchronous moves need it, because they only poll.
   bool allow_sm_overlap = false;
   /// Rounds that are launched as one group, the same on every rank.
   index_t rounds_per_group = 32;
