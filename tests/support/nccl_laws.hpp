@@ -240,8 +240,8 @@ void goes_on_beside_a_kernel_that_never_ends(Endpoint& self, law_log& log, bool 
   meet(self, log);
 }
 
-/// What was split off a communicator that shares its resources is never aborted; where it shares nothing, it is, and the
-/// engine's goes on. Of those that share, NCCL runs the kernels in one order: the engine's would wait for ours.
+/// What was split off a communicator that shares its resources is never aborted; where it shares nothing, it is, and
+/// the engine's goes on. Of those that share, NCCL runs the kernels in one order: the engine's would wait for ours.
 template <class Endpoint>
 void leaves_the_parent_alone(Endpoint& self, law_log& log) {
   for (bool const shares : {true, false}) {

@@ -58,7 +58,8 @@ enum class rebalancer_state {
   moving,       ///< moves and commits one chunk a call
   failed,       ///< the last cycle ended early; every layer is at its last agreed epoch and serving may go on. A
                 ///< `resume` on every rank is due
-  cohort_lost,  ///< this rank cannot know what the others committed: it must not serve before `settle`
+  cohort_lost,  ///< this rank cannot know what the others committed: it must not serve before `settle`. Where its store
+                ///< failed in a commit, `undecided_layers()` is empty and nothing settles it: a layer may be torn
 };
 
 /// What a rebalance would bring.

@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -73,15 +74,29 @@ struct restless_placement {
   void describe(ballast::digest& out) const { out.add(std::string_view{"restless_placement"}); }
 };
 
-/// The store, whose commits no failure hits: what then would have to happen is the engine's end.
-class sturdy_store : public ballast::cudart::device_store<> {
+/// The store. A commit that fails leaves a layer torn, and so only the failure that is meant for it hits one.
+class tearing_store : public ballast::cudart::device_store<> {
 public:
   using device_store::device_store;
   [[nodiscard]] ballast::status commit(index_t layer, std::span<ballast::byte_copy const> copies,
                                        ballast::placement const& tables, ballast::epoch_t epoch) {
-    simulated::failures_suspended const calm;
-    return device_store::commit(layer, copies, tables, epoch);
+    if (due_ == nullptr) {
+      simulated::failures_suspended const calm;
+      return device_store::commit(layer, copies, tables, epoch);
+    }
+    simulated::only_failure const its_own{due_->call, static_cast<cudaError_t>(due_->error), due_->skip};
+    auto result = device_store::commit(layer, copies, tables, epoch);
+    is_torn_ = !result.ok();
+    if (is_torn_) { due_ = nullptr; }
+    return result;
   }
+  /// Fail in one of the next commits. @param what  outlives them; null: in none
+  void tear(mishap const* what) noexcept { due_ = what; }
+  [[nodiscard]] bool is_torn() const noexcept { return is_torn_; }
+
+private:
+  mishap const* due_ = nullptr;
+  bool is_torn_ = false;
 };
 
 /// One rank: an engine that serves, rebalances and heals.
@@ -147,8 +162,8 @@ private:
 
     ballast::placement initial;
     std::shared_ptr<watched_weights> weights;
-    sturdy_store store;
-    ballast::rebalancer<ballast::window_recorder, restless_placement, ballast::layers_per_chunk<>, Wires, sturdy_store,
+    tearing_store store;
+    ballast::rebalancer<ballast::window_recorder, restless_placement, ballast::layers_per_chunk<>, Wires, tearing_store,
                         Control>
         moved;
   };
@@ -221,6 +236,8 @@ private:
       if (results[i].ok()) {
         results[i] = call("on_forward_pass_end", [&] { return moved.on_forward_pass_end(); });
       }
+      // From here on nothing goes well any more, and the others hear of it when their group's time is up.
+      if (is_torn()) { all_.excused_until = std::numeric_limits<nanoseconds_t>::max(); }
       judge(results[i], excused, "a step");
     }
     apply_twice(step, excused);
@@ -232,7 +249,10 @@ private:
   void launch_pass() {
     simulated::failures_suspended const calm;
     simulated::hold_until(compute_, simulated::now() + what_.pass);
-    for (auto& each : models_) { each->weights->look(each->moved.current(), compute_); }
+    for (auto& each : models_) {
+      // A rank that has lost a layer does not serve.
+      if (!each->store.is_torn()) { each->weights->look(each->moved.current(), compute_); }
+    }
     simulated::sleep_for(what_.pass / 2);
   }
   void check_passes() {
@@ -276,8 +296,10 @@ private:
         all_.excuse(what.duration);
         simulated::hold_until(compute_, simulated::now() + what.duration);
         return;
-      case mishap_kind::failing_call:
       case mishap_kind::failing_commit:
+        for (auto& each : models_) { each->store.tear(&what); }
+        return;
+      case mishap_kind::failing_call:
       case mishap_kind::no_memory:
         ++all_.armed;
         simulated::fail_next(what.call, static_cast<cudaError_t>(what.error), what.skip);
@@ -333,6 +355,7 @@ private:
     });
   }
   void heal(bool excused) {
+    if (std::ranges::count(tell_all(is_torn() ? 1 : 0), std::uint64_t{1}) > 0) { return part(); }
     constexpr int most_tries = 8;
     for (int attempt = 0; std::ranges::count(tell_all(is_bad() ? 1 : 0), std::uint64_t{1}) > 0; ++attempt) {
       if (attempt == most_tries) {
@@ -346,6 +369,23 @@ private:
         auto const result = call("resume", [&] { return each->moved.resume(); });
         judge(result, excused, "resume");
       }
+    }
+  }
+  [[nodiscard]] bool is_torn() const {
+    return std::ranges::any_of(models_, [](auto const& each) { return each->store.is_torn(); });
+  }
+  /// A commit has failed on some rank: that rank is at its end, says so, and cannot be healed by accident. The others
+  /// hear of it, in time, and serve on with what they have committed.
+  void part() {
+    if (std::exchange(gave_up_, true)) { return; }
+    for (auto& each : models_) {
+      bool const lost = each->store.is_torn();
+      if (lost && each->moved.state() != ballast::rebalancer_state::cohort_lost) { complain("a torn layer is served"); }
+      auto const healed = call("resume", [&] { return each->moved.resume(); });
+      if (lost && healed.ok()) { complain("resumed with a torn layer"); }
+      if (lost && each->moved.settle(ballast::decision::commit).ok()) { complain("settled with a torn layer"); }
+      bool const all_whole = std::ranges::count(tell_all(lost ? 1 : 0), std::uint64_t{1}) == 0;
+      if (!all_whole && !lost && healed.ok()) { complain("resumed without the rank that is torn"); }
     }
   }
   [[nodiscard]] std::string first_failure() const {
@@ -378,6 +418,7 @@ private:
   void run_clean_cycles() {
     if (std::ranges::count(tell_all(gave_up_ ? 1 : 0), std::uint64_t{1}) > 0) { return; }
     ++calm_;
+    for (auto& each : models_) { each->store.tear(nullptr); }
     constexpr int most_steps = 800;
     constexpr std::uint64_t cycles = 5;
     std::vector<std::uint64_t> before;

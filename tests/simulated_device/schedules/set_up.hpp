@@ -31,7 +31,7 @@ enum class mishap_kind {
   late_rank,       ///< a rank's host is late
   held_stream,     ///< a rank's compute stream stands
   failing_call,    ///< a call of the runtime fails before any commit is decided
-  failing_commit,  ///< a call fails anywhere, commits included
+  failing_commit,  ///< a call fails inside of a commit, which leaves the layer torn
   no_memory,       ///< an allocation fails
   switched_off,    ///< `disable()` in the middle, and `enable()` some steps later
   capture,         ///< another thread captures in global mode
@@ -108,6 +108,17 @@ struct set_up {
   return result;
 }
 
+/// The last mishap of its schedule, because it is the end of the rank that meets it.
+[[nodiscard]] inline mishap draw_failing_commit(dice& draw) {
+  static constexpr std::string_view calls[] = {"cudaEventRecord", "cudaMemcpyBatchAsync", "cudaMemcpyAsync"};
+  mishap result;
+  result.kind = mishap_kind::failing_commit;
+  result.call = calls[draw.below(std::size(calls))];
+  result.error = cudaErrorUnknown;
+  result.skip = draw.below(3);
+  return result;
+}
+
 [[nodiscard]] inline mishap draw_mishap(dice& draw, set_up const& of) {
   mishap result;
   switch (draw.below(of.transport >= wires::nccl ? 9 : 8)) {
@@ -163,6 +174,11 @@ struct set_up {
     result.mishaps.push_back(draw_mishap(draw, result));
     result.mishaps.back().step = step;
     step += 2 + draw.below(5);
+  }
+  if (draw.below(8) == 0) {
+    result.mishaps.push_back(draw_failing_commit(draw));
+    result.mishaps.back().rank = draw.below(result.num_ranks);
+    result.mishaps.back().step = step;
   }
   result.num_steps = step + 6;
   return result;

@@ -515,6 +515,19 @@ int thread_state::take_failure(std::string_view call) {
 }
 failures_suspended::failures_suspended() { ++machine::thread().suspensions; }
 failures_suspended::~failures_suspended() { --machine::thread().suspensions; }
+struct only_failure::others {
+  std::vector<planned_failure> failures;
+  int suspensions = 0;
+};
+only_failure::only_failure(std::string_view call, cudaError_t error, int skip)
+    : others_{std::make_unique<others>(std::exchange(machine::thread().failures, {}),
+                                       std::exchange(machine::thread().suspensions, 0))} {
+  fail_next(call, error, skip);
+}
+only_failure::~only_failure() {
+  machine::thread().failures = std::move(others_->failures);
+  machine::thread().suspensions = others_->suspensions;
+}
 int num_planned_failures() { return static_cast<int>(machine::thread().failures.size()); }
 
 void declare_dead(void const* address, std::size_t bytes) {

@@ -121,6 +121,18 @@ public:
   failures_suspended& operator=(failures_suspended const&) = delete;
   ~failures_suspended();
 };
+/// While it lives, this one is the only failure of this thread, also inside of `failures_suspended`.
+class only_failure {
+public:
+  only_failure(std::string_view call, cudaError_t error, int skip = 0);
+  only_failure(only_failure const&) = delete;
+  only_failure& operator=(only_failure const&) = delete;
+  ~only_failure();
+
+private:
+  struct others;
+  std::unique_ptr<others> others_;
+};
 /// Planned failures of the calling thread that have not come to pass.
 [[nodiscard]] int num_planned_failures();
 /// Communicators that a rank of theirs has and that are not aborted or destroyed.
