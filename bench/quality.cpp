@@ -109,6 +109,7 @@ void print_balance(trace const& of, shape const& on) {
   for (index_t step = 0; step < of.steps; ++step) {
     auto const loads = of.step(step);
     std::vector<double> bounds;
+    bounds.reserve(static_cast<std::size_t>(of.layers));
     for (index_t layer = 0; layer < of.layers; ++layer) {
       bounds.push_back(lower_bound(where, loads.row(layer), on.num_groups).best());
     }

@@ -87,11 +87,12 @@ struct options {
         "FILE");
   }
 
+  [[nodiscard]] std::string loads_file() const { return loads.value_or(std::string{}); }
   [[nodiscard]] std::string out_or_default() const { return out.value_or(std::string{ballast_tools::standard_stream}); }
 };
 
 [[nodiscard]] status check_files(options const& options) {
-  std::vector<ballast_tools::named_file> inputs{{"--loads", *options.loads}};
+  std::vector<ballast_tools::named_file> inputs{{"--loads", options.loads_file()}};
   if (options.current) { inputs.push_back({"--current", *options.current}); }
   if (options.score) { inputs.push_back({"--score", *options.score}); }
   std::vector<ballast_tools::named_file> outputs{{"--out", options.out_or_default()}};
@@ -126,12 +127,12 @@ struct inputs {
 
 [[nodiscard]] status read_loads(options const& options, inputs& out) {
   ballast_tools::trace trace;
-  if (auto result = read_trace(*options.loads, trace); !result.ok()) { return result; }
+  if (auto result = read_trace(options.loads_file(), trace); !result.ok()) { return result; }
   ballast_tools::step_range steps;
   if (auto result = ballast_tools::parse_steps(options.steps, trace.num_steps, steps); !result.ok()) { return result; }
   out.loads = sum_steps(trace, steps);
   out.shape = {trace.num_layers, trace.num_logical, out.where.num_slots()};
-  return ballast_tools::in_file(*options.loads, ballast::validate_loads(out.loads_view()));
+  return ballast_tools::in_file(options.loads_file(), ballast::validate_loads(out.loads_view()));
 }
 
 [[nodiscard]] status read_inputs(options const& options, inputs& out) {
@@ -158,7 +159,7 @@ struct inputs {
   ballast_tools::output_file report_file;
   ballast_tools::output_file out_file;
   if (report) {
-    if (auto result = report_file.open(*options.report); !result.ok()) { return result; }
+    if (auto result = report_file.open(options.report.value_or(std::string{})); !result.ok()) { return result; }
     report_file.write(ballast_tools::format_json(*report));
     if (auto result = report_file.finish(); !result.ok()) { return result; }
   }
@@ -238,8 +239,8 @@ void say_plan(options const& options, inputs const& in, planned const& plan) {
     }
   }
   say("planned ", shape.num_layers, " layers of ", shape.num_logical, " experts on ", in.where.num_ranks(), " ranks x ",
-      in.where.slots_per_rank(), " slots: policy ", *options.policy.name, ", ", plan.optimal ? "optimal" : "even",
-      " shares");
+      in.where.slots_per_rank(), " slots: policy ", options.policy.name.value_or(""), ", ",
+      plan.optimal ? "optimal" : "even", " shares");
   say("balancedness: ", ballast::balancedness(in.where, plan.current, loads), " with the ",
       options.current ? "current placement" : "start placement", ", ",
       ballast::balancedness(in.where, plan.next, loads), " planned, ", worst, " in the worst layer (", worst_layer,
@@ -293,11 +294,12 @@ void say_plan(options const& options, inputs const& in, planned const& plan) {
 }
 
 [[nodiscard]] status read_scored(options const& options, inputs const& in, bool stored, ballast::placement& out) {
+  auto const name = options.score.value_or(std::string{});
   ballast_tools::json_input file;
-  if (auto result = ballast_tools::read_json(*options.score, file); !result.ok()) { return result; }
+  if (auto result = ballast_tools::read_json(name, file); !result.ok()) { return result; }
   auto read = ballast_tools::placement_from_json(file, in.shape, in.layers, out);
   if (read.ok() && stored) { read = ballast_tools::shares_from_json(file, out); }
-  return ballast_tools::in_file(*options.score, read);
+  return ballast_tools::in_file(name, read);
 }
 
 [[nodiscard]] status score(options const& options) {

@@ -60,6 +60,8 @@ struct options {
   ballast_tools::topology_options topology;
   ballast_tools::policy_options policy;
 
+  [[nodiscard]] std::string trace_file() const { return trace.value_or(std::string{}); }
+
   void add_to(CLI::App& app) {
     using ballast_tools::add_integer;
     ballast_tools::add_text(app, "--trace", trace,
@@ -109,15 +111,14 @@ struct setup {
   if (options.shares_every && *options.shares_every < 1) {
     return refuse("--shares-every is ", *options.shares_every, ", must be at least 1");
   }
-  if (!(options.threshold >= 0 && options.threshold <= 1)) {
-    return refuse("--threshold is ", options.threshold, ", must be from 0 to 1");
-  }
+  bool const in_range = options.threshold >= 0 && options.threshold <= 1;  // a NaN is not
+  if (!in_range) { return refuse("--threshold is ", options.threshold, ", must be from 0 to 1"); }
   return {};
 }
 
 [[nodiscard]] status check_memory(ballast::placement_shape shape, std::int64_t bytes_per_expert) {
   constexpr std::int64_t max_bytes = std::int64_t{1} << 35;
-  auto const slots = static_cast<std::int64_t>(shape.num_layers) * shape.num_slots;
+  auto const slots = std::max<std::int64_t>(static_cast<std::int64_t>(shape.num_layers) * shape.num_slots, 1);
   if (bytes_per_expert > max_bytes / slots) {
     return refuse("--bytes-per-expert is ", bytes_per_expert, ": ", slots, " slots of all layers and ranks may take ",
                   max_bytes, " bytes together");
@@ -128,7 +129,7 @@ struct setup {
 [[nodiscard]] status check_files(options const& options) {
   std::vector<ballast_tools::named_file> outputs{{"the summary", std::string{ballast_tools::standard_stream}}};
   if (options.events) { outputs.push_back({"--json", *options.events}); }
-  return ballast_tools::check_files({{"--trace", *options.trace}}, outputs);
+  return ballast_tools::check_files({{"--trace", options.trace_file()}}, outputs);
 }
 
 /// Shares are refreshed with every plan where the policy plans for them.
@@ -143,9 +144,9 @@ struct setup {
   out.shares_every = shares_every(options);
   auto const shares = out.shares_every > 0 ? ballast::share_mode::optimal : ballast::share_mode::even;
   if (auto result = options.policy.make(options.topology.nodes, shares, out.policy); !result.ok()) { return result; }
-  if (auto result = ballast_tools::read_trace(*options.trace, out.trace); !result.ok()) { return result; }
+  if (auto result = ballast_tools::read_trace(options.trace_file(), out.trace); !result.ok()) { return result; }
   auto const loads = ballast_tools::check_windows(out.trace, options.interval);
-  if (!loads.ok()) { return ballast_tools::in_file(*options.trace, loads); }
+  if (!loads.ok()) { return ballast_tools::in_file(options.trace_file(), loads); }
   if (auto result = options.policy.check_experts(out.trace.num_logical); !result.ok()) { return result; }
   ballast::placement_shape const shape{out.trace.num_layers, out.trace.num_logical, out.where.num_slots()};
   if (auto result = ballast_tools::check_size(shape.num_layers, shape.num_slots); !result.ok()) { return result; }
@@ -414,13 +415,13 @@ private:
 void print_setup(options const& options, setup const& setup) {
   auto const& trace = setup.trace;
   auto const& where = setup.where;
-  std::printf("%s\n", ballast_tools::printable(ballast_tools::input_name(*options.trace)).c_str());
+  std::printf("%s\n", ballast_tools::printable(ballast_tools::input_name(options.trace_file())).c_str());
   std::printf("  %d forward passes of a model with %d MoE layers of %d experts\n", trace.num_steps, trace.num_layers,
               trace.num_logical);
   std::printf("  %d ranks (threads here, GPUs in an engine) on %d node(s), %d expert slots each: %d spare in a layer\n",
               where.num_ranks(), where.num_nodes(), where.slots_per_rank(), where.num_slots() - trace.num_logical);
   std::printf("  policy %s: a plan every %d passes, then %s layer(s) moved after each pass\n\n",
-              options.policy.name->c_str(), setup.interval,
+              options.policy.name.value_or("").c_str(), setup.interval,
               options.layers_per_chunk ? concat(setup.layers_per_chunk).c_str() : "all");
 }
 
@@ -501,14 +502,15 @@ void print_report(options const& options, setup const& setup, std::vector<report
     if (auto result = events.open(*options.events); !result.ok()) { return result; }
   }
   std::vector<report> reports;
+  reports.reserve(static_cast<std::size_t>(setup.where.num_ranks()));
   for (index_t rank = 0; rank < setup.where.num_ranks(); ++rank) {
     reports.emplace_back(rank == 0 && events.is_open() ? &events : nullptr);
   }
   ballast_tools::note_signals();
   ballast_tools::step_gate gate;
-  auto const replayed = replay(setup, reports, gate);
+  auto replayed = replay(setup, reports, gate);
   // What led to a failure is among the events.
-  auto const written = close_events(events);
+  auto written = close_events(events);
   if (!replayed.ok()) { return replayed; }
   if (!written.ok()) { return written; }
   print_report(options, setup, reports, gate.num_begun());

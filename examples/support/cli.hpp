@@ -59,7 +59,7 @@ template <std::integral T>
 
 /// An option whose one value is understood by `take(text)`.
 inline CLI::Option* add_option(CLI::App& app, std::string const& name, std::string const& description, char const* type,
-                               auto take) {
+                               auto const& take) {
   auto const callback = [name, take](CLI::results_t const& given) {
     if (given.size() != 1) { throw CLI::ValidationError{name + " is given more than once"}; }
     take(given.front());

@@ -34,6 +34,12 @@ struct file_closer {
   void operator()(std::FILE* file) const noexcept { std::fclose(file); }
 };
 
+/// Another handle of an open file. @return null: none can be had
+[[nodiscard]] inline std::FILE* open_again(int descriptor) {
+  auto const copy = ::dup(descriptor);
+  return copy < 0 ? nullptr : ::fdopen(copy, "rb");
+}
+
 [[nodiscard]] inline ballast::status file_error(std::string_view path, char const* what, int error) {
   return {ballast::errc::malformed_file, ballast::detail::concat(path, ": ", what, ": ", std::strerror(error))};
 }
@@ -59,8 +65,7 @@ using file_handle = std::unique_ptr<std::FILE, detail::file_closer>;
 [[nodiscard]] inline ballast::status read_file(std::string const& path, std::string& text) {
   constexpr std::size_t max_size = std::size_t{1} << 32;
   auto const name = input_name(path);
-  file_handle const file{path == standard_stream ? ::fdopen(::dup(STDIN_FILENO), "rb")
-                                                 : std::fopen(path.c_str(), "rb")};
+  file_handle const file{path == standard_stream ? detail::open_again(STDIN_FILENO) : std::fopen(path.c_str(), "rb")};
   if (file == nullptr) { return detail::file_error(name, "cannot be opened", errno); }
   std::string content;
   std::array<char, 65536> part;

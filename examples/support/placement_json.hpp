@@ -285,7 +285,7 @@ private:
 
 /// Read `shares` into a placement. @param in_out in/out: unchanged on failure
 [[nodiscard]] inline ballast::status shares_from_json(json_input const& object, ballast::placement& in_out) {
-  json_input const* matrix = nullptr;
+  json_input const* matrix = &object;
   auto const rows = in_out.num_layers();
   if (auto result = detail::find_matrix(object, "shares", rows, rows, in_out.num_slots(), matrix); !result.ok()) {
     return result;

@@ -79,7 +79,7 @@ status policy_options::make(ballast::index_t num_nodes, ballast::share_mode shar
   } else if (name == "headroom") {
     made = wrap(ballast::headroom_placement{});
   } else {
-    return refuse("there is no policy '", *name, "'; known are: ", names);
+    return refuse("there is no policy '", name.value_or(""), "'; known are: ", names);
   }
   if (auto result = check_groups(num_nodes); !result.ok()) { return result; }
   if (auto result = check_budget(); !result.ok()) { return result; }
@@ -94,7 +94,7 @@ status policy_options::check_groups(ballast::index_t num_nodes) const {
   if (*groups == 1) { return {}; }  // no groups, which every policy can do
   if (name != "deepseek" && name != "balanced") {
     return refuse("--groups is ", *groups, ", but only the policies deepseek and balanced keep groups together, not '",
-                  *name, "'");
+                  name.value_or(""), "'");
   }
   if (*groups % num_nodes != 0) {
     return refuse("--groups is ", *groups, ", must be a multiple of the ", num_nodes,
@@ -112,8 +112,8 @@ status policy_options::check_budget() const {
   if (!max_moves) { return {}; }
   if (*max_moves < 0) { return refuse("--max-moves is ", *max_moves, ", must not be negative"); }
   if (name != "incremental") {
-    return refuse("--max-moves is ", *max_moves, ", but only the policy incremental plans with a budget, not '", *name,
-                  "'");
+    return refuse("--max-moves is ", *max_moves, ", but only the policy incremental plans with a budget, not '",
+                  name.value_or(""), "'");
   }
   return {};
 }

@@ -10,7 +10,7 @@ using ballast_tools::excerpt;
 using ballast_tools::printable;
 
 TEST_CASE("what can be read stays what it is") {
-  for (auto const& text : {""s, "plan.json: line 2"s, "~!\\'\""s,
+  for (auto const& text : {""s, "plan.json: line 2"s, R"(~!\'")"s,
                            "Gr\xc3\xb6\xc3\x9f"
                            "e \xe2\x82\xac \xf0\x9f\x98\x80"s}) {
     CHECK(printable(text) == text);

@@ -423,8 +423,8 @@ TEST_CASE("fading sums fade by the passes that any rank counted") {
       traffic source{num_ranks, seed};
       for (int dump = 0; dump < 4; ++dump) {
         // Each rank pauses at most seven times between two dumps: at the edges of 15 stretches.
-        std::vector<std::vector<bool>> stretches;
-        for (int i = 0; i < 15; ++i) {
+        constexpr int stretches = 15;
+        for (int i = 0; i < stretches; ++i) {
           std::vector<bool> counted;
           for (index_t rank = 0; rank < num_ranks; ++rank) { counted.push_back(random.below(2) == 0); }
           for (auto passes = random.below(20); passes > 0; --passes) { group.run(counted, source); }

@@ -66,7 +66,7 @@ TEST_CASE("maps between two commits in one call were in force in no pass") {
 
 TEST_CASE("passes whose map was dropped, and passes that are none, are refused by number") {
   map_history maps{2, 2, 2};
-  for (index_t call = 1; call <= 3; ++call) { maps.note_commit(0, 10 * call, row{call, call}); }
+  for (index_t call = 1; call <= 3; ++call) { maps.note_commit(0, std::int64_t{10} * call, row{call, call}); }
   CHECK(refusal(maps, 0, 10, 31) == "counts of layer 0, pass 10 come too late: its maps are kept from pass 11 on");
   CHECK(map_in(maps, 0, 11, 31, {9, 9}) == row{2, 2});
   CHECK(map_in(maps, 0, 30, 31, {9, 9}) == row{3, 3});
@@ -98,7 +98,6 @@ TEST_CASE("random commits, compared with a list of the map of every pass") {
     map_history maps{layers, 3, depth};
     std::vector<row> current(static_cast<std::size_t>(layers), row{0, 1, 2});
     std::vector<std::vector<row>> of_pass(static_cast<std::size_t>(layers));  // [L][pass - 1]
-    std::vector<index_t> passes_with_commits(static_cast<std::size_t>(layers), 0);
     std::vector<std::vector<std::int64_t>> last_passes(static_cast<std::size_t>(layers));
     for (std::int64_t call = 1; call <= 40; ++call) {
       for (std::size_t layer = 0; layer < current.size(); ++layer) { of_pass[layer].push_back(current[layer]); }

@@ -117,7 +117,7 @@ TEST_CASE("a plan that counts on dead ranks is refused") {
 }
 
 TEST_CASE("a policy that throws fails the plan and nothing else") {
-  auto const thrown = [](auto what) { return outcome([what](placement&) -> status { throw what; }); };
+  auto const thrown = [](auto const& what) { return outcome([&what](placement&) -> status { throw what; }); };
   CHECK(thrown(std::runtime_error{"no model loaded"}).code() == errc::policy_failed);
   CHECK(thrown(std::runtime_error{"no model loaded"}).message() == "plan: the policy threw: no model loaded");
   CHECK(thrown(std::bad_alloc{}).message() == "plan: the policy threw: std::bad_alloc");

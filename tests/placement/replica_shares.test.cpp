@@ -293,7 +293,7 @@ TEST_CASE("shares of what does not fit together are refused by value, with nothi
   auto in = before;
   share_solver solver;
   auto const refusal = [&](auto const&... arguments) {
-    auto const result = optimal_shares(arguments..., solver);
+    auto result = optimal_shares(arguments..., solver);
     CHECK(in == before);
     return result;
   };

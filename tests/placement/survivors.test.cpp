@@ -235,7 +235,7 @@ TEST_CASE("survivors refuse a placement that is none, or of another topology") {
 TEST_CASE("plans go on from what survivors hold") {
   ballast_test::generator random{37};
   topology where{{4, 1, 4, 0}};
-  std::vector<load_t> loads(2 * 8);
+  std::vector<load_t> loads(std::size_t{2} * 8);
   for (auto& load : loads) { load = random.below(100); }
   auto const in = ballast_test::random_placement({2, 8, 16}, random);
   where.set_live(1, false);

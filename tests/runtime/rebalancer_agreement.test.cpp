@@ -378,8 +378,8 @@ TEST_CASE("ranks with recorders of another kind are told that they are") {
     host_store store{where, num_layers};
     weights.add_to(store);
     auto const start = [&](auto recorder) {
-      rebalancer moved{where, initial, recorder, keep_placement{},     layers_per_chunk{},
-                       me,    store,   me,       {.timeout = patience}};
+      rebalancer moved{where, initial, std::move(recorder),  keep_placement{}, layers_per_chunk{}, me,
+                       store, me,      {.timeout = patience}};
       return moved.start();
     };
     auto const result =
@@ -404,7 +404,7 @@ TEST_CASE("while layers move, counts of one that has not moved yet are those of 
     self.moved.record_physical(1, by_slot).or_throw();  // and that of this layer expert 0 still
     auto& recorder = self.moved.recorder();
     recorder.end_pass(true);
-    std::vector<load_t> history(2 * 4);
+    std::vector<load_t> history(std::size_t{2} * 4);
     recorder.history(history).or_throw();
     CHECK(history == std::vector<load_t>{0, 7, 0, 0, 7, 0, 0, 0});
   });

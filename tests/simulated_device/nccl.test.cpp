@@ -22,7 +22,7 @@ using namespace ballast_test;
 namespace {
 
 template <class Law>
-void check(std::vector<index_t> sizes, Law law, std::uint64_t num_seeds = 1) {
+void check(std::vector<index_t> const& sizes, Law law, std::uint64_t num_seeds = 1) {
   for (auto const size : sizes) {
     for (std::uint64_t seed = 1; seed <= num_seeds; ++seed) {
       CAPTURE(size);

@@ -49,10 +49,11 @@ struct pair_of_ranks {
     }
     for (index_t rank = 0; rank < 2; ++rank) {
       segment const region{source[at(rank)].data(), bytes};
-      wires[at(rank)]->expose({&region, 1}).or_throw();
+      wire(rank).expose({&region, 1}).or_throw();
     }
   }
   [[nodiscard]] static std::size_t at(index_t rank) { return static_cast<std::size_t>(rank); }
+  [[nodiscard]] wires_type& wire(index_t rank) { return wires[at(rank)].value(); }
 
   void fill(index_t rank, unsigned char value) {
     std::vector<unsigned char> const data(bytes, value);
@@ -68,7 +69,7 @@ struct pair_of_ranks {
     mine.remote = {region, 0, bytes};
     mine.send = {other, 0, tag, {&mine.from, 1}};
     mine.receive = {other, 0, tag, {&mine.to, 1}, {&mine.remote, 1}};
-    return wires[at(rank)]->start({&mine.send, 1}, {&mine.receive, 1});
+    return wire(rank).start({&mine.send, 1}, {&mine.receive, 1});
   }
   void next_batch() { ++tag; }
   /// Poll both until neither is pending, or time is up.
@@ -76,7 +77,7 @@ struct pair_of_ranks {
     auto const end = simulated::now() + timeout;
     std::array<transfer_state, 2> states{};
     do {
-      for (index_t rank = 0; rank < 2; ++rank) { states[at(rank)] = wires[at(rank)]->poll(); }
+      for (index_t rank = 0; rank < 2; ++rank) { states[at(rank)] = wire(rank).poll(); }
       simulated::sleep_for(5'000);
     } while (simulated::now() < end && (states[0] == transfer_state::pending || states[1] == transfer_state::pending));
     return states;
@@ -93,7 +94,7 @@ struct pair_of_ranks {
     auto const states = poll_both(50 * milliseconds);
     CHECK(states[0] == transfer_state::done);
     CHECK(states[1] == transfer_state::done);
-    for (index_t rank = 0; rank < 2; ++rank) { wires[at(rank)]->wait(0).or_throw(); }
+    for (index_t rank = 0; rank < 2; ++rank) { wire(rank).wait(0).or_throw(); }
     CHECK(target_is(0, 2));
     CHECK(target_is(1, 1));
   }
@@ -120,7 +121,7 @@ TEST_CASE("a rank that cannot begin a batch is heard by its peer at once") {
     self.start(1).or_throw();
     CHECK_FALSE(self.start(0, 7).ok());
     auto const begin = simulated::now();
-    auto const result = self.wires[1]->wait(3'000 * milliseconds);
+    auto const result = self.wire(1).wait(3'000 * milliseconds);
     CHECK(result.rank() == 0);
     CHECK(result.message().find("rank 0 gave up the batch") != std::string::npos);
     CHECK(simulated::now() - begin < 5 * milliseconds);
@@ -133,10 +134,10 @@ TEST_CASE("a rank whose batch ends late is heard by its peer at once, also by on
     pair_of_ranks self;
     self.next_batch();
     self.start(0).or_throw();
-    CHECK(self.wires[0]->wait(2 * milliseconds).code() == errc::deadline_exceeded);
+    CHECK(self.wire(0).wait(2 * milliseconds).code() == errc::deadline_exceeded);
     self.start(1).or_throw();
     auto const begin = simulated::now();
-    CHECK(self.wires[1]->wait(3'000 * milliseconds).rank() == 0);
+    CHECK(self.wire(1).wait(3'000 * milliseconds).rank() == 0);
     CHECK(simulated::now() - begin < 5 * milliseconds);
     self.exchange();
   });
@@ -145,15 +146,15 @@ TEST_CASE("a rank whose batch ends late is heard by its peer at once, also by on
 TEST_CASE("a wait lasts no longer than its timeout, and what it left under way lets the next batch begin") {
   in_virtual_time([] {
     pair_of_ranks self;
-    auto held = std::make_unique<simulated::held_stream>(self.wires[0]->copy_stream());
+    auto held = std::make_unique<simulated::held_stream>(self.wire(0).copy_stream());
     self.next_batch();
     for (index_t rank = 0; rank < 2; ++rank) { self.start(rank).or_throw(); }
     static_cast<void>(self.poll_both(1 * milliseconds));
     auto const begin = simulated::now();
-    auto const late = self.wires[0]->wait(4 * milliseconds);
+    auto const late = self.wire(0).wait(4 * milliseconds);
     CHECK(simulated::now() - begin < 5 * milliseconds);
     CHECK(late.message().find("have not finished") != std::string::npos);
-    CHECK_FALSE(self.wires[1]->wait(4 * milliseconds).ok());
+    CHECK_FALSE(self.wire(1).wait(4 * milliseconds).ok());
 
     self.next_batch();
     for (index_t rank = 0; rank < 2; ++rank) { self.start(rank).or_throw(); }
@@ -162,8 +163,8 @@ TEST_CASE("a wait lasts no longer than its timeout, and what it left under way l
     auto const states = self.poll_both(50 * milliseconds);
     CHECK(states[0] == transfer_state::done);
     CHECK(states[1] == transfer_state::done);
-    CHECK(self.wires[0]->wait(0).ok());
-    CHECK(self.wires[1]->wait(0).ok());
+    CHECK(self.wire(0).wait(0).ok());
+    CHECK(self.wire(1).wait(0).ok());
     CHECK(self.target_is(0, 2));
     CHECK(self.target_is(1, 1));
     self.exchange();
@@ -173,13 +174,13 @@ TEST_CASE("a wait lasts no longer than its timeout, and what it left under way l
 TEST_CASE("a batch that cannot begin because copies do not end fails by its deadline, and the one after works") {
   in_virtual_time([] {
     pair_of_ranks self;
-    auto held = std::make_unique<simulated::held_stream>(self.wires[0]->copy_stream());
+    auto held = std::make_unique<simulated::held_stream>(self.wire(0).copy_stream());
     for (int round = 0; round < 3; ++round) {
       self.next_batch();
       for (index_t rank = 0; rank < 2; ++rank) { self.start(rank).or_throw(); }
       static_cast<void>(self.poll_both(1 * milliseconds));
-      CHECK_FALSE(self.wires[0]->wait(2 * milliseconds).ok());
-      CHECK_FALSE(self.wires[1]->wait(2 * milliseconds).ok());
+      CHECK_FALSE(self.wire(0).wait(2 * milliseconds).ok());
+      CHECK_FALSE(self.wire(1).wait(2 * milliseconds).ok());
     }
     held.reset();
     self.exchange();
@@ -191,19 +192,19 @@ TEST_CASE("a transport that goes while it copies waits a while, and then leaves 
     in_virtual_time([] {
       pair_of_ranks self;
       auto const end = simulated::now() + 30 * milliseconds;
-      simulated::hold_until(self.wires[0]->copy_stream(), end);
+      simulated::hold_until(self.wire(0).copy_stream(), end);
       self.next_batch();
       for (index_t rank = 0; rank < 2; ++rank) { self.start(rank).or_throw(); }
       static_cast<void>(self.poll_both(1 * milliseconds));
       self.wires[0].reset();
       CHECK(simulated::now() >= end);
-      CHECK_FALSE(self.wires[1]->wait(1 * milliseconds).ok());
+      CHECK_FALSE(self.wire(1).wait(1 * milliseconds).ok());
     });
   }
   SUBCASE("copies that do not") {
     in_virtual_time([] {
       pair_of_ranks self;
-      simulated::held_stream held{self.wires[0]->copy_stream()};
+      simulated::held_stream const held{self.wire(0).copy_stream()};
       self.next_batch();
       for (index_t rank = 0; rank < 2; ++rank) { self.start(rank).or_throw(); }
       static_cast<void>(self.poll_both(1 * milliseconds));
@@ -220,7 +221,7 @@ TEST_CASE("after a warm-up the first batch costs nothing of first use") {
         pair_of_ranks self{{}, 2};
         for (index_t rank = 0; rank < 2; ++rank) {
           REQUIRE(cudaSetDevice(rank) == cudaSuccess);
-          self.wires[pair_of_ranks::at(rank)]->warm_up().or_throw();
+          self.wire(rank).warm_up().or_throw();
         }
         auto const first_uses = [] {
           std::int64_t calls = 0;
@@ -238,8 +239,8 @@ TEST_CASE("after a warm-up the first batch costs nothing of first use") {
           self.start(rank).or_throw();
         }
         CHECK(self.poll_both(50 * milliseconds)[0] == transfer_state::done);
-        CHECK(self.wires[0]->wait(0).ok());
-        CHECK(self.wires[1]->wait(0).ok());
+        CHECK(self.wire(0).wait(0).ok());
+        CHECK(self.wire(1).wait(0).ok());
         CHECK(first_uses() == before);
         CHECK(simulated::calls_that_waited().empty());
       },
@@ -249,7 +250,7 @@ TEST_CASE("after a warm-up the first batch costs nothing of first use") {
 TEST_CASE("an error that the engine has not looked at stays where it is") {
   in_virtual_time([] {
     pair_of_ranks self;
-    simulated::held_stream held{self.wires[0]->copy_stream()};
+    simulated::held_stream held{self.wire(0).copy_stream()};
     CHECK(cudaSetDevice(99) == cudaErrorInvalidDevice);
     self.next_batch();
     for (index_t rank = 0; rank < 2; ++rank) { self.start(rank).or_throw(); }
@@ -257,8 +258,8 @@ TEST_CASE("an error that the engine has not looked at stays where it is") {
     CHECK(cudaPeekAtLastError() == cudaErrorInvalidDevice);
     held.release();
     CHECK(self.poll_both(50 * milliseconds)[0] == transfer_state::done);
-    CHECK(self.wires[0]->wait(0).ok());
-    CHECK(self.wires[1]->wait(0).ok());
+    CHECK(self.wire(0).wait(0).ok());
+    CHECK(self.wire(1).wait(0).ok());
     CHECK(cudaGetLastError() == cudaErrorInvalidDevice);
   });
 }

@@ -105,7 +105,7 @@ TEST_CASE("imports of many pieces can only be read, by the device of the constru
     ballast_test::use_device_of(rank + 1);  // another one, when memory is exposed
     auto const before = num_open_descriptors(control);
     log.expect_ok(directory.expose(parts, 0), "expose");
-    constexpr std::size_t watches = 3 * 2;
+    constexpr std::size_t watches = 6;
     auto const after = num_open_descriptors(control);
     log.expect(rank != 0 || after == before + watches, after, " descriptors are open, ", before, " before");
     int current = -1;

@@ -60,14 +60,14 @@ struct shuffle_placement {
 template <class Transport, class Control>
 struct gpu_member {
   gpu_member(ballast::topology const& where, ballast::placement const& initial, Transport& transport, Control& control,
-             std::vector<cudaStream_t> copy_streams, ballast::rebalancer_options const& options,
+             std::vector<cudaStream_t> const& copy_streams, ballast::rebalancer_options const& options,
              ballast::observer* watcher = nullptr, std::vector<gpu_tensor_shape> tensors = odd_tensors(),
              ballast::layers_per_chunk<> schedule = {}, bool timed = false)
       : weights{where, control.rank(), initial, std::move(tensors)},
         store{where,
               control.rank(),
               initial,
-              {.compute_stream = compute.get(), .copy_streams = std::move(copy_streams), .timed = timed}},
+              {.compute_stream = compute.get(), .copy_streams = copy_streams, .timed = timed}},
         moved{where,
               initial,
               ballast::window_recorder{initial.num_layers(), initial.num_logical(), {4, 4}},

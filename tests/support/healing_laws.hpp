@@ -132,7 +132,7 @@ public:
         where_{{self.num_ranks(), 1, 3, 0}},
         initial_{ballast::trivial_placement({num_layers, where_.num_slots() - 1, where_.num_slots()})},
         weights_{where_, self.rank(), initial_, {{41, 41}, {30, 32}}},
-        store_{where_, num_layers, 3 * 512},
+        store_{where_, num_layers, 1536},
         hook_{[this](char const* point) { reach(point); }},
         control_{self.control, hook_},
         transport_{self.transport, hook_},
@@ -300,8 +300,8 @@ private:
 
 /// Every mishap, in both modes. Call it in a test case. @param timeout long enough for a batch on a busy machine
 template <class Runner>
-void check_healing(Runner runner, ballast::nanoseconds_t timeout = 200 * millisecond, ballast::index_t num_ranks = 3,
-                   std::uint64_t seed = 1) {
+void check_healing(Runner const& runner, ballast::nanoseconds_t timeout = 200 * millisecond,
+                   ballast::index_t num_ranks = 3, std::uint64_t seed = 1) {
   CAPTURE(seed);
   for (bool const asynchronous : {false, true}) {
     for (auto const& what : all_mishaps(seed)) {

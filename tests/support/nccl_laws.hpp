@@ -82,7 +82,7 @@ public:
   [[nodiscard]] ballast::status start(Wires& wires) {
     ++tag_;
     batch_ = transport_law::single_message(tag_, 40'000 + 1'000 * tag_);
-    view_.reset(new batch_view(memory_.view(batch_)));
+    view_.reset(new batch_view(memory_.view(batch_)));  // NOLINT(modernize-make-unique): it cannot be moved
     auto result = wires.start(view_->sends, view_->receives);
     if (!result.ok()) { --tag_; }
     return result;
@@ -288,7 +288,7 @@ private:
 template <class Endpoint>
 void splits_within_its_deadline(Endpoint& self, law_log& log) {
   for (bool const blocking : {true, false}) {
-    engine_communicator engine{self.control, blocking, false};
+    engine_communicator const engine{self.control, blocking, false};
     delayed_executor later;
     nccl::communicator child;
     nccl::communicator_options options{.timeout = 2'000 * millisecond, .parent_shares_nothing = true};

@@ -34,7 +34,7 @@ namespace ballast_test {
   auto const start = "ballast." + name;
   for (auto const& entry : std::filesystem::directory_iterator{"/dev/shm"}) {
     auto file = entry.path().filename().string();
-    if (file.compare(0, start.size(), start) == 0) { found.push_back(std::move(file)); }
+    if (file.starts_with(start)) { found.push_back(std::move(file)); }
   }
   return found;
 }

@@ -152,7 +152,7 @@ private:
 
 /// Two models in every pair of modes. Call it in a test case.
 template <class Runner>
-void check_sharing(Runner runner, ballast::index_t num_ranks = 3) {
+void check_sharing(Runner const& runner, ballast::index_t num_ranks = 3) {
   struct modes {
     char const* name;
     bool target;

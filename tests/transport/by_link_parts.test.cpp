@@ -67,9 +67,9 @@ public:
     return {};
   }
   [[nodiscard]] ballast::transfer_turns& turns() noexcept { return turns_; }
+  plain_link(plain_link const&) = delete;
 
 protected:
-  plain_link(plain_link const&) = delete;
   virtual ~plain_link() = default;
   [[nodiscard]] virtual bool moves() const { return true; }
 
@@ -280,7 +280,7 @@ TEST_CASE("a batch is held back while another link may still write where it rece
 }
 
 TEST_CASE("a link that may still write elsewhere, or where it receives itself, holds nothing back") {
-  std::byte elsewhere{};
+  std::byte const elsewhere{};
   late_node rank;
   rank.node.writes = &elsewhere;
   REQUIRE(rank.start_batch().ok());

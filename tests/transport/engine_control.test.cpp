@@ -668,7 +668,7 @@ TEST_CASE("the largest timeout is never over, and an all-gather may add the time
                                 {.frame_words = frame_words}};
   CHECK(plane.vote(true, forever).outcome == decision::commit);
   CHECK(num_calls == 3);
-  CHECK(least > 1'000'000'000 * nanoseconds_t{3600 * 24 * 365});
+  CHECK(least > 1'000'000'000 * nanoseconds_t{3600} * 24 * 365);
   CHECK(most < forever - ballast::detail::now());
 }
 

@@ -171,12 +171,12 @@ template <load_recorder Recorder, class Gather>
   history.assign(static_cast<std::size_t>(recorder.num_buckets()) * static_cast<std::size_t>(recorder.num_layers()) *
                      static_cast<std::size_t>(recorder.num_logical()),
                  0);
-  auto const read = recorder.history(history);
+  auto read = recorder.history(history);
   std::vector<std::uint64_t> mine;
   std::vector<std::uint64_t> all;
   detail::summarize(recorder, read.ok()).write(mine);
   if (auto result = gather(std::span<std::uint64_t const>{mine}, all); !result.ok()) {
-    return read.ok() ? std::move(result) : read;
+    return read.ok() ? std::move(result) : std::move(read);
   }
   if (!read.ok()) { return read; }
   detail::recorder_survey survey;

@@ -60,7 +60,9 @@ public:
     ++num_passes_;
     if (counted) {
       if (num_runs_ == 0 || newest().held.last != num_passes_ - 1) { open_run(); }
-      auto& [held, sums] = newest();
+      auto& run = newest();
+      auto& held = run.held;
+      auto& sums = run.sums;
       for (std::size_t i = 0; i < sums.size(); ++i) { sums[i] = capped(decayed(sums[i]) + pass()[i] * one); }
       if (held.passes == 0) { held.first = num_passes_; }
       held.last = num_passes_;

@@ -88,8 +88,7 @@ public:
               detail::concat("host_store: ", bytes, " bytes of staging needed, the limit is ", staging_limit_)};
     }
     if (bytes <= staging_.size()) { return {}; }
-    status const no_memory{errc::out_of_memory,
-                           detail::concat("host_store: no memory for ", bytes, " bytes of staging")};
+    status no_memory{errc::out_of_memory, detail::concat("host_store: no memory for ", bytes, " bytes of staging")};
     if (bytes > staging_.max_size()) { return no_memory; }
 #if defined(__cpp_exceptions)
     try {

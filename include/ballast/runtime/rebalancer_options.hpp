@@ -43,9 +43,8 @@ struct rebalancer_options {
     if (max_message_bytes < 0) { return refuse("max_message_bytes is ", max_message_bytes, ", must not be negative"); }
     if (rounds_per_batch < 0) { return refuse("rounds_per_batch is ", rounds_per_batch, ", must not be negative"); }
     if (checked_slots < 0) { return refuse("checked_slots is ", checked_slots, ", must not be negative"); }
-    if (!(utilization_threshold >= 0 && utilization_threshold <= 1)) {
-      return refuse("utilization_threshold is ", utilization_threshold, ", must be in [0, 1]");
-    }
+    bool const in_range = utilization_threshold >= 0 && utilization_threshold <= 1;  // a NaN is not
+    if (!in_range) { return refuse("utilization_threshold is ", utilization_threshold, ", must be in [0, 1]"); }
     if (timeout <= 0) { return refuse("timeout is ", timeout, " ns, must be positive"); }
     return gate.validate();
   }

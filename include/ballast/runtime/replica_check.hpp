@@ -62,8 +62,8 @@ public:
     auto mine = sums_;
     mine.push_back(failure_.ok() ? 0 : static_cast<std::uint64_t>(failure_.code().value()) << 1 | 1);
     std::vector<std::uint64_t> all(mine.size() * static_cast<std::size_t>(control.num_ranks()));
-    auto const gathered = control.all_gather(mine, all, timeout);
-    auto const own = failure_;
+    auto gathered = control.all_gather(mine, all, timeout);
+    auto own = failure_;
     forget();
     if (!own.ok()) { return own; }
     if (!gathered.ok()) { return gathered; }

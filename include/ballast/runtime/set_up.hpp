@@ -85,7 +85,7 @@ template <control_plane Control>
 [[nodiscard]] status all_ready(Control& control, status const& own, std::string_view what, nanoseconds_t timeout) {
   std::uint64_t const mine[] = {own.ok() ? 0 : static_cast<std::uint64_t>(own.code().value()) << 1 | 1};
   std::vector<std::uint64_t> all(static_cast<std::size_t>(control.num_ranks()));
-  auto const met = control.all_gather(mine, all, timeout);
+  auto met = control.all_gather(mine, all, timeout);
   if (!own.ok()) { return own; }
   if (!met.ok()) { return met; }
   for (std::size_t rank = 0; rank < all.size(); ++rank) {

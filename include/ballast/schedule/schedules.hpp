@@ -132,6 +132,7 @@ struct layers_per_chunk : detail::schedule_base<Filter, Order> {
   index_t layers = 1;
 
   constexpr layers_per_chunk() = default;
+  // NOLINTNEXTLINE(google-explicit-constructor): K layers may be written {K}
   constexpr layers_per_chunk(index_t k, Filter filter = {}, Order order = {})
       : detail::schedule_base<Filter, Order>{filter, order}, layers{k} {}
 

@@ -48,7 +48,8 @@ public:
   [[nodiscard]] outcome of(std::uint64_t number) const noexcept {
     if (number > last_) { return outcome::never; }
     if (last_ - number >= kept) { return outcome::forgotten; }
-    return static_cast<outcome>(word_ >> shift(number) & 3);
+    constexpr outcome stored[] = {outcome::never, outcome::undecided, outcome::commit, outcome::drop};
+    return stored[word_ >> shift(number) & 3];
   }
   /// The last vote of all that are undecided, 0 if none is.
   [[nodiscard]] std::uint64_t last_undecided() const noexcept {

@@ -238,7 +238,7 @@ struct single_store {
   }
   cudart::stream compute = cudart::stream::create();
   ballast_test::gpu_memory memory;
-  std::byte* weights = memory.allocate(4 * 64);
+  std::byte* weights = memory.allocate(256);
   topology where{{1, 1, 4, 0}};
   placement initial = trivial_placement({1, 4, 4});
   std::vector<index_t> hooked;
@@ -292,7 +292,7 @@ TEST_CASE("with checksums, in pieces, and through the host") {
 }
 
 TEST_CASE("the group shapes of vLLM's tests: every slot holds the right expert") {
-  std::vector<ballast_test::gpu_tensor_shape> const floats{{32 * 4, 32 * 4}, {64 * 4, 64 * 4}};
+  std::vector<ballast_test::gpu_tensor_shape> const floats{{128, 128}, {256, 256}};
   for (auto const& [ranks, layers, slots, experts] : std::vector<std::array<index_t, 4>>{
            {2, 1, 2, 3}, {2, 2, 3, 4}, {2, 4, 8, 16}, {4, 1, 2, 6}, {4, 2, 2, 5}, {4, 8, 8, 16}, {2, 2, 2, 3}}) {
     CAPTURE(ranks);
@@ -304,7 +304,7 @@ TEST_CASE("the group shapes of vLLM's tests: every slot holds the right expert")
 // Their weight is ten rows of 1024 floats, 2048 floats apart. The last of their cases has 61 layers; the first and the
 // last steps of a sweep over six show the same.
 TEST_CASE("the group shapes of TensorRT-LLM's tests: every slot holds the right expert after every step") {
-  std::vector<ballast_test::gpu_tensor_shape> const rows(10, {1024 * 4, 2048 * 4});
+  std::vector<ballast_test::gpu_tensor_shape> const rows(10, {4096, 8192});
   ballast_test::check_complaints(update_on_some_steps({2, 2, 4, 8, rows, 1}, 2, 12));
   ballast_test::check_complaints(update_on_some_steps({4, 3, 4, 16, rows, 2}, 1, 12));
   ballast_test::check_complaints(update_on_some_steps({8, 5, 4, 32, rows, 3}, 0, 12));
@@ -360,7 +360,7 @@ TEST_CASE("impossible tensors are refused before the driver is asked about their
     cudart::device_store<> store{
         where, 0, trivial_placement({1, 4, 4}), {.compute_stream = compute.get(), .exported = exported}};
     ballast_test::gpu_memory memory;
-    auto* const base = memory.allocate(4 * 64);
+    auto* const base = memory.allocate(256);
     auto const is_refused = [&](char const* name, void* at, std::size_t bytes, std::optional<std::ptrdiff_t> stride,
                                 char const* why) {
       auto const refused = store.add(0, name, at, bytes, stride);
@@ -414,12 +414,12 @@ TEST_CASE("staging grows to its limit and no further") {
 
 TEST_CASE("phases of a commit run one after the other, and the hook sees the slots that changed") {
   single_store self;
-  std::vector<std::byte> bytes(4 * 64);
+  std::vector<std::byte> bytes(256);
   for (std::size_t i = 0; i < bytes.size(); ++i) { bytes[i] = static_cast<std::byte>(i / 64); }
   self.memory.write(self.weights, bytes);
   REQUIRE(self.store.reserve_staging(64).ok());
   auto* const staging = self.store.staging();
-  auto const slot = [&](int i) { return self.weights + 64 * i; };
+  auto const slot = [&](int i) { return self.weights + std::ptrdiff_t{64} * i; };
   // Slots 0 and 1 trade places by way of staging, slot 3 takes what slot 0 gets.
   std::vector<byte_copy> const copies{
       {staging, slot(0), 64, 0}, {slot(0), slot(1), 64, 1}, {slot(1), staging, 64, 2}, {slot(3), slot(0), 64, 2}};
@@ -457,7 +457,7 @@ TEST_CASE("memory that other processes cannot open is refused by layer, tensor a
   cudart::device_store<> store{
       where, 0, trivial_placement({2, 4, 4}), {.compute_stream = compute.get(), .exported = true}};
   ballast_test::gpu_memory memory;
-  CHECK(store.add(1, "w13", memory.allocate(4 * 64), 64).ok());
+  CHECK(store.add(1, "w13", memory.allocate(256), 64).ok());
   void* pooled = nullptr;
   ballast_test::check_cuda(cudaMallocAsync(&pooled, 4096, compute.get()), "cudaMallocAsync");
   auto const refused = store.add(1, "w13_scale", pooled, 64);

@@ -169,19 +169,19 @@ bool run_seed(std::uint64_t seed, arguments const& with, totals& sums) {
   return false;
 }
 
-[[nodiscard]] arguments parse(std::vector<std::string_view> const& words) {
+[[nodiscard]] arguments parse(std::vector<std::string> const& words) {
   arguments result;
   for (std::size_t i = 1; i < words.size(); ++i) {
     if (words[i] == "--seeds" && i + 2 < words.size()) {
-      result.first = std::strtoull(words[i + 1].data(), nullptr, 10);
-      result.last = std::strtoull(words[i + 2].data(), nullptr, 10);
+      result.first = std::strtoull(words[i + 1].c_str(), nullptr, 10);
+      result.last = std::strtoull(words[i + 2].c_str(), nullptr, 10);
       i += 2;
     } else if (words[i] == "--transports") {
       result.transports.clear();
-      while (i + 1 < words.size() && words[i + 1].substr(0, 2) != "--") {
+      while (i + 1 < words.size() && !words[i + 1].starts_with("--")) {
         auto const found = std::find(wire_names.begin(), wire_names.end(), words[++i]);
         if (found == wire_names.end()) {
-          std::fprintf(stderr, "schedules: no transport '%s'\n", words[i].data());
+          std::fprintf(stderr, "schedules: no transport '%s'\n", words[i].c_str());
           std::exit(2);
         }
         result.transports.push_back(static_cast<wires>(found - wire_names.begin()));
@@ -189,7 +189,7 @@ bool run_seed(std::uint64_t seed, arguments const& with, totals& sums) {
     } else if (words[i] == "--verbose") {
       result.verbose = true;
     } else {
-      std::fprintf(stderr, "schedules: unknown option '%s'\n", words[i].data());
+      std::fprintf(stderr, "schedules: unknown option '%s'\n", words[i].c_str());
       std::exit(2);
     }
   }

@@ -48,7 +48,7 @@ struct mishap {
   index_t step = 0;
   index_t rank = 0;
   nanoseconds_t duration = 0;
-  std::string_view call = "";
+  std::string_view call;
   int error = cudaErrorUnknown;
   int skip = 0;
 };

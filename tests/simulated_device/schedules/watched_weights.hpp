@@ -54,7 +54,7 @@ public:
   }
 
   /// Bytes of one layer's expert in staging, at most.
-  [[nodiscard]] static std::size_t staged_bytes() { return 2 * 512; }
+  [[nodiscard]] static std::size_t staged_bytes() { return 1024; }
 
   /// Launch a pass under a placement.
   void look(ballast::placement const& tables, cudaStream_t compute) {

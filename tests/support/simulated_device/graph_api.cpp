@@ -179,7 +179,9 @@ cudaError_t CUDARTAPI cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int
   return cudaSuccess;
 }
 
-// What nvcc's code calls: registration before main, and the two halves of <<<>>>.
+// What nvcc's code calls: registration before main, and the two halves of <<<>>>. The names are nvcc's.
+// NOLINTBEGIN(bugprone-reserved-identifier, readability-identifier-naming, bugprone-sizeof-expression)
+// NOLINTBEGIN(bugprone-multi-level-implicit-pointer-conversion): handles are pointers
 
 void** CUDARTAPI __cudaRegisterFatBinary(void* /*binary*/) {
   static void* handle = nullptr;
@@ -221,6 +223,8 @@ cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t kernel, dim3 blocks, dim3 
   std::memcpy(&address, &kernel, sizeof address);
   return cudaLaunchKernel(address, blocks, threads, arguments, shared, where);
 }
+// NOLINTEND(bugprone-multi-level-implicit-pointer-conversion)
+// NOLINTEND(bugprone-reserved-identifier, readability-identifier-naming, bugprone-sizeof-expression)
 
 // ---- captures -----------------------------------------------------------------------------------------------------
 

@@ -367,7 +367,7 @@ void machine::check_unused(allocation const& what, std::string_view call) {
 // ---- operations on memory -----------------------------------------------------------------------------------------
 
 void touching_operation::touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes,
-                               std::shared_ptr<bool const> is_void) {
+                               std::shared_ptr<bool const> const& is_void) {
   std::vector<located> parts;
   auto const found = of.memory.resolve(at, bytes, parts);
   if (found == lookup::gone || found == lookup::crosses) {

@@ -292,7 +292,7 @@ public:
 
 protected:
   void touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes,
-             std::shared_ptr<bool const> is_void = {});
+             std::shared_ptr<bool const> const& is_void = {});
   /// Whether the operation can go on; if not, the context may be poisoned.
   [[nodiscard]] bool may_touch(machine& of, stream& on) const;
   [[nodiscard]] allocation_ptr last_touched() const { return where_.empty() ? nullptr : where_.back().first.where; }

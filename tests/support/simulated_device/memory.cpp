@@ -81,8 +81,8 @@ std::byte* arena::reserve(std::size_t bytes) {
 }
 
 void arena::unmap(std::byte* address, std::size_t bytes) {
-  static_cast<void>(
-      ::mmap(address, whole_pages(bytes), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
+  constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+  if (::mmap(address, whole_pages(bytes), PROT_NONE, flags, -1, 0) == MAP_FAILED) { std::abort(); }
 }
 
 block::block(arena& from, std::size_t bytes, int device)

@@ -538,20 +538,20 @@ ncclResult_t ncclCommDestroy(ncclComm_t handle) {
 ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* out) {
   return tell("ncclCommGetAsyncError", handle, out, [](communicator const& which) { return which.state; });
 }
-ncclResult_t ncclCommCount(ncclComm_t const handle, int* out) {
+ncclResult_t ncclCommCount(ncclComm_t handle, int* out) {
   return tell("ncclCommCount", handle, out, [](communicator const& which) { return which.all->members.size(); });
 }
-ncclResult_t ncclCommUserRank(ncclComm_t const handle, int* out) {
+ncclResult_t ncclCommUserRank(ncclComm_t handle, int* out) {
   return tell("ncclCommUserRank", handle, out, [](communicator const& which) { return which.rank; });
 }
-ncclResult_t ncclCommCuDevice(ncclComm_t const handle, int* out) {
+ncclResult_t ncclCommCuDevice(ncclComm_t handle, int* out) {
   return tell("ncclCommCuDevice", handle, out, [](communicator const& which) { return which.device; });
 }
-ncclResult_t ncclCommRegister(ncclComm_t const, void* data, std::size_t, void** out) {
+ncclResult_t ncclCommRegister(ncclComm_t /*handle*/, void* data, std::size_t, void** out) {
   *out = data;
   return ncclSuccess;
 }
-ncclResult_t ncclCommDeregister(ncclComm_t const, void*) { return ncclSuccess; }
+ncclResult_t ncclCommDeregister(ncclComm_t /*handle*/, void*) { return ncclSuccess; }
 
 ncclResult_t ncclGroupStart(void) {
   return nccl_call_frame("ncclGroupStart", [](machine&, thread_state& self, lock_type&) {

@@ -93,7 +93,9 @@ struct exported_memory {
   words.insert(words.end(), {memory.device, memory.pieces.size()});
   for (auto const& piece : memory.pieces) {
     words.insert(words.end(), {piece.how, piece.size});
-    if (!memory.has_descriptor(piece)) { words.insert(words.end(), piece.handle.begin(), piece.handle.end()); }
+    if (!exported_memory::has_descriptor(piece)) {
+      words.insert(words.end(), piece.handle.begin(), piece.handle.end());
+    }
   }
   for (auto const& region : memory.regions) {
     words.insert(words.end(), {region.first_piece, region.num_pieces, region.offset, region.size});
@@ -117,7 +119,7 @@ inline void from_words(std::span<std::uint64_t const> words, exported_memory& me
   for (auto& piece : memory.pieces) {
     auto const head = take(2);
     piece = {head[0], head[1], {}};
-    if (!memory.has_descriptor(piece)) { piece.handle = take_handle(); }
+    if (!exported_memory::has_descriptor(piece)) { piece.handle = take_handle(); }
   }
   while (!words.empty()) {
     auto const region = take(4);
@@ -167,7 +169,7 @@ public:
     std::vector<void*> addresses(from_.pieces.size());
     std::vector<CUmemGenericAllocationHandle> handles(from_.pieces.size());
     for (std::size_t i = 0, next = 0; i < from_.pieces.size(); ++i) {
-      if (from_.has_descriptor(from_.pieces[i])) {
+      if (exported_memory::has_descriptor(from_.pieces[i])) {
         handles[i] = imported_[next++];
       } else if (auto result = open_handle(from_.pieces[i], addresses[i]); !result.ok()) {
         return result;

@@ -562,7 +562,8 @@ private:
     auto const num_to = fill(to, local_, message.segments, budget, [](segment const& part) { return part.data; });
     auto const num_from = fill(from, remote_, message.source, budget, [&](remote_segment const& part) {
       auto const base = static_cast<std::uintptr_t>(region_of(message.peer, part.region).address);
-      return reinterpret_cast<std::byte*>(base + part.offset);  // an address of the other process
+      // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the other process
+      return reinterpret_cast<std::byte*>(base + part.offset);
     });
     auto const pid = static_cast<::pid_t>(group_->shared().member_of(message.peer).process.pid);
     return options_.read_peer(pid, to.data(), num_to, from.data(), num_from);

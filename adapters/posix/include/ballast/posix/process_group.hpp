@@ -540,22 +540,25 @@ private:
     bool complete = true;
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
       if (is_expelled(rank)) { continue; }
-      if (is_lost(rank)) { return conclude({attempt, regroup_word::state::failed, 0, {cause::lost, rank}}); }
+      if (is_lost(rank)) {
+        conclude({attempt, regroup_word::state::failed, 0, {cause::lost, rank}});
+        return true;
+      }
       complete = complete && has_come(rank, attempt);
     }
-    return complete && conclude({attempt, regroup_word::state::complete, next_vote(), {}});
+    if (complete) { conclude({attempt, regroup_word::state::complete, next_vote(), {}}); }
+    return complete;
   }
   [[nodiscard]] bool has_come(index_t rank, std::uint64_t attempt) const {
     return segment_.member_of(rank).arrived.load() >= attempt;
   }
-  // The first verdict stands. @return true
-  bool conclude(detail::regroup_word const& outcome) const {
+  // The first verdict stands.
+  void conclude(detail::regroup_word const& outcome) const {
     auto& word = attempt_word(outcome.attempt);
     auto seen = word.load();
     while (detail::regroup_word::unpack(seen).attempt < outcome.attempt &&
            !word.compare_exchange_weak(seen, outcome.pack())) {}
     ring_all();
-    return true;
   }
   // Nobody has used a vote with this number or a later one, nor will a rank that was expelled in mid-vote.
   [[nodiscard]] std::uint64_t next_vote() const {

@@ -230,11 +230,11 @@ private:
     }
   }
   [[nodiscard]] index_t first_missing() const noexcept {
+    auto const is_missing = [this](index_t peer) {
+      return is_peer(peer) && plan_->gives(peer) && from_[static_cast<std::size_t>(peer)].get() < 0;
+    };
     index_t peer = 0;
-    while (peer + 1 < num_ranks() &&
-           !(is_peer(peer) && plan_->gives(peer) && from_[static_cast<std::size_t>(peer)].get() < 0)) {
-      ++peer;
-    }
+    while (peer + 1 < num_ranks() && !is_missing(peer)) { ++peer; }
     return peer;
   }
 

@@ -38,19 +38,19 @@ struct job {
 }
 
 /// Variables of launchers that have one value per launch, the same on all of its ranks.
-inline constexpr std::string_view launch_variables[] = {"PMIX_NAMESPACE", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID",
-                                                        "MASTER_PORT", "RAY_JOB_ID"};
+inline constexpr char const* launch_variables[] = {"PMIX_NAMESPACE", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID",
+                                                   "MASTER_PORT", "RAY_JOB_ID"};
 /// Say more together with one of those.
-inline constexpr std::string_view further_variables[] = {"SLURM_JOB_ID", "MASTER_ADDR"};
+inline constexpr char const* further_variables[] = {"SLURM_JOB_ID", "MASTER_ADDR"};
 
 /// Mix the variables that are set into `out`. @return whether there are any
 template <class Names>
 [[nodiscard]] bool add_variables(Names const& names, digest& out) {
   bool any = false;
-  for (std::string_view const name : names) {
-    char const* const value = std::getenv(name.data());
+  for (char const* const name : names) {
+    char const* const value = std::getenv(name);
     if (value == nullptr || *value == '\0') { continue; }
-    out.add(name).add(std::string_view{value});
+    out.add(std::string_view{name}).add(std::string_view{value});
     any = true;
   }
   return any;
@@ -59,7 +59,7 @@ template <class Names>
 /// @param given  what the caller says; 0: nothing.
 [[nodiscard]] inline job this_job(std::uint64_t given) {
   if (given != 0) { return {{{given, {}}}, "process_group_options::job"}; }
-  constexpr std::string_view own[] = {"BALLAST_JOB"};
+  constexpr char const* own[] = {"BALLAST_JOB"};
   digest said;
   if (add_variables(own, said)) { return {{{said.value(), {}}}, "BALLAST_JOB"}; }
   digest launch;
