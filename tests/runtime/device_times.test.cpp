@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Times of the device reach the observer once for each chunk, when they are known, and nobody asks where nothing
 // measures.
-#include <ballast/runtime/device_times.hpp>
+#include <ballast/runtime/detail/device_times.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>

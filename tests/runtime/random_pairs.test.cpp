@@ -5,8 +5,8 @@
 //
 //   BALLAST_PAIRS=100000 build/release/tests/test.runtime.random_pairs
 #include <ballast/migration/transfer_plan.hpp>
+#include <ballast/runtime/detail/layer_mover.hpp>
 #include <ballast/runtime/host_store.hpp>
-#include <ballast/runtime/layer_mover.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "../support/patterned_weights.hpp"

@@ -5,8 +5,8 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/migration/transfer_plan.hpp>
+#include <ballast/runtime/detail/layer_mover.hpp>
 #include <ballast/runtime/host_store.hpp>
-#include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/transport.hpp>

@@ -6,7 +6,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
-#include <ballast/runtime/registry.hpp>
+#include <ballast/runtime/detail/tensor_registry.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>

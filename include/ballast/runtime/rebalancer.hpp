@@ -17,16 +17,18 @@
 #include <ballast/placement/policy.hpp>
 #include <ballast/placement/replica_shares.hpp>
 #include <ballast/placement/validate.hpp>
-#include <ballast/runtime/cycle_plan.hpp>
-#include <ballast/runtime/device_times.hpp>
+#include <ballast/runtime/detail/cycle_plan.hpp>
+#include <ballast/runtime/detail/device_times.hpp>
+#include <ballast/runtime/detail/layer_mover.hpp>
+#include <ballast/runtime/detail/load_window.hpp>
+#include <ballast/runtime/detail/plan_message.hpp>
+#include <ballast/runtime/detail/replica_check.hpp>
+#include <ballast/runtime/detail/set_up.hpp>
+#include <ballast/runtime/detail/words.hpp>
 #include <ballast/runtime/host_store.hpp>
-#include <ballast/runtime/layer_mover.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/optional_parts.hpp>
-#include <ballast/runtime/plan_message.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>
-#include <ballast/runtime/replica_check.hpp>
-#include <ballast/runtime/set_up.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/status.hpp>
@@ -122,8 +124,6 @@ public:
     validate().or_throw();
     epochs_.assign(static_cast<std::size_t>(current_.num_layers()), 0);
     next_ = current_;
-    loads_.assign(num_cells(), 0);
-    balances_.assign(static_cast<std::size_t>(current_.num_layers()), {});
   }
   rebalancer(rebalancer const&) = delete;
   rebalancer& operator=(rebalancer const&) = delete;
@@ -280,8 +280,8 @@ public:
   [[nodiscard]] std::uint64_t outgoing() noexcept {
     told_ = {true, word()};
     // From here on the others may commit what has arrived here.
-    awaits_words_ = awaits_words_ || state_of(told_.word) == word_ready;
-    return told_.word;
+    awaits_words_ = awaits_words_ || told_.word.stands() == detail::standing::ready;
+    return told_.word.bits();
   }
 
   /// Take the words of all ranks in, before the next pass is launched: layers that every rank has received are
@@ -376,27 +376,13 @@ public:
   [[nodiscard]] std::uint64_t observer_exceptions() const noexcept { return observer_exceptions_; }
 
 private:
-  // A word: how this rank stands, how many groups it has committed or is about to, and while recording the calls since
-  // the last plan.
-  static constexpr std::uint64_t word_recording = 0;
-  static constexpr std::uint64_t word_pending = 1;  // the group with this number is on its way
-  static constexpr std::uint64_t word_ready = 2;    // it is here
-  static constexpr std::uint64_t word_failed = 3;
-  static constexpr std::uint64_t word_mask = (std::uint64_t{1} << 31) - 1;
-  static constexpr int waited_shift = 33;
-  [[nodiscard]] static constexpr std::uint64_t state_of(std::uint64_t word) noexcept { return word & 3; }
-  [[nodiscard]] static constexpr std::uint64_t committed_by(std::uint64_t word) noexcept {
-    auto const number = word >> 2 & word_mask;
-    return state_of(word) == word_pending || state_of(word) == word_ready ? number - 1 : number;
-  }
-  [[nodiscard]] std::uint64_t word() const noexcept {
-    auto const committed = committed_ & word_mask;
+  [[nodiscard]] detail::step_word word() const noexcept {
     bool const moves = state_ == rebalancer_state::moving;
     if (state_ == rebalancer_state::recording || (moves && !options_.asynchronous)) {
-      return static_cast<std::uint64_t>(waited_) << waited_shift | committed << 2 | word_recording;
+      return detail::step_word::recording(committed_, waited_);
     }
-    if (!moves || !received_.ok() || !mover_.failure().ok()) { return committed << 2 | word_failed; }
-    return (committed + 1) << 2 | (mover_.arrived() ? word_ready : word_pending);
+    if (!moves || !received_.ok() || !mover_.failure().ok()) { return detail::step_word::failed(committed_); }
+    return detail::step_word::moving(committed_, mover_.arrived());
   }
 
   /// Where the running cycle stands: the open chunk, and what of it moves.
@@ -414,7 +400,7 @@ private:
   };
   struct told_word {
     bool open = false;  // no words have come in since
-    std::uint64_t word = 0;
+    detail::step_word word;
   };
   enum class deferred_switch { none, enable, disable };
 
@@ -463,7 +449,7 @@ private:
     current_.copy_layer(from, layer);
     ++epochs_[static_cast<std::size_t>(layer)];
     replicas_.forget(layer);
-    measure_balance(layer);
+    balance_.measure(where_, current_, loads(), layer);
   }
   [[nodiscard]] status refuse_unless_started(char const* name) const {
     if (started_) { return {}; }
@@ -745,7 +731,7 @@ private:
     measure_balance();
     notify({.kind = event_kind::dump, .balancedness = balance_in_force(), .duration = detail::now() - start});
     // Without a token there is nothing to plan on: after a warm-up, or where nobody asks anything.
-    if (follows_loads<Policy> && std::all_of(loads_.begin(), loads_.end(), [](load_t tokens) { return tokens == 0; })) {
+    if (follows_loads<Policy> && window_.is_empty()) {
       notify({.kind = event_kind::skip, .balancedness = balance_in_force()});
       return {};
     }
@@ -771,33 +757,12 @@ private:
     return move_one_step();
   }
 
-  /// Sum the recorded loads over the ranks: `history_` [H, L, E] and, over the buckets, `loads_` [L, E].
-  [[nodiscard]] status reduce_loads() {
-    if (auto result = read_history(); !result.ok()) { return result; }
-    if (auto result = control_->all_reduce(history_, options_.timeout); !result.ok()) { return result; }
-    fit_layers(history_, history().num_buckets(), current_.num_layers(), current_.num_logical());
-    sum_history();
-    return {};
-  }
-  /// This rank's part of the history, of the same passes on every rank whichever each of them has counted.
-  [[nodiscard]] status read_history() {
-    auto const gather = [this](std::span<std::uint64_t const> mine, std::vector<std::uint64_t>& all) {
-      all.resize(mine.size() * static_cast<std::size_t>(where_.num_ranks()));
-      return control_->all_gather(mine, all, options_.timeout);
-    };
-    return aligned_history(recorder_, gather, history_);
-  }
-  void sum_history() {
-    for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
-      sum_buckets(history(), layer,
-                  std::span{loads_}.subspan(static_cast<std::size_t>(layer) * num_logical(), num_logical()));
-    }
-  }
+  [[nodiscard]] status reduce_loads() { return window_.reduce(recorder_, *control_, options_.timeout); }
 
   /// Let the policy fill `next_` in. Layers without a token stay as they are.
   [[nodiscard]] status plan_next() {
     bool const splits_anew = options_.share_interval > 0;
-    auto planned = detail::ask_policy(policy_, history(), current_, where_, next_);
+    auto planned = detail::ask_policy(policy_, window_.history(), current_, where_, next_);
     if (planned.ok() && splits_anew) { next_.drop_shares(); }
     if (planned.ok()) { planned = validate_plan(current_, where_, next_); }
     if (planned.ok() && splits_anew) { planned = optimal_shares(where_, next_, loads(), share_solver_); }
@@ -888,15 +853,14 @@ private:
   /// Reduce the loads of the window so far and split every expert's tokens anew. Layers that are still to move take
   /// part too: their transfers depend on maps, not on shares.
   [[nodiscard]] status refresh_shares() {
-    if (auto result = read_history(); !result.ok()) { return fail(std::move(result)); }
-    sum_history();
-    if (auto result = control_->all_reduce(loads_, options_.timeout); !result.ok()) { return fail(std::move(result)); }
-    fit_layers(loads_, 1, current_.num_layers(), current_.num_logical());
+    if (auto result = window_.reduce_sum(recorder_, *control_, options_.timeout); !result.ok()) {
+      return fail(std::move(result));
+    }
     measure_balance();
     return resplit();
   }
 
-  /// Publish the shares that balance `loads_` best on the maps in force: a commit of tables without bytes.
+  /// Publish the shares that balance the loads best on the maps in force: a commit of tables without bytes.
   [[nodiscard]] status resplit() {
     auto const start = detail::now();
     resplit_ = current_;
@@ -1169,10 +1133,11 @@ private:
     if (auto result = refuse_unless_started("incoming"); !result.ok()) { return result; }
     if (auto result = check_words(words); !result.ok()) { return result; }
     auto const told = std::exchange(told_, {}).word;
-    if (state_ == rebalancer_state::cohort_lost) { return settle_by(words); }
+    detail::exchanged_words const all{words, where_, rank()};
+    if (state_ == rebalancer_state::cohort_lost) { return settle_by(all); }
     if (state_ == rebalancer_state::failed) { return failure_; }
-    if (options_.asynchronous && state_ == rebalancer_state::moving) { return take_words_moving(words, told); }
-    return fail_with(words);
+    if (options_.asynchronous && state_ == rebalancer_state::moving) { return take_words_moving(all, told); }
+    return fail_with(all);
   }
   /// They are of this exchange: as many as there are ranks, and this rank's own among them.
   [[nodiscard]] status check_words(std::span<std::uint64_t const> words) const {
@@ -1182,79 +1147,54 @@ private:
     }
     if (!told_.open) { return {errc::invalid_option, "incoming: outgoing() was not called since the last words"}; }
     auto const own = words[static_cast<std::size_t>(rank())];
-    if (own != told_.word) {
+    if (own != told_.word.bits()) {
       return {errc::invalid_option,
-              detail::concat("incoming: the word of rank ", rank(), " is ", own, ", it told ", told_.word,
+              detail::concat("incoming: the word of rank ", rank(), " is ", own, ", it told ", told_.word.bits(),
                              ": these are not the words of this exchange"),
               rank()};
     }
     return {};
   }
-  /// Whether a live rank has committed more groups than this one. @return that rank, or -1
-  [[nodiscard]] index_t rank_ahead(std::span<std::uint64_t const> words) const {
-    for (std::size_t r = 0; r < words.size(); ++r) {
-      if (where_.is_live(static_cast<index_t>(r)) && committed_by(words[r]) > committed_) {
-        return static_cast<index_t>(r);
-      }
-    }
-    return -1;
-  }
-  [[nodiscard]] bool all_ready(std::span<std::uint64_t const> words) const {
-    for (std::size_t r = 0; r < words.size(); ++r) {
-      if (!where_.is_live(static_cast<index_t>(r))) { continue; }
-      if (state_of(words[r]) != word_ready || committed_by(words[r]) != committed_) { return false; }
-    }
-    return true;
-  }
-  [[nodiscard]] status fail_with(std::span<std::uint64_t const> words) {
-    for (std::size_t r = 0; r < words.size(); ++r) {
-      auto const other = static_cast<index_t>(r);
-      if (other == rank() || !where_.is_live(other)) { continue; }
-      if (state_of(words[r]) == word_failed) {
-        return fail({errc::transport_failed, detail::concat("rank ", r, " gave its moves up"), other});
-      }
-    }
-    return {};
+  [[nodiscard]] status fail_with(detail::exchanged_words const& words) {
+    auto const other = words.failed_rank();
+    if (other < 0) { return {}; }
+    return fail({errc::transport_failed, detail::concat("rank ", other, " gave its moves up"), other});
   }
 
-  [[nodiscard]] status take_words_moving(std::span<std::uint64_t const> words, std::uint64_t told) {
+  [[nodiscard]] status take_words_moving(detail::exchanged_words const& words, detail::step_word told) {
     // A rank that is ahead has heard from everybody, this one too, that the group is here.
-    if (auto const ahead = rank_ahead(words); ahead >= 0) {
-      if (!mover_.arrived() || committed_by(words[static_cast<std::size_t>(ahead)]) != committed_ + 1) {
-        return lose(
-            {errc::undecided,
-             detail::concat("rank ", ahead, " has committed ", committed_by(words[static_cast<std::size_t>(ahead)]),
-                            " groups, rank ", rank(), " only ", committed_),
-             ahead});
-      }
-      if (auto result = land(commit_group()); !result.ok()) { return result; }
-      if (state_ == rebalancer_state::recording) { wait_like(words[static_cast<std::size_t>(ahead)]); }
-      return fail_with(words);
-    }
-    if (all_ready(words)) {
+    if (auto const ahead = words.rank_ahead(committed_); ahead >= 0) { return catch_up(words, ahead); }
+    if (words.all_ready(committed_)) {
       group_start_ = detail::now();
       at_.batches = 1;
       awaits_words_ = false;
       return land(options_.verify ? finish_group({}) : commit_group());
     }
     // Nobody commits on these words.
-    if (state_of(told) == word_ready) { awaits_words_ = false; }
+    if (told.stands() == detail::standing::ready) { awaits_words_ = false; }
     if (!received_.ok()) { return fail(received_); }
     if (!mover_.failure().ok()) { return fail(mover_.failure()); }
     if (auto result = fail_with(words); !result.ok()) { return result; }
-    for (std::size_t r = 0; r < words.size(); ++r) {
-      auto const other = static_cast<index_t>(r);
-      if (where_.is_live(other) && state_of(words[r]) == word_recording && committed_by(words[r]) == committed_ &&
-          !ends_after_group_) {
-        return fail({errc::disagreement, detail::concat("rank ", r, " does not move, rank ", rank(), " does"), other});
-      }
+    if (auto const idle = words.idle_rank(committed_); idle >= 0 && !ends_after_group_) {
+      return fail({errc::disagreement, detail::concat("rank ", idle, " does not move, rank ", rank(), " does"), idle});
     }
     if (ends_after_group_) { stop_moving(); }
     return {};
   }
-  /// The others have ended the cycle earlier: plan again when they do.
-  void wait_like(std::uint64_t word) noexcept {
-    if (state_of(word) == word_recording) { waited_ = static_cast<index_t>(word >> waited_shift); }
+  [[nodiscard]] status catch_up(detail::exchanged_words const& words, index_t ahead) {
+    auto const its_word = words.of(ahead);
+    if (!mover_.arrived() || its_word.committed() != committed_ + 1) {
+      return lose({errc::undecided,
+                   detail::concat("rank ", ahead, " has committed ", its_word.committed(), " groups, rank ", rank(),
+                                  " only ", committed_),
+                   ahead});
+    }
+    if (auto result = land(commit_group()); !result.ok()) { return result; }
+    // The others may have ended the cycle earlier: plan again when they do.
+    if (state_ == rebalancer_state::recording && its_word.stands() == detail::standing::recording) {
+      waited_ = its_word.waited();
+    }
+    return fail_with(words);
   }
   [[nodiscard]] status land(status committed) {
     if (!committed.ok()) { return committed; }
@@ -1353,26 +1293,14 @@ private:
     return {};
   }
   /// Words may tell a lost rank what the others have done.
-  [[nodiscard]] status settle_by(std::span<std::uint64_t const> words) {
+  [[nodiscard]] status settle_by(detail::exchanged_words const& words) {
     if (undecided_.empty() || resplits_) { return failure_; }
-    if (rank_ahead(words) >= 0 || all_ready(words)) {
+    if (words.rank_ahead(committed_) >= 0 || words.all_ready(committed_)) {
       if (auto result = settle_as(decision::commit); !result.ok()) { return result; }
-    } else if (everybody_stands(words)) {
+    } else if (words.everybody_stands(options_.asynchronous)) {
       if (auto result = settle_as(decision::drop); !result.ok()) { return result; }
     }
     return failure_;
-  }
-  /// The words are of ranks that have stopped without committing the group in question, and never will.
-  [[nodiscard]] bool everybody_stands(std::span<std::uint64_t const> words) const {
-    for (std::size_t r = 0; r < words.size(); ++r) {
-      auto const other = static_cast<index_t>(r);
-      if (other == rank() || !where_.is_live(other)) { continue; }
-      auto const state = state_of(words[r]);
-      if (state == word_pending || state == word_ready) { return false; }
-      // It may have told its word before a vote that it makes late.
-      if (state == word_recording && !options_.asynchronous) { return false; }
-    }
-    return true;
   }
 
   [[nodiscard]] status regroup_plane([[maybe_unused]] nanoseconds_t timeout) {
@@ -1517,21 +1445,8 @@ private:
 
   // ---- small things ----
 
-  /// Balance of each layer in force under the last dump's loads, kept up to date commit by commit.
-  void measure_balance() {
-    for (index_t layer = 0; layer < current_.num_layers(); ++layer) { measure_balance(layer); }
-  }
-  void measure_balance(index_t layer) {
-    balances_[static_cast<std::size_t>(layer)] = balance_of(where_, current_, layer, loads().row(layer));
-  }
-  [[nodiscard]] double balance_in_force() const noexcept {
-    layer_balance sum;
-    for (auto const& balance : balances_) {
-      sum.mean += balance.mean;
-      sum.max += balance.max;
-    }
-    return sum.balancedness();
-  }
+  void measure_balance() { balance_.measure(where_, current_, loads()); }
+  [[nodiscard]] double balance_in_force() const noexcept { return balance_.balancedness(); }
 
   void notify(event what) {
     what.step = step_;
@@ -1555,17 +1470,8 @@ private:
     for (auto const& transfer : cycle_.transfers()) { layers_.push_back(transfer.layer); }
     return layers_;
   }
-  [[nodiscard]] std::size_t num_logical() const noexcept { return static_cast<std::size_t>(current_.num_logical()); }
-  [[nodiscard]] std::size_t num_cells() const noexcept {
-    return static_cast<std::size_t>(current_.num_layers()) * num_logical();
-  }
-  [[nodiscard]] load_history_view history() const {
-    return {history_, static_cast<index_t>(history_.size() / std::max<std::size_t>(num_cells(), 1)),
-            current_.num_layers(), current_.num_logical()};
-  }
-  [[nodiscard]] matrix_view<load_t const> loads() const {
-    return {loads_, current_.num_layers(), current_.num_logical()};
-  }
+  [[nodiscard]] matrix_view<load_t const> loads() const { return window_.loads(); }
+
   topology where_;
   placement current_;
   placement next_;
@@ -1599,9 +1505,8 @@ private:
   std::vector<epoch_t> epochs_;  // [L]
   map_history maps_{current_.num_layers(), current_.num_slots()};
 
-  std::vector<load_t> history_;          // [H, L, E] of the last dump
-  std::vector<load_t> loads_;            // [L, E], its sum over the buckets
-  std::vector<layer_balance> balances_;  // [L]
+  detail::load_window window_{current_.num_layers(), current_.num_logical()};
+  detail::balance_sheet balance_{current_.num_layers()};
 
   // The running cycle.
   detail::cycle_plan<Schedule, Store> cycle_{where_, schedule_, *store_};

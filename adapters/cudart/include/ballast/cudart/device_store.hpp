@@ -18,8 +18,8 @@
 #include <ballast/parts.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
-#include <ballast/runtime/expert_size.hpp>
-#include <ballast/runtime/registry.hpp>
+#include <ballast/runtime/detail/expert_size.hpp>
+#include <ballast/runtime/detail/tensor_registry.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>

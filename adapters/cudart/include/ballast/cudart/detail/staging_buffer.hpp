@@ -4,7 +4,7 @@
 
 #include <ballast/cudart/handles.hpp>
 #include <ballast/detail/text.hpp>
-#include <ballast/runtime/expert_size.hpp>
+#include <ballast/runtime/detail/expert_size.hpp>
 #include <ballast/status.hpp>
 #include <ballast/transport/transport.hpp>
 

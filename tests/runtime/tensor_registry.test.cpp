@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#include <ballast/runtime/registry.hpp>
+#include <ballast/runtime/detail/tensor_registry.hpp>
 
 #include <doctest/doctest.h>
 #include <support/random.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_DEVICE_TIMES_HPP
-#define BALLAST_RUNTIME_DEVICE_TIMES_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_DEVICE_TIMES_HPP
+#define BALLAST_RUNTIME_DETAIL_DEVICE_TIMES_HPP
 
 #include <ballast/config.hpp>
 #include <ballast/runtime/observer.hpp>

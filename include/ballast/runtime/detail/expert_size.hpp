@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_EXPERT_SIZE_HPP
-#define BALLAST_RUNTIME_EXPERT_SIZE_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_EXPERT_SIZE_HPP
+#define BALLAST_RUNTIME_DETAIL_EXPERT_SIZE_HPP
 
 #include <ballast/runtime/store.hpp>
 

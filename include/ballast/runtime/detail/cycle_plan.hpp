@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_CYCLE_PLAN_HPP
-#define BALLAST_RUNTIME_CYCLE_PLAN_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_CYCLE_PLAN_HPP
+#define BALLAST_RUNTIME_DETAIL_CYCLE_PLAN_HPP
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/text.hpp>
@@ -10,7 +10,7 @@
 #include <ballast/migration/waypoints.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/runtime/layer_mover.hpp>
+#include <ballast/runtime/detail/layer_mover.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/status.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_REGISTRY_HPP
-#define BALLAST_RUNTIME_REGISTRY_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_TENSOR_REGISTRY_HPP
+#define BALLAST_RUNTIME_DETAIL_TENSOR_REGISTRY_HPP
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/text.hpp>

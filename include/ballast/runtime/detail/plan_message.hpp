@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_PLAN_MESSAGE_HPP
-#define BALLAST_RUNTIME_PLAN_MESSAGE_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_PLAN_MESSAGE_HPP
+#define BALLAST_RUNTIME_DETAIL_PLAN_MESSAGE_HPP
 
 #include <ballast/config.hpp>
 #include <ballast/placement/placement.hpp>

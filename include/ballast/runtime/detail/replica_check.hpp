@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_REPLICA_CHECK_HPP
-#define BALLAST_RUNTIME_REPLICA_CHECK_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_REPLICA_CHECK_HPP
+#define BALLAST_RUNTIME_DETAIL_REPLICA_CHECK_HPP
 
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_SET_UP_HPP
-#define BALLAST_RUNTIME_SET_UP_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_SET_UP_HPP
+#define BALLAST_RUNTIME_DETAIL_SET_UP_HPP
 
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_RUNTIME_LAYER_MOVER_HPP
-#define BALLAST_RUNTIME_LAYER_MOVER_HPP
+#ifndef BALLAST_RUNTIME_DETAIL_LAYER_MOVER_HPP
+#define BALLAST_RUNTIME_DETAIL_LAYER_MOVER_HPP
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/migration/commit_order.hpp>
 #include <ballast/migration/transfer_plan.hpp>
-#include <ballast/runtime/expert_size.hpp>
+#include <ballast/runtime/detail/expert_size.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
