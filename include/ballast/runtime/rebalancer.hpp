@@ -19,11 +19,13 @@
 #include <ballast/placement/validate.hpp>
 #include <ballast/runtime/detail/cycle_plan.hpp>
 #include <ballast/runtime/detail/device_times.hpp>
+#include <ballast/runtime/detail/fit.hpp>
 #include <ballast/runtime/detail/layer_mover.hpp>
 #include <ballast/runtime/detail/load_window.hpp>
 #include <ballast/runtime/detail/plan_message.hpp>
 #include <ballast/runtime/detail/replica_check.hpp>
 #include <ballast/runtime/detail/set_up.hpp>
+#include <ballast/runtime/detail/transport_share.hpp>
 #include <ballast/runtime/detail/words.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/observer.hpp>
@@ -130,7 +132,7 @@ public:
   /// Takes back what an asynchronous move still has under way; peers see that move fail.
   ~rebalancer() {
     mover_.abandon();
-    retract_memory();
+    share_.give_back();
     if (started_) { detail::disconnect(*store_, *transport_); }
   }
 
@@ -476,22 +478,7 @@ private:
                                                      " slots, the topology ", where_.num_slots())};
     }
     if (auto result = validate_policy(policy_); !result.ok()) { return result; }
-    if (transport_->rank() != control_->rank()) {
-      return {errc::invalid_topology,
-              detail::concat("rebalancer: this is rank ", transport_->rank(), " of the transport and rank ",
-                             control_->rank(), " of the control plane")};
-    }
-    if constexpr (requires { store_->rank(); }) {
-      if (store_->rank() != transport_->rank()) {
-        return {errc::invalid_topology, detail::concat("rebalancer: this is rank ", transport_->rank(),
-                                                       " of the transport and rank ", store_->rank(), " of the store")};
-      }
-    }
-    if (transport_->num_ranks() != where_.num_ranks() || control_->num_ranks() != where_.num_ranks()) {
-      return {errc::invalid_topology,
-              detail::concat("rebalancer: the topology has ", where_.num_ranks(), " ranks, the transport ",
-                             transport_->num_ranks(), ", the control plane ", control_->num_ranks())};
-    }
+    if (auto result = detail::check_ranks(where_, *transport_, *store_, *control_); !result.ok()) { return result; }
     if (recorder_.num_layers() != current_.num_layers() || recorder_.num_logical() != current_.num_logical()) {
       return {errc::invalid_load, detail::concat("rebalancer: the recorder counts ", recorder_.num_layers(),
                                                  " layers x ", recorder_.num_logical(), " experts, the placement has ",
@@ -522,12 +509,14 @@ private:
     if (started_) { return {errc::busy, "start: the rebalancer has started already"}; }
     auto result = regroup_plane(timeout);
     // The others hear of a store that does not fit, if they are there.
-    auto own = validate_mode();
-    if (own.ok()) { own = validate_store(); }
+    auto own = detail::check_mode(options_, *transport_);
+    if (own.ok()) { own = detail::check_store(*store_, where_, current_); }
     if (result.ok()) { result = detail::all_ready(*control_, own, "start", timeout); }
     if (!own.ok()) { return own; }
     if (result.ok()) { result = compare_set_up(timeout); }
-    if (result.ok()) { result = share_transport(timeout); }
+    if (result.ok()) { result = share_.take(*control_, timeout); }
+    next_tag_ = share_.first_tag();
+    mover_.set_first_region(share_.first_region());
     if (result.ok()) { result = detail::all_ready(*control_, connect_store(), "connect its store", timeout); }
     // Some transports do this together, and should not wait for a rank that cannot.
     if (result.ok()) {
@@ -540,7 +529,7 @@ private:
     }
     if (result.ok()) { result = detail::all_ready(*control_, publish_tables(), "publish its tables", timeout); }
     started_ = result.ok();
-    if (!started_) { retract_memory(); }
+    if (!started_) { share_.give_back(); }
     return result;
   }
   [[nodiscard]] status connect_store() {
@@ -557,35 +546,6 @@ private:
     return result;
   }
 
-  /// Asynchronous moves only poll.
-  [[nodiscard]] status validate_mode() const {
-    if (!options_.asynchronous || detail::moves_in_poll(*transport_)) { return {}; }
-    return {errc::invalid_option,
-            "rebalancer: asynchronous mode needs a transport that moves bytes while it is polled, and this one moves "
-            "them only inside of wait: let its kernels run beside the engine's (NCCL: allow_sm_overlap), or switch "
-            "asynchronous mode off"};
-  }
-  /// The store is this model's: its layers, its slots, and room for one expert at a time.
-  [[nodiscard]] status validate_store() const {
-    if (store_->num_layers() != current_.num_layers() || store_->slots_per_rank() != where_.slots_per_rank()) {
-      return {errc::invalid_topology,
-              detail::concat("rebalancer: the store is for ", store_->num_layers(), " layers x ",
-                             store_->slots_per_rank(), " slots a rank, the placement has ", current_.num_layers(),
-                             " layers, the topology ", where_.slots_per_rank(), " slots a rank")};
-    }
-    for (index_t layer = 0; layer < current_.num_layers(); ++layer) {
-      if (store_->tensors(layer).empty()) {
-        return {errc::invalid_weights, detail::concat("rebalancer: layer ", layer, " has no registered tensors")};
-      }
-      auto const expert = detail::size_of_expert(store_->tensors(layer)).staged;
-      if (expert > store_->staging_limit()) {
-        return {errc::out_of_memory, detail::concat("rebalancer: one expert of layer ", layer, " needs ", expert,
-                                                    " bytes of staging, the limit is ", store_->staging_limit(),
-                                                    "; give the store a larger limit")};
-      }
-    }
-    return {};
-  }
   [[nodiscard]] status compare_set_up(nanoseconds_t timeout) {
     auto words = configuration();
     digest layout;
@@ -595,76 +555,6 @@ private:
     current_.describe(initial);
     words.add("initial placement", initial.value(), true);
     return words.agree(*control_, timeout);
-  }
-
-  /// Agree on a session of tags that no user of the transport has had, and on numbers for this store's regions.
-  [[nodiscard]] status share_transport(nanoseconds_t timeout) {
-    std::uint64_t first_region = 0;
-    if constexpr (peer_copier<Transport>) { first_region = transport_->next_region(); }
-    std::uint64_t const mine[] = {last_session(), first_region};
-    std::vector<std::uint64_t> all(2 * static_cast<std::size_t>(where_.num_ranks()));
-    if (auto result = control_->all_gather(mine, all, timeout); !result.ok()) { return result; }
-    std::uint64_t session = 0;
-    for (std::size_t i = 0; i < all.size(); i += 2) {
-      session = std::max(session, all[i] + 1);
-      first_region = std::max(first_region, all[i + 1]);
-    }
-    if (session > transfer_turns::max_session) {
-      return {errc::internal, detail::concat("rebalancer: the transport has served ", session - 1,
-                                             " rebalancers, more than there are tags for")};
-    }
-    take_session(session);
-    next_tag_ = transfer_turns::first_tag(session);
-    return expose_memory(static_cast<std::uint32_t>(first_region), timeout);
-  }
-  [[nodiscard]] std::uint64_t last_session() const {
-    if constexpr (shared_transport<Transport>) {
-      return transport_->turns().last_session();
-    } else {
-      return detail::process_sessions().load();
-    }
-  }
-  void take_session(std::uint64_t session) {
-    if constexpr (shared_transport<Transport>) {
-      transport_->turns().take_session(session);
-    } else {
-      auto& last = detail::process_sessions();
-      for (auto seen = last.load(); seen < session && !last.compare_exchange_weak(seen, session);) {}
-    }
-  }
-  [[nodiscard]] status expose_memory([[maybe_unused]] std::uint32_t first_region,
-                                     [[maybe_unused]] nanoseconds_t timeout) {
-    if constexpr (peer_copier<Transport>) {
-      auto exposed = transport_->expose(store_->regions(), first_region);
-      exposed_ = exposed.ok();
-      first_region_ = first_region;
-      mover_.set_first_region(first_region);
-      return detail::all_ready(*control_, exposed, "make its memory readable", timeout);
-    } else {
-      return {};
-    }
-  }
-  void retract_memory() noexcept {
-    if constexpr (peer_copier<Transport>) {
-      if (std::exchange(exposed_, false)) { transport_->retract(first_region_); }
-    }
-  }
-
-  [[nodiscard]] status validate_target(placement const& target, std::span<index_t const> layers) const {
-    if (target.shape() != current_.shape()) {
-      return {errc::invalid_placement,
-              detail::concat("apply: the target has ", target.num_layers(), " layers x ", target.num_slots(),
-                             " slots of ", target.num_logical(), " experts, in force are ", current_.num_layers(),
-                             " x ", current_.num_slots(), " of ", current_.num_logical())};
-    }
-    if (auto result = validate_placement(target, current_.shape()); !result.ok()) { return result; }
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      if (layers[i] < 0 || layers[i] >= current_.num_layers() || (i > 0 && layers[i] <= layers[i - 1])) {
-        return {errc::invalid_option, detail::concat("apply: layer ", layers[i], " at position ", i,
-                                                     " is not ascending in [0, ", current_.num_layers(), ")")};
-      }
-    }
-    return {};
   }
 
   // ---- a step ----
@@ -1355,7 +1245,7 @@ private:
 
   [[nodiscard]] status move_to(placement const& target, std::span<index_t const> layers) {
     if (auto result = refuse_unless_recording("apply"); !result.ok()) { return result; }
-    if (auto result = validate_target(target, layers); !result.ok()) { return result; }
+    if (auto result = detail::check_target(target, layers, current_); !result.ok()) { return result; }
     next_ = current_;
     for (auto const layer : layers) { next_.copy_layer(target, layer); }
     if (current_.num_layers() == 0) { return {}; }
@@ -1386,7 +1276,7 @@ private:
 
   [[nodiscard]] status change_topology(topology const& where, placement const& in_force) {
     if (auto result = refuse_unless_recording("set_topology"); !result.ok()) { return result; }
-    auto result = validate_topology(where, in_force);
+    auto result = detail::check_topology(where, in_force, where_, current_.shape(), rank());
     digest both;
     where.describe(both);
     in_force.describe(both);
@@ -1432,16 +1322,6 @@ private:
     }
     return {};
   }
-  [[nodiscard]] status validate_topology(topology const& where, placement const& in_force) const {
-    if (where.shape() != where_.shape()) {
-      return {errc::invalid_topology, "set_topology: ranks, nodes and slots must stay as they are"};
-    }
-    if (!where.is_live(rank())) {
-      return {errc::invalid_topology, detail::concat("set_topology: this rank, ", rank(), ", is marked dead"), rank()};
-    }
-    if (auto result = validate_placement(in_force, current_.shape()); !result.ok()) { return result; }
-    return validate_live(where, in_force);
-  }
 
   // ---- small things ----
 
@@ -1485,6 +1365,7 @@ private:
   observer* observer_;
   detail::layer_mover<Transport, Store> mover_{
       where_, transport_->rank(), *transport_, *store_, {options_.max_message_bytes, options_.rounds_per_batch}};
+  detail::transport_share<Transport, Store> share_{*transport_, *store_};
   detail::device_times<Store> times_{*store_};
 
   detail::replica_check<Store> replicas_{where_, current_, *store_, transport_->rank()};
@@ -1496,8 +1377,6 @@ private:
   bool enabled_ = true;
   bool inside_event_ = false;
   deferred_switch deferred_ = deferred_switch::none;
-  bool exposed_ = false;
-  std::uint32_t first_region_ = 0;
   index_t waited_ = 0;        // calls since the last plan
   index_t share_waited_ = 0;  // calls since the last refresh of shares
   std::uint64_t step_ = 0;
