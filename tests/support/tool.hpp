@@ -81,7 +81,7 @@ struct tool_result {
 /// A program and its arguments as a line for the shell.
 [[nodiscard]] inline std::string command_line(std::string const& program, std::vector<std::string> const& arguments) {
   auto line = quoted(program);
-  for (auto const& argument : arguments) { line += " " + quoted(argument); }
+  for (auto const& argument : arguments) { line.append(" ").append(quoted(argument)); }
   return line;
 }
 
