@@ -288,7 +288,8 @@ private:
 /// Greedy counts and largest-first packing are the start; then copies are dealt out again, exchanged, and moved from
 /// one expert to another until the busiest rank is close to a lower bound. Layers of a few slots are searched
 /// completely. With two slots a rank, counts are found and proved by branch and bound. No layer comes out worse than
-/// with `deepseek_placement` of the same groups, and no rank holds two copies of an expert where that can be avoided.
+/// with `deepseek_placement` of the same groups, and no rank holds two copies of an expert where that can be avoided,
+/// but for about one in a thousand small layers with idle experts (docs/balanced.md).
 template <rank_cost Cost = token_cost>
 struct basic_balanced_placement {
   static constexpr bool follows_loads = true;

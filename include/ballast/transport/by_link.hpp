@@ -289,7 +289,7 @@ public:
     }
     static_cast<void>(detail::poll_until(deadline, [this] { return poll() != transfer_state::pending; }));
     is_open_ = false;
-    if (std::exchange(is_held_back_, false)) {
+    if (is_held_back_) {
       return {errc::deadline_exceeded,
               detail::concat("by_link: a link of rank ", rank(),
                              " still writes, for a batch that was given up, where this one receives"),
