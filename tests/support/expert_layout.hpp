@@ -7,16 +7,18 @@
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
 namespace ballast_test {
 
 /// Bytes of one expert in one tensor, and how far apart two slots are.
-struct gpu_tensor_shape {
+struct tensor_shape {
   std::size_t bytes = 0;
   std::size_t stride = 0;
 };
@@ -26,7 +28,7 @@ struct gpu_tensor_shape {
 /// tensor.
 class expert_layout {
 public:
-  expert_layout(ballast::topology const& where, ballast::index_t rank, std::vector<gpu_tensor_shape> tensors,
+  expert_layout(ballast::topology const& where, ballast::index_t rank, std::vector<tensor_shape> tensors,
                 std::size_t margin, std::uint64_t model = 0)
       : first_slot_{where.first_slot(rank)},
         slots_{where.slots_per_rank()},
@@ -34,23 +36,37 @@ public:
         margin_{margin},
         model_{model} {}
 
-  [[nodiscard]] ballast::index_t first_slot() const noexcept { return first_slot_; }
   [[nodiscard]] std::size_t num_tensors() const noexcept { return tensors_.size(); }
+  [[nodiscard]] tensor_shape const& shape(std::size_t tensor) const { return tensors_[tensor]; }
   /// Guard bytes before the first slot, and behind the last.
   [[nodiscard]] std::size_t margin() const noexcept { return margin_; }
   [[nodiscard]] std::uint64_t model() const noexcept { return model_; }
 
+  /// Bytes of one tensor's block.
+  [[nodiscard]] std::size_t num_bytes(std::size_t tensor) const {
+    return 2 * margin_ + static_cast<std::size_t>(slots_) * tensors_[tensor].stride;
+  }
   /// The block of one tensor of one layer under a placement.
   [[nodiscard]] std::vector<std::byte> expected(ballast::placement const& tables, ballast::index_t layer,
                                                 std::size_t tensor) const {
     auto const& shape = tensors_[tensor];
-    std::vector<std::byte> bytes(2 * margin_ + static_cast<std::size_t>(slots_) * shape.stride, guard);
+    std::vector<std::byte> bytes(num_bytes(tensor), guard);
     for (ballast::index_t slot = 0; slot < slots_; ++slot) {
       auto const expert = tables.logical_of_slot(layer)[static_cast<std::size_t>(first_slot_ + slot)];
       auto* const at = bytes.data() + margin_ + static_cast<std::size_t>(slot) * shape.stride;
       fill({at, shape.bytes}, layer, tensor, expert, model_);
     }
     return bytes;
+  }
+
+  /// Compare a block with what it must hold. @return the first place that is wrong, empty if there is none
+  [[nodiscard]] std::string first_error(ballast::placement const& tables, ballast::index_t layer, std::size_t tensor,
+                                        std::span<std::byte const> block) const {
+    auto const wanted = expected(tables, layer, tensor);
+    auto const differs = std::mismatch(wanted.begin(), wanted.end(), block.begin(), block.end());
+    if (differs.first == wanted.end() && differs.second == block.end()) { return {}; }
+    return ballast::detail::concat("layer ", layer, ", tensor ", tensor, ", byte ", differs.first - wanted.begin(),
+                                   ", slots from ", first_slot_);
   }
 
   /// Register a block with a store. @param block  layer * `num_tensors()` + tensor
@@ -80,7 +96,7 @@ private:
 
   ballast::index_t first_slot_;
   ballast::index_t slots_;
-  std::vector<gpu_tensor_shape> tensors_;
+  std::vector<tensor_shape> tensors_;
   std::size_t margin_;
   std::uint64_t model_;
 };

@@ -153,7 +153,7 @@ private:
 class gpu_weights {
 public:
   gpu_weights(ballast::topology const& where, ballast::index_t rank, ballast::placement const& holds,
-              std::vector<gpu_tensor_shape> tensors)
+              std::vector<tensor_shape> tensors)
       : layout_{where, rank, std::move(tensors), 256} {
     for (ballast::index_t layer = 0; layer < holds.num_layers(); ++layer) {
       for (std::size_t t = 0; t < layout_.num_tensors(); ++t) {
@@ -186,15 +186,9 @@ public:
     check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     for (ballast::index_t layer = 0; layer < tables.num_layers(); ++layer) {
       for (std::size_t t = 0; t < layout_.num_tensors(); ++t) {
-        auto const wanted = layout_.expected(tables, layer, t);
-        std::vector<std::byte> found(wanted.size());
+        std::vector<std::byte> found(layout_.num_bytes(t));
         memory_.read(block(layer, t), found);
-        for (std::size_t i = 0; i < found.size(); ++i) {
-          if (found[i] != wanted[i]) {
-            return ballast::detail::concat("layer ", layer, ", tensor ", t, ", byte ", i, ", slots from ",
-                                           layout_.first_slot());
-          }
-        }
+        if (auto wrong = layout_.first_error(tables, layer, t, found); !wrong.empty()) { return wrong; }
       }
     }
     return {};

@@ -46,9 +46,7 @@ struct shuffle_placement {
 };
 
 /// Experts of three tensors with odd sizes and gaps.
-[[nodiscard]] inline std::vector<gpu_tensor_shape> odd_tensors() {
-  return {{100'000, 100'352}, {77, 77}, {4096, 5000}};
-}
+[[nodiscard]] inline std::vector<tensor_shape> odd_tensors() { return {{100'000, 100'352}, {77, 77}, {4096, 5000}}; }
 
 /// Where E experts of each layer are at first: every one on a slot, the slots left over filled from the first on.
 [[nodiscard]] inline ballast::placement spread_placement(ballast::topology const& where, ballast::index_t num_layers) {
@@ -61,7 +59,7 @@ template <class Transport, class Control>
 struct gpu_member {
   gpu_member(ballast::topology const& where, ballast::placement const& initial, Transport& transport, Control& control,
              std::vector<cudaStream_t> const& copy_streams, ballast::rebalancer_options const& options,
-             ballast::observer* watcher = nullptr, std::vector<gpu_tensor_shape> tensors = odd_tensors(),
+             ballast::observer* watcher = nullptr, std::vector<tensor_shape> tensors = odd_tensors(),
              ballast::layers_per_chunk<> schedule = {}, bool timed = false)
       : weights{where, control.rank(), initial, std::move(tensors)},
         store{where,

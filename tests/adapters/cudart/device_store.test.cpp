@@ -76,7 +76,7 @@ struct engine_shape {
   index_t num_layers;
   index_t slots_per_rank;
   index_t num_logical;
-  std::vector<ballast_test::gpu_tensor_shape> tensors;
+  std::vector<ballast_test::tensor_shape> tensors;
   index_t layers_per_step = 1;
 };
 
@@ -292,7 +292,7 @@ TEST_CASE("with checksums, in pieces, and through the host") {
 }
 
 TEST_CASE("the group shapes of vLLM's tests: every slot holds the right expert") {
-  std::vector<ballast_test::gpu_tensor_shape> const floats{{128, 128}, {256, 256}};
+  std::vector<ballast_test::tensor_shape> const floats{{128, 128}, {256, 256}};
   for (auto const& [ranks, layers, slots, experts] : std::vector<std::array<index_t, 4>>{
            {2, 1, 2, 3}, {2, 2, 3, 4}, {2, 4, 8, 16}, {4, 1, 2, 6}, {4, 2, 2, 5}, {4, 8, 8, 16}, {2, 2, 2, 3}}) {
     CAPTURE(ranks);
@@ -304,7 +304,7 @@ TEST_CASE("the group shapes of vLLM's tests: every slot holds the right expert")
 // Their weight is ten rows of 1024 floats, 2048 floats apart. The last of their cases has 61 layers; the first and the
 // last steps of a sweep over six show the same.
 TEST_CASE("the group shapes of TensorRT-LLM's tests: every slot holds the right expert after every step") {
-  std::vector<ballast_test::gpu_tensor_shape> const rows(10, {4096, 8192});
+  std::vector<ballast_test::tensor_shape> const rows(10, {4096, 8192});
   ballast_test::check_complaints(update_on_some_steps({2, 2, 4, 8, rows, 1}, 2, 12));
   ballast_test::check_complaints(update_on_some_steps({4, 3, 4, 16, rows, 2}, 1, 12));
   ballast_test::check_complaints(update_on_some_steps({8, 5, 4, 32, rows, 3}, 0, 12));

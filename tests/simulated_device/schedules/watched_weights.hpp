@@ -105,14 +105,10 @@ private:
     auto const* seen = what.seen.bytes().data();
     for (ballast::index_t layer = 0; layer < what.tables.num_layers(); ++layer) {
       for (std::size_t t = 0; t < layout_.num_tensors(); ++t) {
-        auto const wanted = layout_.expected(what.tables, layer, t);
-        for (std::size_t i = 0; i < wanted.size(); ++i) {
-          if (seen[i] != wanted[i]) {
-            return ballast::detail::concat("model ", layout_.model(), ", layer ", layer, ", tensor ", t, ", byte ", i,
-                                           ", slots from ", layout_.first_slot());
-          }
-        }
-        seen += wanted.size();
+        auto const bytes = layout_.num_bytes(t);
+        auto const wrong = layout_.first_error(what.tables, layer, t, {seen, bytes});
+        if (!wrong.empty()) { return ballast::detail::concat("model ", layout_.model(), ", ", wrong); }
+        seen += bytes;
       }
     }
     return {};
