@@ -214,8 +214,7 @@ struct score {
   index_t worst_pass = 0;
 
   void add(index_t pass, ballast::layer_balance const& balance) {
-    sum.mean += balance.mean;
-    sum.max += balance.max;
+    sum += balance;
     if (worst_pass == 0 || balance.balancedness() < worst) {
       worst = balance.balancedness();
       worst_pass = pass;
@@ -228,9 +227,7 @@ struct score {
                                                      ballast::matrix_view<load_t const> loads) {
   ballast::layer_balance sum;
   for (index_t layer = 0; layer < in.num_layers(); ++layer) {
-    auto const balance = ballast::balance_of(where, in, layer, loads.row(layer));
-    sum.mean += balance.mean;
-    sum.max += balance.max;
+    sum += ballast::balance_of(where, in, layer, loads.row(layer));
   }
   return sum;
 }

@@ -37,6 +37,12 @@ struct layer_balance {
   double mean = 0;  ///< tokens a live rank
   double max = 0;   ///< tokens on the busiest rank
 
+  /// Of several layers together.
+  layer_balance& operator+=(layer_balance const& other) noexcept {
+    mean += other.mean;
+    max += other.max;
+    return *this;
+  }
   /// mean / max, in (0, 1]; 1 for a layer without load.
   [[nodiscard]] double balancedness() const noexcept { return max > 0 ? mean / max : 1.0; }
 };
@@ -101,11 +107,7 @@ inline void rank_loads(topology const& where, placement const& in, index_t layer
 /// @determinism layers are added in ascending order.
 [[nodiscard]] inline double balancedness(topology const& where, placement const& in, matrix_view<load_t const> loads) {
   layer_balance sum;
-  for (index_t layer = 0; layer < in.num_layers(); ++layer) {
-    auto const balance = balance_of(where, in, layer, loads.row(layer));
-    sum.mean += balance.mean;
-    sum.max += balance.max;
-  }
+  for (index_t layer = 0; layer < in.num_layers(); ++layer) { sum += balance_of(where, in, layer, loads.row(layer)); }
   return sum.balancedness();
 }
 

@@ -97,10 +97,7 @@ public:
   /// Over all layers; see `balancedness`.
   [[nodiscard]] double balancedness() const noexcept {
     layer_balance sum;
-    for (auto const& layer : layers_) {
-      sum.mean += layer.mean;
-      sum.max += layer.max;
-    }
+    for (auto const& layer : layers_) { sum += layer; }
     return sum.balancedness();
   }
 
