@@ -6,8 +6,6 @@
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
-#include <ballast/load/alignment.hpp>
-#include <ballast/load/history.hpp>
 #include <ballast/load/map_history.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/migration/transfer_plan.hpp>

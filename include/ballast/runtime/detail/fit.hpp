@@ -4,7 +4,6 @@
 
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/policy.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/runtime/detail/expert_size.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>

@@ -73,23 +73,6 @@ public:
 
   [[nodiscard]] step_word of(index_t rank) const noexcept { return step_word{words_[static_cast<std::size_t>(rank)]}; }
 
-  /// The first live rank of which `is_so(word)` holds, -1 if there is none.
-  template <class Predicate>
-  [[nodiscard]] index_t first_rank(Predicate is_so) const {
-    for (index_t rank = 0; rank < where_->num_ranks(); ++rank) {
-      if (where_->is_live(rank) && is_so(of(rank))) { return rank; }
-    }
-    return -1;
-  }
-  /// The same among the others.
-  template <class Predicate>
-  [[nodiscard]] index_t first_other(Predicate is_so) const {
-    for (index_t rank = 0; rank < where_->num_ranks(); ++rank) {
-      if (rank != rank_ && where_->is_live(rank) && is_so(of(rank))) { return rank; }
-    }
-    return -1;
-  }
-
   /// A rank that has committed more groups than this one, -1 if there is none.
   [[nodiscard]] index_t rank_ahead(std::uint64_t committed) const {
     return first_rank([&](step_word word) { return word.committed() > committed; });
@@ -117,6 +100,19 @@ public:
   }
 
 private:
+  /// The first live rank, `but` one, of which `is_so(word)` holds, -1 if there is none.
+  template <class Predicate>
+  [[nodiscard]] index_t first_rank(Predicate is_so, index_t but = -1) const {
+    for (index_t rank = 0; rank < where_->num_ranks(); ++rank) {
+      if (rank != but && where_->is_live(rank) && is_so(of(rank))) { return rank; }
+    }
+    return -1;
+  }
+  template <class Predicate>
+  [[nodiscard]] index_t first_other(Predicate is_so) const {
+    return first_rank(is_so, rank_);
+  }
+
   std::span<std::uint64_t const> words_;
   topology const* where_;
   index_t rank_;
