@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // How the cost of balanced plans grows with the ranks, the cases that plan.bench.cpp leaves out, and relabelling. Rows:
 // balanced/curve/<ranks> (100 layers, 2 experts and 4 slots a rank), balanced/<case>, relabel/<nodes>.
-#include <ballast/migration/relabel.hpp>
-#include <ballast/placement/balanced.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/moves.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/relabel.hpp>
 
 #include "support/loads.hpp"
 

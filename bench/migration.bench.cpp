@@ -3,7 +3,7 @@
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/migration/transfer_plan.hpp>
 #include <ballast/migration/waypoints.hpp>
-#include <ballast/placement/deepseek.hpp>
+#include <ballast/policies/deepseek.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>

@@ -2,11 +2,11 @@
 // Planning all layers of a model, tables included: time beside balance. Rows: plan/<policy>/<layers x
 // experts>/<slots>/<ranks>, and incremental/curve/<ranks> (100 layers, 2 experts and 4 slots a rank, 10 % drift),
 // beside balanced/curve.
-#include <ballast/placement/balanced.hpp>
 #include <ballast/placement/balancedness.hpp>
-#include <ballast/placement/deepseek.hpp>
-#include <ballast/placement/incremental.hpp>
 #include <ballast/placement/moves.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/deepseek.hpp>
+#include <ballast/policies/incremental.hpp>
 
 #include "support/loads.hpp"
 

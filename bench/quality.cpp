@@ -3,14 +3,14 @@
 // loads; or, with --curve, how balance grows with moves, as data for bench/moves.gnuplot.
 //
 // Traces: the folder given, or $BALLAST_TRACES_DIR, or ../shared/traces beside the sources, and tests/data/traces.
-#include <ballast/migration/relabel.hpp>
-#include <ballast/placement/balanced.hpp>
-#include <ballast/placement/balanced_shares.hpp>
 #include <ballast/placement/balancedness.hpp>
-#include <ballast/placement/deepseek.hpp>
-#include <ballast/placement/incremental.hpp>
 #include <ballast/placement/moves.hpp>
-#include <ballast/placement/replica_shares.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/balanced_shares.hpp>
+#include <ballast/policies/deepseek.hpp>
+#include <ballast/policies/incremental.hpp>
+#include <ballast/policies/relabel.hpp>
+#include <ballast/shares/replica_shares.hpp>
 
 #include <support/trace_files.hpp>
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Optimal shares and plans made for them: time and balance of all layers of a DeepSeek-V3-like model.
 #include <ballast/placement/balancedness.hpp>
-#include <ballast/placement/headroom.hpp>
-#include <ballast/placement/replica_shares.hpp>
+#include <ballast/policies/headroom.hpp>
+#include <ballast/shares/replica_shares.hpp>
 
 #include <benchmark/benchmark.h>
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 # cmake -P layer_check.cmake: read the #include lines of every public header and refuse those that break the street
 #
-#   base < load < placement < migration < schedule < transport < dispatch < runtime < the umbrella
+#   base < load < placement < shares < policies < migration < schedule < control < transport < dispatch < runtime < the umbrella
 #
 # or that bring an outside library, or an expensive standard header, where it has no place.
 cmake_minimum_required(VERSION 3.25)
@@ -10,7 +10,7 @@ if(NOT DEFINED BALLAST_ROOT)
 endif()
 cmake_path(ABSOLUTE_PATH BALLAST_ROOT)
 
-set(street base load placement migration schedule transport dispatch runtime umbrella)
+set(street base load placement shares policies migration schedule control transport dispatch runtime umbrella)
 set(banned_standard_headers iostream regex functional chrono ranges map unordered_map thread)
 # The umbrella is everything but these. They may include what an engine's own headers should not have to pay for.
 set(outside_umbrella "^ballast/schedule/views\\.hpp$|^ballast/transport/in_process\\.hpp$")

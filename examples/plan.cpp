@@ -4,8 +4,8 @@
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/moves.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/policy.hpp>
-#include <ballast/placement/replica_shares.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>

@@ -4,7 +4,7 @@
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/policy.hpp>
+#include <ballast/policies/policy.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/rebalancer.hpp>

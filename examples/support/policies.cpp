@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include "support/policies.hpp"
 
-#include <ballast/placement/balanced.hpp>
-#include <ballast/placement/balanced_shares.hpp>
-#include <ballast/placement/deepseek.hpp>
-#include <ballast/placement/headroom.hpp>
-#include <ballast/placement/incremental.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/balanced_shares.hpp>
+#include <ballast/policies/deepseek.hpp>
+#include <ballast/policies/headroom.hpp>
+#include <ballast/policies/incremental.hpp>
 
 #include <memory>
 #include <utility>

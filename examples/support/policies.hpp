@@ -6,8 +6,8 @@
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/policy.hpp>
-#include <ballast/placement/replica_shares.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // expect: placement_policy
-#include <ballast/placement/policy.hpp>
+#include <ballast/policies/policy.hpp>
 
 struct keep_current {
   [[nodiscard]] ballast::status plan(ballast::load_history_view, ballast::placement const& current,

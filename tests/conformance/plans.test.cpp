@@ -2,13 +2,13 @@
 // Plans are the same bits on every compiler, flag set and machine, because ranks of one group may differ in all of
 // them. This program is built again with other flags and for another processor: see CMakeLists.txt beside it.
 #include <ballast/digest.hpp>
-#include <ballast/placement/balanced.hpp>
 #include <ballast/placement/balancedness.hpp>
-#include <ballast/placement/deepseek.hpp>
-#include <ballast/placement/headroom.hpp>
-#include <ballast/placement/incremental.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/policy.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/deepseek.hpp>
+#include <ballast/policies/headroom.hpp>
+#include <ballast/policies/incremental.hpp>
+#include <ballast/policies/policy.hpp>
 
 #include <doctest/doctest.h>
 #include <support/golden_files.hpp>

@@ -2,7 +2,7 @@
 #include "../../examples/support/placement_json.hpp"
 
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/replica_shares.hpp>
+#include <ballast/shares/replica_shares.hpp>
 
 #include "../../examples/support/model_layers.hpp"
 #include "support/random.hpp"

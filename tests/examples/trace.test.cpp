@@ -2,8 +2,8 @@
 #include "../../examples/support/trace.hpp"
 
 #include <ballast/load/pass_recorder.hpp>
-#include <ballast/placement/deepseek.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/policies/deepseek.hpp>
 
 #include "support/histories.hpp"
 #include "support/random.hpp"

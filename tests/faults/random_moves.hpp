@@ -3,8 +3,8 @@
 #define BALLAST_TESTS_FAULTS_RANDOM_MOVES_HPP
 
 #include <ballast/digest.hpp>
-#include <ballast/placement/dead_ranks.hpp>
-#include <ballast/placement/policy.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
+#include <ballast/policies/policy.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>

@@ -2,12 +2,12 @@
 #ifndef BALLAST_TESTS_FAULTS_RANK_LIFE_HPP
 #define BALLAST_TESTS_FAULTS_RANK_LIFE_HPP
 
+#include <ballast/control/engine_control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/peer_copy.hpp>
 #include <ballast/posix/process_group.hpp>
 #include <ballast/runtime/rebalancer.hpp>
-#include <ballast/transport/engine_control.hpp>
 
 #include "faults/engine_channel.hpp"
 #include "faults/fault.hpp"

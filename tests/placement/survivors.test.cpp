@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#include <ballast/placement/balanced.hpp>
 #include <ballast/placement/survivors.hpp>
+#include <ballast/policies/balanced.hpp>
 
 #include <doctest/doctest.h>
 #include <support/random.hpp>

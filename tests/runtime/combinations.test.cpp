@@ -4,11 +4,11 @@
 #include <ballast/load/decay_recorder.hpp>
 #include <ballast/load/pass_recorder.hpp>
 #include <ballast/load/window_recorder.hpp>
-#include <ballast/placement/balanced.hpp>
-#include <ballast/placement/balanced_shares.hpp>
-#include <ballast/placement/deepseek.hpp>
-#include <ballast/placement/headroom.hpp>
-#include <ballast/placement/incremental.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/balanced_shares.hpp>
+#include <ballast/policies/deepseek.hpp>
+#include <ballast/policies/headroom.hpp>
+#include <ballast/policies/incremental.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // What a cycle moves and in which portions, and how a plan travels.
-#include <ballast/placement/balanced_shares.hpp>
+#include <ballast/policies/balanced_shares.hpp>
 #include <ballast/runtime/detail/cycle_plan.hpp>
 #include <ballast/runtime/detail/plan_message.hpp>
 #include <ballast/runtime/host_store.hpp>

@@ -3,7 +3,7 @@
 #include <ballast/load/decay_recorder.hpp>
 #include <ballast/load/pass_recorder.hpp>
 #include <ballast/load/window_recorder.hpp>
-#include <ballast/placement/balanced.hpp>
+#include <ballast/policies/balanced.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // How little staging real changes need: DeepSeek-R1's next workload on 32 ranks with 9 slots each.
 #include <ballast/load/window_recorder.hpp>
-#include <ballast/placement/balanced.hpp>
-#include <ballast/placement/incremental.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/incremental.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>

@@ -2,10 +2,10 @@
 #ifndef BALLAST_TESTS_SUPPORT_CONTROL_LAWS_HPP
 #define BALLAST_TESTS_SUPPORT_CONTROL_LAWS_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 
 #include "support/check_complaints.hpp"
 #include "support/group_runner.hpp"

@@ -2,10 +2,10 @@
 #ifndef BALLAST_TESTS_SUPPORT_HOOKED_HPP
 #define BALLAST_TESTS_SUPPORT_HOOKED_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <cstddef>

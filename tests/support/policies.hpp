@@ -3,7 +3,7 @@
 #define BALLAST_TESTS_SUPPORT_POLICIES_HPP
 
 #include <ballast/detail/text.hpp>
-#include <ballast/placement/policy.hpp>
+#include <ballast/policies/policy.hpp>
 
 #include <algorithm>
 #include <cstddef>

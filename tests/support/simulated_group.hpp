@@ -2,9 +2,9 @@
 #ifndef BALLAST_TESTS_SUPPORT_SIMULATED_GROUP_HPP
 #define BALLAST_TESTS_SUPPORT_SIMULATED_GROUP_HPP
 
+#include <ballast/control/engine_control.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/engine_control.hpp>
 #include <ballast/types.hpp>
 
 #include "support/simulated_device/scheduler.hpp"

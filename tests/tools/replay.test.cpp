@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // ballast-replay as a user meets it: the calls on which it plans and moves, its events, and every refusal.
 #include <ballast/placement/balancedness.hpp>
-#include <ballast/placement/deepseek.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/policy.hpp>
+#include <ballast/policies/deepseek.hpp>
+#include <ballast/policies/policy.hpp>
 
 #include "../../examples/support/trace.hpp"
 #include "support/random.hpp"

@@ -4,7 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/text.hpp>
-#include <ballast/placement/dead_ranks.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/status.hpp>

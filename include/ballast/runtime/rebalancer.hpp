@@ -3,6 +3,7 @@
 #define BALLAST_RUNTIME_REBALANCER_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
@@ -12,9 +13,8 @@
 #include <ballast/parts.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
-#include <ballast/placement/policy.hpp>
-#include <ballast/placement/replica_shares.hpp>
 #include <ballast/placement/validate.hpp>
+#include <ballast/policies/policy.hpp>
 #include <ballast/runtime/detail/cycle_plan.hpp>
 #include <ballast/runtime/detail/device_times.hpp>
 #include <ballast/runtime/detail/fit.hpp>
@@ -31,9 +31,9 @@
 #include <ballast/runtime/rebalancer_options.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
+#include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 

@@ -3,15 +3,15 @@
 #define BALLAST_TRANSPORT_BY_LINK_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/control/control.hpp>
+#include <ballast/control/detail/node_plane.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/parts.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
-#include <ballast/transport/control.hpp>
-#include <ballast/transport/node_plane.hpp>
-#include <ballast/transport/segments.hpp>
+#include <ballast/transport/detail/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 

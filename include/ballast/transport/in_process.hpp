@@ -3,11 +3,11 @@
 #define BALLAST_TRANSPORT_IN_PROCESS_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
-#include <ballast/transport/segments.hpp>
+#include <ballast/transport/detail/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/control/engine_control.hpp>
 #include <ballast/posix/process_group.hpp>
-#include <ballast/transport/engine_control.hpp>
 
 #include "support/control_laws.hpp"
 #include "support/posix_runner.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // A control plane on an engine's all-gather, whose calls may succeed on one process and fail on another.
-#include <ballast/transport/engine_control.hpp>
+#include <ballast/control/engine_control.hpp>
 
 #include "support/healing_laws.hpp"
 #include "support/posix_runner.hpp"

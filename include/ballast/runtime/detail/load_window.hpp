@@ -2,6 +2,7 @@
 #ifndef BALLAST_RUNTIME_DETAIL_LOAD_WINDOW_HPP
 #define BALLAST_RUNTIME_DETAIL_LOAD_WINDOW_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/load/alignment.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/load/recorder.hpp>
@@ -10,7 +11,6 @@
 #include <ballast/placement/placement.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <algorithm>

@@ -2,12 +2,12 @@
 #ifndef BALLAST_RUNTIME_DETAIL_REPLICA_CHECK_HPP
 #define BALLAST_RUNTIME_DETAIL_REPLICA_CHECK_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <algorithm>

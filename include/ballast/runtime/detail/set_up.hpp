@@ -2,12 +2,12 @@
 #ifndef BALLAST_RUNTIME_DETAIL_SET_UP_HPP
 #define BALLAST_RUNTIME_DETAIL_SET_UP_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <cstdint>

@@ -2,10 +2,10 @@
 #ifndef BALLAST_RUNTIME_DETAIL_TRANSPORT_SHARE_HPP
 #define BALLAST_RUNTIME_DETAIL_TRANSPORT_SHARE_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/runtime/detail/set_up.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>

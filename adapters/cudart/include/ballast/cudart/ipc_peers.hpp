@@ -2,6 +2,7 @@
 #ifndef BALLAST_CUDART_IPC_PEERS_HPP
 #define BALLAST_CUDART_IPC_PEERS_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/descriptor_exchange.hpp>
 #include <ballast/cudart/detail/device_scope.hpp>
@@ -15,7 +16,6 @@
 #include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>

@@ -14,7 +14,7 @@
 #include <ballast/digest.hpp>
 #include <ballast/parts.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/segments.hpp>
+#include <ballast/transport/detail/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 

@@ -2,12 +2,12 @@
 #ifndef BALLAST_MPI_CONTROL_HPP
 #define BALLAST_MPI_CONTROL_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/mpi/detail/mailbox.hpp>
 #include <ballast/mpi/detail/vote_record.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <mpi.h>

@@ -7,7 +7,7 @@
 #include <ballast/mpi/detail/mailbox.hpp>
 #include <ballast/mpi/detail/records.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/segments.hpp>
+#include <ballast/transport/detail/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>

@@ -2,6 +2,7 @@
 #ifndef BALLAST_NCCL_COMMUNICATOR_HPP
 #define BALLAST_NCCL_COMMUNICATOR_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
@@ -10,7 +11,6 @@
 #include <ballast/nccl/error.hpp>
 #include <ballast/nccl/executor.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <nccl.h>

@@ -2,6 +2,7 @@
 #ifndef BALLAST_NCCL_TRANSPORT_HPP
 #define BALLAST_NCCL_TRANSPORT_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
@@ -14,8 +15,7 @@
 #include <ballast/nccl/detail/lane.hpp>
 #include <ballast/nccl/error.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
-#include <ballast/transport/segments.hpp>
+#include <ballast/transport/detail/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>

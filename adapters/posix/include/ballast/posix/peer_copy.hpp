@@ -10,7 +10,7 @@
 #include <ballast/posix/detail/segment_layout.hpp>
 #include <ballast/posix/process_group.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/segments.hpp>
+#include <ballast/transport/detail/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/transport/turns.hpp>
 #include <ballast/types.hpp>

@@ -2,6 +2,7 @@
 #ifndef BALLAST_POSIX_PROCESS_GROUP_HPP
 #define BALLAST_POSIX_PROCESS_GROUP_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/text.hpp>
@@ -12,7 +13,6 @@
 #include <ballast/posix/detail/segment_layout.hpp>
 #include <ballast/posix/detail/suspicion.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <unistd.h>

@@ -2,12 +2,12 @@
 #ifndef BALLAST_CUDART_DETAIL_DESCRIPTOR_EXCHANGE_HPP
 #define BALLAST_CUDART_DETAIL_DESCRIPTOR_EXCHANGE_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
 #include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <sys/socket.h>

@@ -2,10 +2,10 @@
 #ifndef BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
 #define BALLAST_CUDART_DETAIL_GATHER_WORDS_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <algorithm>

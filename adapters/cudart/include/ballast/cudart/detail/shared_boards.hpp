@@ -2,6 +2,7 @@
 #ifndef BALLAST_CUDART_DETAIL_SHARED_BOARDS_HPP
 #define BALLAST_CUDART_DETAIL_SHARED_BOARDS_HPP
 
+#include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
 #include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/cudart/peer_directory.hpp>
@@ -9,7 +10,6 @@
 #include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
-#include <ballast/transport/control.hpp>
 #include <ballast/types.hpp>
 
 #include <dirent.h>

@@ -3,7 +3,7 @@
 #define BALLAST_MPI_DETAIL_VOTE_RECORD_HPP
 
 #include <ballast/contract.hpp>
-#include <ballast/transport/control.hpp>
+#include <ballast/control/control.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -1,0 +1,616 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POLICIES_DETAIL_INCREMENTAL_MOVE_SEARCH_HPP
+#define BALLAST_POLICIES_DETAIL_INCREMENTAL_MOVE_SEARCH_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/placement/rank_cost.hpp>
+#include <ballast/policies/detail/incremental/replica_map.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace detail {
+
+/// How far a search may go in one layer.
+struct move_limits {
+  index_t max_moves = std::numeric_limits<index_t>::max();  ///< pairs (rank, expert) that may be new
+  load_t price = 0;        ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
+  index_t ranks = 1;       ///< that receive moves
+  load_t good_enough = 0;  ///< a layer at or below this largest rank cost stays as it is
+  load_t goal = 0;         ///< rank cost at which to stop
+  load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
+                           ///< gain beyond its moves is below half a price
+  index_t retries = 0;     ///< times to undo a few changes and search again, see `retries_at`
+  std::int64_t work = 0;   ///< candidates to look at
+
+  /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
+  /// moves for three ranks on they cost more than the price.
+  [[nodiscard]] load_t price_of(index_t moves) const noexcept {
+    return price * 2 / 5 * moves + price / ranks * moves * moves * 7 / 16;
+  }
+};
+
+/// Lowers the largest rank cost of a layer by as few moves as it can.
+///
+/// The search wants all ranks at or below a target above the mean. Each step relieves the costliest rank by the change
+/// that removes the most excess over the target for its moves, of
+/// - a copy of one of its experts in a slot whose expert has another copy,
+/// - one of its experts leaving for such a slot, a second copy of another one filling its place,
+/// - an exchange with a lighter expert of another rank.
+/// Changes without a move (a copy beside one that is there, one undone) come first. A copy beside another wastes the
+/// slot, but is a way to shift load without bytes. The target follows from the excess
+/// and the moves that are left. What stays in the end is the beginning of all changes that was worth most.
+template <rank_cost Cost>
+class move_search {
+public:
+  move_search(topology const& where, Cost const& cost)
+      : cost_{cost}, ranks_per_node_{where.num_nodes() > 1 ? where.ranks_per_node() : 0} {
+    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+      if (where.is_live(rank)) { live_ranks_.push_back(rank); }
+    }
+    auto const ranks = static_cast<std::size_t>(where.num_ranks());
+    rank_cost_.resize(ranks);
+    excess_.resize(ranks);
+    added_.assign(ranks, 0);
+    may_be_local_.resize(ranks);
+  }
+
+  /// Mean and largest rank cost of a map.
+  struct level {
+    load_t mean = 0;
+    load_t max = 0;
+  };
+  [[nodiscard]] level level_of(replica_map const& map) const {
+    load_t sum = 0;
+    load_t max = 0;
+    for (auto const rank : live_ranks_) {
+      auto const cost = cost_(rank, map.rank_load(rank));
+      // The sum of costs may not fit where the costs do.
+      sum += cost / static_cast<load_t>(live_ranks_.size());
+      max = std::max(max, cost);
+    }
+    return {sum, max};
+  }
+
+  /// Change the map for the better; it stays as it is if nothing is worth it.
+  void run(replica_map& map, move_limits const& limits) {
+    map_ = &map;
+    limits_ = limits;
+    work_ = limits.work;
+    settled_.assign(static_cast<std::size_t>(map.num_slots()), none);
+    era_ = 0;
+    journal_.clear();
+    auto const start = level_of(map);
+    if (start.max <= limits.good_enough) { return; }
+    mean_ = start.mean;
+    tolerance_ = (mean_ >> 14) + 1;
+    moves_at_start_ = map.moves();
+    best_ = {start.max, start.max, 0};
+    find_node_holders();
+    descend();
+    auto best = best_;
+    if (start.max - best.max < limits.least_gain || start.max - best.worth < limits.price / 2) {
+      rewind(0);
+      return;
+    }
+    random_ = 0;
+    for (index_t i = 0; i < retries_at(best.max) && best.max > limits.goal && work_ > 0; ++i) {
+      journal_.clear();
+      undo_some();
+      best_ = {best.worth, best.max, 0};
+      descend(best.max - (best.max - mean_) / 4);
+      if (best_.length > 0) { best = best_; }
+    }
+    drop_needless_doubles();
+  }
+
+private:
+  static constexpr index_t none = replica_map::none;
+  static constexpr std::size_t few_ranks = 64;     ///< up to which a step tries the exchanges with all ranks
+  static constexpr std::size_t max_partners = 16;  ///< ranks whose exchanges a step tries, where there are more
+  static constexpr std::size_t most_spare = 128;   ///< slots that a step considers, where there are far more
+
+  struct entry {
+    index_t slot;
+    index_t expert;  ///< that the slot held before
+  };
+  /// A beginning of the journal.
+  struct milestone {
+    load_t worth;  ///< largest rank cost, and the price of the moves
+    load_t max;
+    std::size_t length;
+  };
+  /// A slot whose expert has another copy.
+  struct spare_slot {
+    load_t gain;  ///< excess of the rank less what the expert's other copies gain
+    load_t room;  ///< load of the rank without it
+    index_t slot;
+    index_t rank;
+    index_t refund;  ///< 1 if emptying it undoes a move
+  };
+  struct wanted_copy {
+    load_t relief;  ///< excess that the copy, put nowhere, would remove
+    load_t load;    ///< of the copy
+    index_t expert;
+  };
+  struct change {
+    load_t worth = 0;  ///< excess removed, for each move
+    index_t slot = none;
+    index_t expert = none;        ///< that the slot gets
+    index_t other_slot = none;    ///< of an exchange or a departure
+    index_t other_expert = none;  ///< that it gets
+  };
+
+  template <class T>
+  [[nodiscard]] static T& at(std::vector<T>& values, index_t i) {
+    return values[static_cast<std::size_t>(i)];
+  }
+  template <class T>
+  [[nodiscard]] static T const& at(std::vector<T> const& values, index_t i) {
+    return values[static_cast<std::size_t>(i)];
+  }
+  [[nodiscard]] load_t excess_of(index_t rank, load_t load) const {
+    return std::max(cost_(rank, load) - target_, load_t{0});
+  }
+
+  /// Make changes while there are any, and keep the best beginning of them.
+  /// @param target  to aim at; 0: whatever the moves that are left allow.
+  void descend(load_t target = 0) {
+    least_margin_ = 0;
+    misses_ = 0;
+    spare_age_ = 0;
+    ++era_;
+    auto steps = 64 + 4 * std::min(limits_.max_moves, map_->num_slots());
+    while (aim(target) && work_ > 0 && steps-- > 0) {
+      if (!step() && (target > 0 || map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
+    }
+    rewind(best_.length);
+  }
+  void rewind(std::size_t length) {
+    while (journal_.size() > length) {
+      map_->assign(journal_.back().slot, journal_.back().expert);
+      journal_.pop_back();
+    }
+  }
+  /// A further copy on a rank that has one stays only where the layer would be worse with what the slot held before.
+  void drop_needless_doubles() {
+    auto const max = level_of(*map_).max;
+    for (bool again = true; again;) {
+      again = false;
+      for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+        auto const expert = map_->expert(slot);
+        auto const before = map_->expert_before(slot);
+        if (expert == before || map_->copies_on(map_->rank_of(slot), expert) < 2) { continue; }
+        if (map_->holds(map_->rank_of(slot), before)) { continue; }
+        map_->assign(slot, before);
+        bool const is_worse = level_of(*map_).max > max;
+        if (is_worse) { map_->assign(slot, expert); }
+        again = again || !is_worse;
+      }
+    }
+  }
+  /// A retry brings the excess of the busiest rank down by about the same part, so it is worth more where there is
+  /// more: `retries` of them at 1 / 64 of the mean, three quarters as many below, up to twice as many above.
+  [[nodiscard]] load_t retries_at(load_t max) const {
+    auto const excess = (max - mean_) / (mean_ / 1024 + 1);
+    return load_t{limits_.retries} * std::clamp(excess, load_t{12}, load_t{32}) / 16;
+  }
+  /// Give the changed slots of the busiest rank and two others back what they held at the start, and with them those
+  /// without which an expert would vanish.
+  void undo_some() {
+    auto const hot = busiest_rank();
+    changed_.clear();
+    std::size_t chosen = 0;
+    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+      if (map_->expert(slot) == map_->expert_before(slot)) { continue; }
+      changed_.push_back(slot);
+      if (map_->rank_of(slot) == hot) { std::swap(changed_[chosen++], changed_.back()); }
+    }
+    for (auto others = 2; others > 0 && chosen < changed_.size(); --others, ++chosen) {
+      std::swap(changed_[chosen], changed_[chosen + next_random(changed_.size() - chosen)]);
+    }
+    for (std::size_t i = 0; i < chosen; ++i) {
+      auto const expert = map_->expert(changed_[i]);
+      auto const is_held = [&](index_t slot) { return map_->expert(slot) == expert; };
+      auto const was_held = [&](index_t slot) { return map_->expert_before(slot) == expert; };
+      auto const end = changed_.begin() + static_cast<std::ptrdiff_t>(chosen);
+      if (std::count_if(changed_.begin(), end, is_held) < map_->copies(expert)) { continue; }
+      if (std::any_of(changed_.begin(), end, was_held)) { continue; }
+      auto const home = std::find_if(end, changed_.end(), was_held);
+      if (home == changed_.end()) { return; }
+      std::iter_swap(end, home);
+      ++chosen;
+    }
+    for (std::size_t i = 0; i < chosen; ++i) { assign(changed_[i], map_->expert_before(changed_[i])); }
+  }
+  [[nodiscard]] index_t busiest_rank() const {
+    auto const cost = [this](index_t rank) { return cost_(rank, map_->rank_load(rank)); };
+    return *std::max_element(live_ranks_.begin(), live_ranks_.end(),
+                             [&](index_t a, index_t b) { return cost(a) < cost(b); });
+  }
+  [[nodiscard]] std::size_t next_random(std::size_t bound) {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<std::size_t>((random_ >> 33) % bound);
+  }
+
+  /// Set the target of the next step and find the costliest rank; false if that is cheap enough.
+  [[nodiscard]] bool aim(load_t target) {
+    load_t sum = 0;
+    hot_ = cold_ = live_ranks_.front();
+    for (auto const rank : live_ranks_) {
+      auto const cost = cost_(rank, map_->rank_load(rank));
+      at(rank_cost_, rank) = cost;
+      sum += std::max(cost - mean_, load_t{0}) / 20;
+      if (cost > at(rank_cost_, hot_)) { hot_ = rank; }
+      if (cost < at(rank_cost_, cold_)) { cold_ = rank; }
+    }
+    auto const max = at(rank_cost_, hot_);
+    note_milestone(max);
+    if (max <= std::max({limits_.goal, mean_, target}) || !can_pay_off(target)) { return false; }
+    aim_at(std::max(limits_.goal, target > 0 ? target : adaptive_target(max, sum)));
+    return true;
+  }
+  /// @param sum  a twentieth of all cost above the mean
+  [[nodiscard]] load_t adaptive_target(load_t max, load_t sum) const {
+    auto left = load_t{limits_.max_moves - map_->moves()};
+    if (limits_.price > 0) { left = std::min(left, (max - mean_) / limits_.price); }
+    left = std::max(left, load_t{1});
+    auto margin = std::max(sum / left * 3, least_margin_);
+    while (max <= mean_ + margin) { margin -= margin / 5 + 1; }
+    return mean_ + margin;
+  }
+  /// Whether reaching the target, or perfect balance, is worth the moves made up to now.
+  [[nodiscard]] bool can_pay_off(load_t target) const {
+    return std::max(target, mean_) + limits_.price_of(map_->moves() - moves_at_start_) < best_.worth;
+  }
+  void aim_at(load_t target) {
+    target_ = target;
+    for (auto const rank : live_ranks_) { at(excess_, rank) = std::max(at(rank_cost_, rank) - target_, load_t{0}); }
+  }
+  /// Where nothing helps, a target nearer to the costliest rank leaves the others more room. False if it is near.
+  [[nodiscard]] bool aim_higher() {
+    auto const above = at(rank_cost_, hot_) - target_;
+    if (above <= tolerance_ * 4 || ++misses_ > 3) { return false; }
+    least_margin_ = target_ + above / 2 - mean_;
+    return true;
+  }
+
+  [[nodiscard]] bool step() {
+    free_ = paid_ = {};
+    bool const has_moves = map_->moves() < limits_.max_moves;
+    free_.worth = tolerance_;
+    // Without moves left, only changes that cost none can be made.
+    paid_.worth = has_moves ? tolerance_ : std::numeric_limits<load_t>::max() / 2;
+    find_filler();
+    look_at_emptying();
+    if (free_.slot == none) { look_at_the_rest(); }
+    auto const& chosen = free_.slot != none ? free_ : paid_;
+    if (chosen.slot == none) { return false; }
+    if (free_.slot == none) { ++era_; }
+    misses_ = 0;
+    assign(chosen.slot, chosen.expert);
+    if (chosen.other_slot != none) { assign(chosen.other_slot, chosen.other_expert); }
+    return true;
+  }
+
+  void look_at_the_rest() {
+    if (spare_age_-- == 0) { find_spare(); }
+    // A good candidate first, so that most of the others need no second look.
+    static_cast<void>(look_at_exchanges(cold_));
+    find_relief();
+    auto const most = std::max(most_relief_, at(excess_, hot_));
+    for (auto const& spare : spare_) {
+      bool const may_be_free = spare.refund == 1 || at(may_be_local_, spare.rank) != 0;
+      if (spare.gain + most <= (may_be_free ? free_ : paid_).worth) { continue; }
+      look_at_copies(spare);
+      look_at_departures(spare);
+    }
+    if (free_.slot != none) { return; }
+    auto partners = live_ranks_.size() <= few_ranks ? few_ranks : max_partners;
+    for (auto rank = live_ranks_.begin(); rank != live_ranks_.end() && partners > 0; ++rank) {
+      if (*rank != cold_ && look_at_exchanges(*rank)) { --partners; }
+    }
+  }
+  /// Keep a change if it is the best so far.
+  void propose(load_t gain, index_t moves, change proposal) {
+    if (map_->moves() + moves > limits_.max_moves) { return; }
+    if (moves <= 0 && (is_settled(proposal.slot) || is_settled(proposal.other_slot))) { return; }
+    proposal.worth = moves > 1 ? gain / moves : gain;
+    auto& best = moves <= 0 ? free_ : paid_;
+    if (proposal.worth <= best.worth) { return; }
+    if (ranks_per_node_ > 0) {
+      // Of candidates that are about as good, prefer the one whose bytes stay inside a node.
+      proposal.worth -= proposal.worth / 32 * (is_remote(proposal.slot, proposal.expert) ? 1 : 0);
+      proposal.worth -= proposal.worth / 32 * (is_remote(proposal.other_slot, proposal.other_expert) ? 1 : 0);
+    }
+    if (proposal.worth > best.worth) { best = proposal; }
+  }
+  /// Whether no rank of the slot's node held the expert at the start.
+  [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
+    auto const rank = slot != none ? map_->rank_of(slot) : none;
+    return rank != none && map_->arrival(rank, expert) != 0 && node_held_[node_cell(rank, expert)] == 0;
+  }
+  void find_node_holders() {
+    if (ranks_per_node_ == 0) { return; }
+    node_held_.assign(node_cell(map_->num_ranks(), 0), 0);
+    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+      if (map_->expert_before(slot) != none) {
+        node_held_[node_cell(map_->rank_of(slot), map_->expert_before(slot))] = 1;
+      }
+    }
+  }
+  [[nodiscard]] std::size_t node_cell(index_t rank, index_t expert) const {
+    return static_cast<std::size_t>(rank / ranks_per_node_) * static_cast<std::size_t>(map_->num_logical()) +
+           static_cast<std::size_t>(expert);
+  }
+  /// A change without moves leaves alone what was changed since the last one with moves, so that no circle has no end.
+  [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
+
+  /// List the slots whose expert has another copy.
+  void find_spare() {
+    spare_.clear();
+    spare_age_ = static_cast<index_t>(live_ranks_.size() / 64);
+    for (auto const expert : map_->replicated()) {
+      if (map_->copies(expert) < 2) { continue; }
+      auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
+      auto const first = spare_.size();
+      load_t rises = 0;
+      map_->for_each_copy(expert, [&](index_t slot) {
+        auto const rank = map_->rank_of(slot);
+        auto const rise = excess_of(rank, map_->rank_load(rank) + more) - at(excess_, rank);
+        auto const others_here = load_t{map_->copies_on(rank, expert)} - 1;
+        rises += rise;
+        spare_.push_back({at(excess_, rank) + rise * (1 + others_here),
+                          map_->rank_load(rank) - map_->per_copy(expert) + others_here * more, slot, rank,
+                          map_->refund(slot)});
+      });
+      for (auto i = first; i < spare_.size(); ++i) { spare_[i].gain -= rises; }
+    }
+    keep_best_spare();
+  }
+  /// Of a long list, the slots where most load fits at least cost are enough.
+  void keep_best_spare() {
+    if (spare_.size() <= 4 * most_spare) { return; }
+    auto const middle = spare_.begin() + static_cast<std::ptrdiff_t>(most_spare);
+    auto const is_better = [](spare_slot const& a, spare_slot const& b) {
+      auto const difference = (a.gain - a.room) - (b.gain - b.room);
+      return difference != 0 ? difference > 0 : a.slot < b.slot;
+    };
+    std::nth_element(spare_.begin(), middle, spare_.end(), is_better);
+    spare_.erase(middle, spare_.end());
+    std::sort(spare_.begin(), spare_.end(), is_better);
+  }
+  /// Find an expert of the costliest rank that is nowhere else: a second copy of it there is a way to empty a slot.
+  void find_filler() {
+    filler_ = none;
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1) && filler_ == none; ++slot) {
+      if (map_->copies(map_->expert(slot)) == 1) { filler_ = map_->expert(slot); }
+    }
+  }
+
+  /// A slot of the costliest rank is emptied, or gets back what it held at the start.
+  void look_at_emptying() {
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
+      if (map_->copies(map_->expert(slot)) < 2) { continue; }
+      if (filler_ != none) { look_at_copy(slot, filler_); }
+      auto const before = map_->expert_before(slot);
+      if (!map_->holds(hot_, before)) { look_at_copy(slot, before); }
+    }
+  }
+  /// A further copy of an expert of the costliest rank takes the slot.
+  void look_at_copies(spare_slot const& spare) {
+    bool const may_be_local = at(may_be_local_, spare.rank) != 0;
+    for (auto const& [relief, load, expert] : relief_) {
+      if (relief + spare.gain <= free_.worth) { continue; }
+      bool const is_free = spare.refund == 1 || (may_be_local && map_->arrival(spare.rank, expert) == 0);
+      if (is_free || relief + spare.gain - excess_of(spare.rank, spare.room + load) > paid_.worth) {
+        look_at_copy(spare.slot, expert);
+      }
+    }
+  }
+  /// List what further copies of the costliest rank's experts would relieve.
+  void find_relief() {
+    relief_.clear();
+    most_relief_ = 0;
+    std::fill(may_be_local_.begin(), may_be_local_.end(), static_cast<unsigned char>(0));
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
+      auto const expert = map_->expert(slot);
+      auto const relief = relief_of(expert);
+      most_relief_ = std::max(most_relief_, relief);
+      if (relief <= tolerance_) { continue; }
+      relief_.push_back({relief, map_->with_one_more(expert), expert});
+      map_->for_each_copy(expert, [this](index_t copy) { at(may_be_local_, map_->rank_of(copy)) = 1; });
+    }
+  }
+  [[nodiscard]] load_t relief_of(index_t expert) const {
+    auto const less = map_->per_copy(expert) - map_->with_one_more(expert);
+    load_t relief = 0;
+    map_->for_each_copy(expert, [&](index_t slot) {
+      auto const rank = map_->rank_of(slot);
+      if (at(excess_, rank) > 0) { relief += at(excess_, rank) - excess_of(rank, map_->rank_load(rank) - less); }
+    });
+    return relief;
+  }
+  void look_at_copy(index_t into, index_t expert) {
+    if (map_->expert(into) == expert || map_->copies(map_->expert(into)) < 2) { return; }
+    auto const rank = map_->rank_of(into);
+    auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
+    touched_.clear();
+    map_->for_each_copy(expert, [&](index_t slot) { add(map_->rank_of(slot), less); });
+    add(rank, map_->with_one_more(expert));
+    add_removal(into);
+    propose(gain_of_added(), map_->arrival(rank, expert) - map_->refund(into), {0, into, expert, none, none});
+  }
+
+  /// An expert of the costliest rank leaves for the slot, a second copy of another one takes its place.
+  void look_at_departures(spare_slot const& spare) {
+    auto const excess = at(excess_, hot_);
+    auto const& best = spare.refund == 1 ? free_ : paid_;
+    if (filler_ == none || spare.rank == hot_ || spare.gain + excess <= best.worth) { return; }
+    if (cost_is_load<Cost> && spare.gain + target_ - spare.room <= best.worth) { return; }
+    for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
+      auto const load = map_->slot_load(slot);
+      auto const relief = excess - excess_of(hot_, map_->rank_load(hot_) - load);
+      if (relief + spare.gain - excess_of(spare.rank, spare.room + load) > best.worth) {
+        look_at_departure(slot, spare);
+      }
+    }
+  }
+  void look_at_departure(index_t slot, spare_slot const& spare) {
+    auto const expert = map_->expert(slot);
+    if (expert == filler_ || map_->holds(spare.rank, expert) || map_->copies(map_->expert(spare.slot)) < 2) { return; }
+    touched_.clear();
+    add(spare.rank, map_->slot_load(slot));
+    add(hot_, -map_->slot_load(slot));
+    add_removal(spare.slot);
+    propose(gain_of_added(), map_->arrival(spare.rank, expert) - map_->refund(spare.slot) - map_->refund(slot),
+            {0, spare.slot, expert, slot, filler_});
+  }
+
+  /// An expert of the costliest rank and a lighter one of a rank below the target change places.
+  /// @return whether the rank was worth a look.
+  bool look_at_exchanges(index_t rank) {
+    auto const room = target_ - at(rank_cost_, rank);
+    auto const most = std::min(at(excess_, hot_), room);
+    if (most <= paid_.worth) { return false; }
+    bool const may_be_full = most / 2 > paid_.worth;
+    bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
+    if (!may_be_cheap && !may_be_full) { return false; }
+    bool const some_cheap = may_be_cheap && find_discounts(rank);
+    if (!some_cheap && !may_be_full) { return true; }
+    auto const reach = at(excess_, hot_) + room;
+    auto const mine = map_->slot_loads(hot_);
+    auto const theirs = map_->slot_loads(rank);
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      for (std::size_t k = 0; k < theirs.size(); ++k) {
+        // What an exchange removes is at most the difference, and at most what stays below `reach`.
+        auto const difference = mine[i] - theirs[k];
+        auto const most_worth = cost_is_load<Cost> ? std::min(difference, reach - difference) : difference;
+        if (most_worth <= paid_.worth) { continue; }
+        bool const cheap = some_cheap && (discount_[i] | other_discount_[k]) != 0;
+        if (cheap || most_worth / 2 > paid_.worth) {
+          look_at_exchange(map_->first_slot(hot_) + static_cast<index_t>(i),
+                           map_->first_slot(rank) + static_cast<index_t>(k));
+        }
+      }
+    }
+    return true;
+  }
+  /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
+  /// @return whether any can.
+  [[nodiscard]] bool find_discounts(index_t rank) {
+    unsigned char any = 0;
+    auto const slots = map_->first_slot(1);
+    discount_.resize(static_cast<std::size_t>(slots));
+    other_discount_.resize(static_cast<std::size_t>(slots));
+    for (index_t i = 0; i < slots; ++i) {
+      at(discount_, i) = is_discounted(map_->first_slot(hot_) + i, rank);
+      at(other_discount_, i) = is_discounted(map_->first_slot(rank) + i, hot_);
+      any |= static_cast<unsigned char>(at(discount_, i) | at(other_discount_, i));
+    }
+    return any != 0;
+  }
+  /// Whether the slot's expert has arrived there, or left the other rank, which held a copy as well.
+  [[nodiscard]] unsigned char is_discounted(index_t slot, index_t to) const {
+    auto const expert = map_->expert(slot);
+    if (expert != map_->expert_before(slot) && map_->refund(slot) == 1) { return 1; }
+    return map_->changed(to) && map_->held(to, expert) ? 1 : 0;
+  }
+  void look_at_exchange(index_t slot, index_t other) {
+    --work_;
+    auto const rank = map_->rank_of(other);
+    auto const given = map_->expert(slot);
+    auto const taken = map_->expert(other);
+    if (map_->holds(rank, given) || map_->holds(hot_, taken)) { return; }
+    auto const difference = map_->slot_load(slot) - map_->slot_load(other);
+    auto const gain = at(excess_, hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
+                      excess_of(rank, map_->rank_load(rank) + difference);
+    auto const moves =
+        map_->arrival(rank, given) + map_->arrival(hot_, taken) - map_->refund(slot) - map_->refund(other);
+    propose(gain, moves, {0, slot, taken, other, given});
+  }
+
+  // ---- the exact gain of a candidate ----
+
+  void add(index_t rank, load_t load) {
+    // A rank may be listed twice; it then counts once, because `added_` is cleared when it is read.
+    touched_.push_back(rank);
+    at(added_, rank) += load;
+  }
+  /// The expert of a slot leaves it; its other copies take its load.
+  void add_removal(index_t slot) {
+    auto const expert = map_->expert(slot);
+    auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
+    map_->for_each_copy(expert,
+                        [&](index_t copy) { add(map_->rank_of(copy), copy == slot ? -map_->per_copy(expert) : more); });
+  }
+  [[nodiscard]] load_t gain_of_added() {
+    --work_;
+    load_t gain = 0;
+    for (auto const rank : touched_) {
+      gain += at(excess_, rank) - excess_of(rank, map_->rank_load(rank) + at(added_, rank));
+      at(added_, rank) = 0;
+    }
+    return gain;
+  }
+
+  // ---- the journal ----
+
+  void assign(index_t slot, index_t expert) {
+    at(settled_, slot) = era_;
+    journal_.push_back({slot, map_->expert(slot)});
+    map_->assign(slot, expert);
+  }
+  void note_milestone(load_t max) {
+    auto const worth = max + limits_.price_of(map_->moves() - moves_at_start_);
+    if (worth < best_.worth - tolerance_) { best_ = {worth, max, journal_.size()}; }
+  }
+
+  Cost const& cost_;
+  index_t ranks_per_node_;  ///< 0 with a single node
+  replica_map* map_ = nullptr;
+  move_limits limits_;
+  std::int64_t work_ = 0;
+  load_t mean_ = 0;
+  load_t target_ = 0;
+  load_t least_margin_ = 0;  ///< of the target above the mean; lower ones have been tried
+  load_t tolerance_ = 0;     ///< gains that count as none
+  index_t moves_at_start_ = 0;
+  index_t misses_ = 0;  ///< targets in a row at which nothing helped
+  index_t era_ = 0;     ///< changes with moves so far
+  index_t hot_ = 0;     ///< the costliest rank
+  index_t cold_ = 0;    ///< the cheapest rank
+  index_t filler_ = none;
+  load_t most_relief_ = 0;
+  change free_;  ///< best change without moves
+  change paid_;  ///< best change with moves
+  milestone best_{};
+  std::vector<index_t> live_ranks_;
+  std::vector<load_t> rank_cost_;            ///< [R]
+  std::vector<load_t> excess_;               ///< [R] cost above the target
+  std::vector<load_t> added_;                ///< [R] load that a candidate adds
+  std::vector<index_t> touched_;             ///< ranks that a candidate changes
+  std::vector<unsigned char> may_be_local_;  ///< [R] holds an expert of which a further copy helps
+  std::vector<wanted_copy> relief_;
+  index_t spare_age_ = 0;  ///< steps for which the list below may still serve; a long one is a guide for many
+  std::vector<spare_slot> spare_;
+  std::vector<unsigned char> discount_;        ///< [S] of the costliest rank
+  std::vector<unsigned char> other_discount_;  ///< [S]
+  std::vector<unsigned char> node_held_;       ///< [N, E] held by a rank of the node at the start
+  std::vector<entry> journal_;
+  std::vector<index_t> changed_;  ///< slots that hold another expert than at the start
+  std::uint64_t random_ = 0;
+  std::vector<index_t> settled_;  ///< [P] era in which the slot was last changed
+};
+
+}  // namespace detail
+BALLAST_END_NAMESPACE
+
+#endif

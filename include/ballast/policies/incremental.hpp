@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POLICIES_INCREMENTAL_HPP
+#define BALLAST_POLICIES_INCREMENTAL_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/options.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/rank_cost.hpp>
+#include <ballast/policies/detail/incremental/move_search.hpp>
+#include <ballast/policies/detail/incremental/rehome.hpp>
+#include <ballast/policies/detail/incremental/replica_map.hpp>
+#include <ballast/policies/detail/incremental/share_move_search.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/shares/replica_shares.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string_view>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Says when a move is worth its bytes: what receiving an expert takes of its rank's link against the time that a
+/// lighter busiest rank saves all ranks until the next plan. Configuration, the same on every rank.
+struct move_cost_model {
+  std::int64_t bytes_per_expert = 44'040'192;          ///< of one layer: all its tensors, scales included
+  std::int64_t link_bytes_per_second = 8'000'000'000;  ///< what a rank may receive without slowing its passes down
+  std::int64_t layer_nanoseconds = 200'000;            ///< expert computation of one layer and pass, in balance
+  std::int64_t passes_until_next_plan = 1'000;         ///< for which a plan pays off
+
+  /// Refuse values that give no price, naming the first.
+  [[nodiscard]] status validate() const {
+    struct option {
+      char const* name;
+      std::int64_t value;
+      std::int64_t least;
+      std::int64_t most;
+    };
+    for (auto const& one : {option{"bytes_per_expert", bytes_per_expert, 0, std::int64_t{1} << 40},
+                            option{"link_bytes_per_second", link_bytes_per_second, 1'000'000, std::int64_t{1} << 50},
+                            option{"layer_nanoseconds", layer_nanoseconds, 1, std::int64_t{1} << 36},
+                            option{"passes_until_next_plan", passes_until_next_plan, 1, std::int64_t{1} << 26}}) {
+      if (one.value < one.least || one.value > one.most) {
+        return {errc::invalid_option, detail::concat("move_cost_model: ", one.name, " is ", one.value, ", must be in [",
+                                                     one.least, ", ", one.most, "]")};
+      }
+    }
+    return {};
+  }
+  /// What a move costs, as a part of the mean rank load in units of 1 / 2^20; see `move_limits::price_of`.
+  ///
+  /// Links of different ranks work side by side, but few moves do not spread over all of them: in 94 ranks a move
+  /// costs a quarter of what it costs in 16. The numbers are from experiments (docs/incremental.md).
+  [[nodiscard]] load_t price(index_t num_ranks) const noexcept {
+    auto const nanoseconds = bytes_per_expert * 1000 / (link_bytes_per_second / 1'000'000);
+    auto const part =
+        std::min(nanoseconds, std::int64_t{1} << 42) * (load_t{1} << 20) / (layer_nanoseconds * passes_until_next_plan);
+    return std::min(std::min(part, load_t{1} << 36) * 18 / 11 / (num_ranks + 8), load_t{1} << 20);
+  }
+  void describe(digest& out) const { detail::describe_options(*this, out); }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("bytes_per_expert", detail::option_bits(bytes_per_expert));
+    visit("link_bytes_per_second", detail::option_bits(link_bytes_per_second));
+    visit("layer_nanoseconds", detail::option_bits(layer_nanoseconds));
+    visit("passes_until_next_plan", detail::option_bits(passes_until_next_plan));
+  }
+};
+
+/// Starts from the placement in force and changes as little as pays.
+///
+/// Layers in balance stay as they are. In the others experts get a copy where another can spare one, or change places,
+/// each step the one that removes the most overload for its bytes. A second copy of an expert on its rank costs no
+/// bytes either; it stays only where the busiest rank would be busier without. With a budget only the budget limits;
+/// without one a plan stops where further moves would cost more time than they save. A layer never comes out worse than
+/// it was. Experts of dead ranks are given a new home first.
+///
+/// @par Cost
+/// `Cost` turns the load of a rank into what it costs the step; see `rank_cost`.
+template <rank_cost Cost = token_cost>
+struct basic_incremental_placement {
+  static constexpr bool follows_loads = true;
+
+  /// Most moves in any layer: experts that a rank must receive. -1: no budget, `worth` decides.
+  index_t max_moves_per_layer = -1;
+  /// When a move pays, where there is no budget.
+  move_cost_model worth{};
+  /// False: move as long as it helps, where there is no budget.
+  bool stop_when_not_worth = true;
+  /// The split that moves are chosen for. `optimal` writes the shares into the plan, solved anew for every layer; it
+  /// goes with `token_cost` only.
+  share_mode shares = share_mode::even;
+  /// How often to undo a few changes of a layer and search again. Each costs about a third of the plan without, and
+  /// each eight bring the excess of the busiest rank down by a tenth. That many are made where the excess is 1 / 64 of
+  /// the mean; a layer with less gets down to three quarters, one with more up to twice as many. Layers of more than
+  /// 320 slots get fewer, as the square of their slots: from 1600 on one search has to do.
+  index_t retries_per_layer = 20;
+  /// Candidate changes to look at in a layer, at most.
+  std::int64_t work_per_layer = 4'000'000;
+  Cost cost{};
+
+  /// Plan for the sum of the history's buckets.
+  ///
+  /// @param history  [H, L, E] tokens, >= 0.
+  /// @param current  [L, P] the placement in force; its shares do not count, replicas are planned to share evenly.
+  /// @param where    R ranks, and which are alive.
+  /// @param next     out: [L, P], shares only if ranks are dead.
+  /// @return `errc::invalid_option` for an option out of range, or optimal shares with a rank cost;
+  ///         `errc::missing_expert` if the budget does not suffice to give every expert of a dead rank a new home.
+  /// @post every layer's largest rank cost is at most that of `current`, if no rank is dead.
+  /// @complexity O(H L E + L P) for layers in balance, bounded by `work_per_layer` for the others.
+  /// @throws std::bad_alloc
+  /// @determinism integer arithmetic; limits count candidates, never time.
+  [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
+                            placement& next) const {
+    if (auto result = validate(); !result.ok()) { return result; }
+    next = current;
+    next.drop_shares();
+    return shares == share_mode::even ? plan_even(history, current, where, next)
+                                      : plan_optimal(history, current, where, next);
+  }
+
+  /// Refuse options out of their range, naming the value.
+  [[nodiscard]] status validate() const {
+    auto const refuse = [](char const* name, std::int64_t value, char const* range) {
+      return status{errc::invalid_option,
+                    detail::concat("incremental_placement: ", name, " is ", value, ", must be ", range)};
+    };
+    if (max_moves_per_layer < -1) { return refuse("max_moves_per_layer", max_moves_per_layer, "-1 or more"); }
+    if (shares != share_mode::even && shares != share_mode::optimal) {
+      return refuse("shares", static_cast<index_t>(shares), "in [0, 1]");
+    }
+    if (retries_per_layer < 0 || retries_per_layer > 1'000'000) {
+      return refuse("retries_per_layer", retries_per_layer, "in [0, 1000000]");
+    }
+    if (work_per_layer < 1) { return refuse("work_per_layer", work_per_layer, "at least 1"); }
+    if (!detail::cost_is_load<Cost> && shares == share_mode::optimal) {
+      return {errc::invalid_option, "incremental_placement: optimal shares balance tokens; they know no rank cost"};
+    }
+    return worth.validate();
+  }
+  /// Mix name and options into what the ranks compare.
+  void describe(digest& out) const {
+    out.add(std::string_view{"incremental_placement"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("max_moves_per_layer", detail::option_bits(max_moves_per_layer));
+    detail::for_each_option_of("worth", worth, visit);
+    visit("stop_when_not_worth", detail::option_bits(stop_when_not_worth));
+    visit("shares", detail::option_bits(static_cast<index_t>(shares)));
+    visit("retries_per_layer", detail::option_bits(retries_per_layer));
+    visit("work_per_layer", detail::option_bits(work_per_layer));
+    detail::for_each_option_of("cost", cost, visit);
+  }
+
+private:
+  static constexpr int max_rounds = 8;
+
+  [[nodiscard]] status plan_even(load_history_view history, placement const& current, topology const& where,
+                                 placement& next) const {
+    detail::replica_map map;
+    detail::move_search<Cost> search{where, cost};
+    std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
+    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+      sum_buckets(history, layer, loads);
+      for (auto& load : loads) { load *= detail::load_unit; }
+      map.open(where, current.logical_of_slot(layer), loads);
+      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
+      auto const out = next.edit(layer).logical_of_slot;
+      // The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is
+      // not: then the same loads move nothing when they come again.
+      for (auto rounds = max_moves_per_layer < 0 && retries_for(where) > 0 ? max_rounds : 1; rounds > 0; --rounds) {
+        search.run(map, limits(search.level_of(map).mean, where));
+        write_layer(map, out);
+        if (map.moves() == 0) { break; }
+        map.open(where, out, loads);
+      }
+    }
+    detail::finish_plan(current, where, next);
+    return {};
+  }
+  [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, topology const& where,
+                                    placement& next) const {
+    detail::replica_map map;
+    detail::share_move_search search{where};
+    share_solver solver;
+    std::vector<load_t> tokens(static_cast<std::size_t>(history.num_logical()));
+    std::vector<load_t> loads(tokens.size());
+    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+      sum_buckets(history, layer, tokens);
+      load_t total = 0;
+      for (std::size_t e = 0; e < tokens.size(); ++e) {
+        loads[e] = tokens[e] * detail::load_unit;
+        total += loads[e];
+      }
+      map.open(where, current.logical_of_slot(layer), loads);
+      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
+      auto const out = next.edit(layer).logical_of_slot;
+      write_layer(map, out);
+      if (auto result = solver.open(where, out, tokens); !result.ok()) { return result; }
+      search.run(map, solver, limits(total / where.num_live_ranks(), where));
+      write_layer(map, out);
+    }
+    detail::finish_plan(current, where, next);
+    return optimal_shares(where, next, history, solver);
+  }
+  static void write_layer(detail::replica_map const& map, std::span<index_t> out) {
+    for (index_t slot = 0; slot < map.num_slots(); ++slot) {
+      if (map.expert(slot) != detail::replica_map::none) { out[static_cast<std::size_t>(slot)] = map.expert(slot); }
+    }
+  }
+  [[nodiscard]] index_t budget() const noexcept {
+    return max_moves_per_layer >= 0 ? max_moves_per_layer : std::numeric_limits<index_t>::max();
+  }
+  [[nodiscard]] index_t retries_for(topology const& where) const noexcept {
+    constexpr std::int64_t few = 320;
+    auto const slots = std::max(std::int64_t{where.num_slots()}, few);
+    return static_cast<index_t>(retries_per_layer * few * few / (slots * slots));
+  }
+  [[nodiscard]] detail::move_limits limits(load_t mean, topology const& where) const {
+    detail::move_limits result;
+    result.retries = retries_for(where);
+    result.work = work_per_layer;
+    result.ranks = where.num_live_ranks();
+    result.goal = mean + (mean >> 13);
+    result.least_gain = mean >> 11;
+    result.max_moves = budget();
+    if (max_moves_per_layer >= 0) {
+      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 12));
+    } else {
+      // What a new split gives for nothing leaves less of a reason to move.
+      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 7));
+      if (stop_when_not_worth) { result.price = (mean >> 20) * worth.price(where.num_live_ranks()); }
+    }
+    return result;
+  }
+};
+
+/// One token, one unit of cost, on every rank.
+using incremental_placement = basic_incremental_placement<>;
+static_assert(placement_policy<incremental_placement>);
+
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POLICIES_POLICY_HPP
+#define BALLAST_POLICIES_POLICY_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/validate.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <exception>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Decides which slot holds which expert.
+///
+/// @par Semantics
+/// `p.plan(history, current, where, next)` fills `next` in, with the shape of `current`, or returns a failure that
+/// names the offending value and leaves `next` unspecified. `plan(policy, ...)` below checks what it promises. The
+/// result depends on the arguments and on the policy's own data members alone, bit for bit, on every machine: every
+/// rank plans for itself. `next` never aliases `current`. A policy with `p.validate() -> status` refuses options that
+/// make no sense there, naming the value; it is asked before the first plan. `p.describe(digest)` mixes in the policy's
+/// name and every option that can change a plan.
+template <class P>
+concept placement_policy = std::copyable<P> && requires(P const& p, load_history_view history, placement const& current,
+                                                        topology const& where, placement& next, digest& out) {
+  { p.plan(history, current, where, next) } -> std::same_as<status>;
+  { p.describe(out) } -> std::same_as<void>;
+};
+
+/// Ask a policy whether its options make sense; one without `validate()` says nothing.
+template <placement_policy Policy>
+[[nodiscard]] status validate_policy(Policy const& policy) {
+  if constexpr (requires {
+                  { policy.validate() } -> std::same_as<status>;
+                }) {
+    return policy.validate();
+  } else {
+    return {};
+  }
+}
+
+/// Refuse inputs that no policy can plan on, naming the first value that is wrong.
+///
+/// @param history  [H, L, E] tokens.
+/// @param current  [L, P] the placement in force.
+/// @param where    ranks and slots, R * S = P.
+/// @complexity O(H L E + L P)
+/// @throws nothing
+[[nodiscard]] inline status validate_plan_inputs(load_history_view history, placement const& current,
+                                                 topology const& where) {
+  if (current.num_layers() != history.num_layers() || current.num_logical() != history.num_logical()) {
+    return {errc::invalid_load,
+            detail::concat("plan: loads are for ", history.num_layers(), " layers x ", history.num_logical(),
+                           " experts, the current placement for ", current.num_layers(), " x ", current.num_logical())};
+  }
+  if (current.num_slots() != where.num_slots()) {
+    return {errc::invalid_topology,
+            detail::concat("plan: the placement has ", current.num_slots(), " slots, the topology ", where.num_ranks(),
+                           " ranks x ", where.slots_per_rank(), " slots")};
+  }
+  if (where.num_live_ranks() * where.slots_per_rank() < history.num_logical()) {
+    return {errc::not_enough_slots,
+            detail::concat("plan: ", where.num_live_ranks(), " live ranks x ", where.slots_per_rank(),
+                           " slots cannot hold ", history.num_logical(), " experts")};
+  }
+  return validate_loads(history);
+}
+
+namespace detail {
+
+/// Policies of our own that plan so fast that checking each plan would show: 25 us of 300 for 58 layers x 256 experts.
+/// Their plans are checked where invariants are, at contract level 2.
+template <class Policy>
+inline constexpr bool plans_are_proven = false;
+
+/// What a policy says, or that it threw.
+template <class Work>
+[[nodiscard]] status guarded(Work work) {
+#if defined(__cpp_exceptions)
+  try {
+    return work();
+  } catch (std::exception const& error) {
+    return {errc::policy_failed, concat("plan: the policy threw: ", error.what())};
+  } catch (...) { return {errc::policy_failed, "plan: the policy threw something that is no std::exception"}; }
+#else
+  return work();
+#endif
+}
+
+/// Slots of dead ranks keep what they hold: nobody could load another expert there.
+[[nodiscard]] inline status validate_dead_slots(topology const& where, placement const& current,
+                                                placement const& next) {
+  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+    if (where.is_live(rank)) { continue; }
+    for (index_t layer = 0; layer < next.num_layers(); ++layer) {
+      for (index_t slot = where.first_slot(rank); slot < where.first_slot(rank) + where.slots_per_rank(); ++slot) {
+        auto const held = current.logical_of_slot(layer)[static_cast<std::size_t>(slot)];
+        auto const wanted = next.logical_of_slot(layer)[static_cast<std::size_t>(slot)];
+        if (held == wanted) { continue; }
+        return {errc::invalid_placement,
+                concat("placement: layer ", layer, ", slot ", slot, " of dead rank ", rank, " holds expert ", held,
+                       ", the plan puts expert ", wanted, " there"),
+                rank};
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace detail
+
+/// Check that a plan keeps what policies promise, naming the first thing that is wrong.
+///
+/// @param current  [L, P] the placement in force.
+/// @param where    ranks and slots, R * S = P, and which ranks are alive.
+/// @param next     whatever a policy left there.
+/// @return `errc::policy_failed` if `next` is no valid placement with the shape of `current`, if an expert is on no
+///         live rank, or if a slot of a dead rank changes.
+/// @complexity O(L (P + E))
+/// @throws std::bad_alloc
+[[nodiscard]] inline status validate_plan(placement const& current, topology const& where, placement const& next) {
+  auto result = validate_placement(next, current.shape());
+  if (result.ok()) { result = validate_live(where, next); }
+  if (result.ok()) { result = detail::validate_dead_slots(where, current, next); }
+  if (result.ok()) { return {}; }
+  return {errc::policy_failed, detail::concat("plan: the policy broke its promise: ", result.message()), result.rank()};
+}
+
+namespace detail {
+
+/// Let a policy plan, without a look at what it leaves in `next`; see `plan`.
+template <placement_policy Policy>
+[[nodiscard]] status ask_policy(Policy const& policy, load_history_view history, placement const& current,
+                                topology const& where, placement& next) {
+  if (auto result = guarded([&] { return validate_policy(policy); }); !result.ok()) { return result; }
+  if (auto result = validate_plan_inputs(history, current, where); !result.ok()) { return result; }
+  return guarded([&] { return policy.plan(history, current, where, next); });
+}
+
+}  // namespace detail
+
+/// Plan a new placement for all layers.
+///
+/// @param policy   any `placement_policy`.
+/// @param history  [H, L, E] tokens, >= 0.
+/// @param current  [L, P] the placement in force; policies that start from scratch ignore it.
+/// @param where    ranks, nodes, slots and which ranks are alive.
+/// @param next     out: [L, P]; its storage is reused. After a failure it may hold anything. @pre it is not `current`
+/// @return what is wrong with the inputs or the policy's options, or what the policy refuses; `errc::policy_failed` for
+///         a policy that throws or whose plan `validate_plan` refuses.
+/// @complexity as the policy, and O(L (P + E)).
+/// @throws std::bad_alloc; where exceptions are off, what the policy does instead
+/// @determinism the result depends on the arguments alone.
+template <placement_policy Policy>
+[[nodiscard]] status plan(Policy const& policy, load_history_view history, placement const& current,
+                          topology const& where, placement& next) {
+  BALLAST_EXPECTS(&current != &next, "plan: next must not be the current placement");
+  if (auto planned = detail::ask_policy(policy, history, current, where, next); !planned.ok()) { return planned; }
+  if constexpr (detail::plans_are_proven<Policy> && BALLAST_CONTRACT_LEVEL < 2) { return {}; }
+  return validate_plan(current, where, next);
+}
+
+/// Let every layer without tokens keep its row: a plan for loads that nobody saw moves experts for nothing, and often
+/// away from where the layer's next tokens need them. To be called on what a policy planned.
+///
+/// @param history  [H, L, E] tokens, what was planned for.
+/// @param current  [L, P] the placement in force.
+/// @param next     in/out: [L, P] the plan; idle layers take map and shares of `current`.
+/// @pre `history`, `current` and `next` have as many layers, `current` and `next` the same shape.
+/// @complexity O(H L E + L P); allocates when `current` has shares and `next` has none.
+/// @throws std::bad_alloc
+/// @determinism the result depends on the arguments alone.
+inline void keep_idle_layers(load_history_view history, placement const& current, placement& next) {
+  BALLAST_EXPECTS(history.num_layers() == current.num_layers(), "keep_idle_layers: loads of another number of layers");
+  BALLAST_EXPECTS(current.shape() == next.shape(), "keep_idle_layers: placements of different shapes");
+  auto const is_idle = [history](index_t layer) {
+    for (index_t bucket = 0; bucket < history.num_buckets(); ++bucket) {
+      auto const row = history.layer(bucket, layer);
+      if (std::any_of(row.begin(), row.end(), [](load_t tokens) { return tokens != 0; })) { return false; }
+    }
+    return true;
+  };
+  for (index_t layer = 0; layer < history.num_layers(); ++layer) {
+    if (is_idle(layer)) { next.copy_layer(current, layer); }
+  }
+}
+
+/// A policy whose plan says nothing where there are no tokens, because it is worked out from the loads: all of
+/// ballast's. It says so by `static constexpr bool follows_loads = true`. A rebalancer leaves layers without tokens as
+/// they are under such a policy, and plans nothing when no layer has any.
+template <class P>
+inline constexpr bool follows_loads = requires { requires P::follows_loads; };
+
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POLICIES_REGIME_HPP
+#define BALLAST_POLICIES_REGIME_HPP
+
+#include <ballast/config.hpp>
+#include <ballast/detail/options.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/load/regime.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <string_view>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Lets another policy see only the buckets since the traffic last changed.
+///
+/// Measured on traces with switches of task, next to a policy that sees the whole history or any fixed part of it: see
+/// `docs/shares.md`.
+template <placement_policy Policy>
+struct regime_placement {
+  static constexpr bool follows_loads = ballast::follows_loads<Policy>;
+
+  [[no_unique_address]] Policy policy{};
+  index_t change_percent = default_change_percent;  ///< as in `since_last_change`
+
+  [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
+                            placement& next) const {
+    if (auto result = validate(); !result.ok()) { return result; }
+    return policy.plan(since_last_change(history, change_percent), current, where, next);
+  }
+  /// Refuse options out of their range, those of the other policy too, naming the value.
+  [[nodiscard]] status validate() const {
+    // Far above any change that is seen; the product with a distance fits 64 bits.
+    constexpr index_t most = 1'000'000;
+    if (change_percent <= 100) {
+      return {errc::invalid_option,
+              detail::concat("regime: change_percent is ", change_percent, ", must be above 100")};
+    }
+    if (change_percent > most) {
+      return {errc::invalid_option,
+              detail::concat("regime: change_percent is ", change_percent, ", must be at most ", most)};
+    }
+    return policy.validate();
+  }
+  /// Mix name and options into what the ranks compare.
+  void describe(digest& out) const {
+    out.add(std::string_view{"regime"});
+    detail::describe_options(*this, out);
+  }
+  /// See `detail::names_options`.
+  template <class Visit>
+  void for_each_option(Visit&& visit) const {
+    visit("change_percent", detail::option_bits(change_percent));
+    detail::for_each_option_of("policy", policy, visit);
+  }
+};
+
+BALLAST_END_NAMESPACE
+
+#endif
