@@ -116,9 +116,11 @@ public:
         wire_{&wire},
         weights_(static_cast<std::size_t>(pair.where.slots_per_rank()) * expert_bytes, std::byte{1}),
         store_{pair.where, 1},
-        moved_{pair.where,       pair.before,  window_recorder{1, pair.before.num_logical()},
-               keep_placement{}, all_layers{}, wire,
-               store_,           wire} {
+        moved_{pair.where,
+               pair.before,
+               {window_recorder{1, pair.before.num_logical()}, keep_placement{}, all_layers{}},
+               store_,
+               wire} {
     store_.add(0, "weights", weights_.data(), expert_bytes).or_throw();
     moved_.start().or_throw();
   }

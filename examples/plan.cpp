@@ -189,7 +189,7 @@ struct planned {
   auto const shares = options.shares.value_or(options.policy.wants_optimal_shares() ? "optimal" : "even");
   out.optimal = shares == "optimal";
   if (!out.optimal && shares != "even") { return refuse_shares(shares, "even or optimal"); }
-  ballast_tools::any_policy policy;
+  ballast::any_policy policy;
   auto const mode = out.optimal ? ballast::share_mode::optimal : ballast::share_mode::even;
   if (auto result = options.topology.make(in.where); !result.ok()) { return result; }
   if (auto result = options.policy.make(options.topology.nodes, mode, policy); !result.ok()) { return result; }

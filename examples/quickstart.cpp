@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Two MoE layers of eight experts on four ranks, here threads: each layer has an expert that half of all picks go to.
 #include <ballast/ballast.hpp>
+#include <ballast/policies/balanced.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
 
@@ -21,15 +22,13 @@ int main() {  // NOLINT(bugprone-exception-escape): a failure ends the program w
       auto* const first_expert = weights[static_cast<std::size_t>(layer)].data();
       store.add(layer, "weights", first_expert, floats_per_expert * sizeof(float)).or_throw();
     }
-    ballast::rebalancer rebalancer{where,
-                                   initial,
-                                   ballast::window_recorder{num_layers, num_experts, {.passes = 10}},
-                                   ballast::balanced_placement{},
-                                   ballast::layers_per_chunk{1},
-                                   endpoint,
-                                   store,
-                                   endpoint,
-                                   {.interval = 10}};
+    ballast::rebalancer rebalancer{
+        where, initial,
+        ballast::rebalancing{ballast::window_recorder{num_layers, num_experts, {.passes = 10}},
+                             ballast::balanced_placement{},
+                             ballast::layers_per_chunk{1},
+                             {.interval = 10}},
+        store, endpoint};
     rebalancer.start().or_throw();
 
     std::vector<ballast::load_t> counts(16);  // only to show what was gained

@@ -85,7 +85,7 @@ struct options {
 struct setup {
   ballast_tools::trace trace;
   ballast::topology where;
-  ballast_tools::any_policy policy;
+  ballast::any_policy policy;
   ballast::placement initial;
   index_t interval = 0;
   index_t layers_per_chunk = 0;
@@ -286,17 +286,16 @@ public:
         store_{setup.where, setup.trace.num_layers},
         rebalancer_{setup.where,
                     setup.initial,
-                    make_recorder(setup),
-                    setup.policy,
-                    ballast::layers_per_chunk<>{setup.layers_per_chunk},
-                    endpoint,
+                    {make_recorder(setup),
+                     setup.policy,
+                     ballast::layers_per_chunk<>{setup.layers_per_chunk},
+                     {.interval = setup.interval,
+                      .share_interval = setup.shares_every,
+                      .utilization_threshold = setup.threshold,
+                      .timeout = timeout},
+                     &report.log},
                     store_,
-                    endpoint,
-                    {.interval = setup.interval,
-                     .share_interval = setup.shares_every,
-                     .utilization_threshold = setup.threshold,
-                     .timeout = timeout},
-                    &report.log},
+                    endpoint},
         tokens_(static_cast<std::size_t>(setup.trace.num_logical)) {}
 
   /// @param show_progress  called with the number of passes done
@@ -358,7 +357,7 @@ private:
   report& report_;
   ballast_tools::expert_weights weights_;
   ballast::host_store store_;
-  ballast::rebalancer<ballast::window_recorder, ballast_tools::any_policy, ballast::layers_per_chunk<>,
+  ballast::rebalancer<ballast::window_recorder, ballast::any_policy, ballast::layers_per_chunk<>,
                       ballast::in_process_endpoint>
       rebalancer_;
   std::vector<load_t> tokens_;  // [E]

@@ -2,6 +2,7 @@
 // Four ranks, here processes; one is killed while weights move. The other three bring back the experts that it took
 // along and go on.
 #include <ballast/ballast.hpp>
+#include <ballast/policies/balanced.hpp>
 #include <ballast/posix/peer_copy.hpp>
 #include <ballast/posix/process_group.hpp>
 #include <ballast/schedule/schedules.hpp>
@@ -100,13 +101,13 @@ int run_rank(index_t rank, std::string const& name) {
   }
   balancer moved{where,
                  initial,
-                 window_recorder{num_layers, num_experts, {.passes = 8}},
-                 balanced_placement{},
-                 layers_per_chunk{1},
-                 wires,
+                 {window_recorder{num_layers, num_experts, {.passes = 8}},
+                  balanced_placement{},
+                  layers_per_chunk{1},
+                  {.interval = 8, .timeout = 2 * second}},
                  store,
-                 group,
-                 {.interval = 8, .timeout = 2 * second}};
+                 wires,
+                 group};
   moved.start().or_throw();
 
   status result;

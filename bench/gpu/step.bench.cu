@@ -214,13 +214,11 @@ struct rank_state {
               times},
         moved{where,
               initial,
-              cudart::device_recorder{compute.get(), num_layers, initial.num_logical(), {1000, 8}},
-              trade_with_neighbour{experts},
-              ballast::layers_per_chunk{1},
-              transport,
+              {cudart::device_recorder{compute.get(), num_layers, initial.num_logical(), {1000, 8}},
+               trade_with_neighbour{experts}, ballast::layers_per_chunk{1}, options},
               store,
-              control,
-              options} {
+              transport,
+              control} {
     auto const tensors = ballast_bench::qwen3_30b_fp8().tensors;
     for (index_t layer = 0; layer < num_layers; ++layer) {
       for (std::size_t t = 0; t < tensors.size(); ++t) {
@@ -331,9 +329,11 @@ void recording(benchmark::State& state, bool launches) {
   auto& alone = group.endpoint(0);
   rebalancer<cudart::device_recorder, trade_with_neighbour, ballast::layers_per_chunk<>, in_process_endpoint,
              cudart::device_store<>>
-      moved{where, initial, cudart::device_recorder{compute.get(), num_layers, 256, {1000, 8}},
-            {},    {},      alone,
-            store, alone,   {.interval = 1'000'000}};
+      moved{where,
+            initial,
+            {cudart::device_recorder{compute.get(), num_layers, 256, {1000, 8}}, {}, {}, {.interval = 1'000'000}},
+            store,
+            alone};
   moved.start().or_throw();
   forward_pass pass{compute.get()};
   std::vector<double> times;

@@ -3,44 +3,19 @@
 #define BALLAST_EXAMPLES_SUPPORT_POLICIES_HPP
 
 #include <ballast/detail/text.hpp>
-#include <ballast/digest.hpp>
-#include <ballast/load/history.hpp>
-#include <ballast/placement/placement.hpp>
-#include <ballast/policies/policy.hpp>
+#include <ballast/policies/any_policy.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
-#include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
 #include "cli.hpp"
 
 #include <CLI/CLI.hpp>
 
-#include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 
 namespace ballast_tools {
-
-/// A policy that is chosen when the program runs. Compiled apart, because planners take long to compile.
-class any_policy {
-public:
-  class model;
-  static constexpr bool follows_loads = true;  ///< as every policy that can be chosen
-
-  any_policy();  ///< deepseek
-  explicit any_policy(std::shared_ptr<model const> policy) : policy_{std::move(policy)} {}
-
-  [[nodiscard]] ballast::status plan(ballast::load_history_view history, ballast::placement const& current,
-                                     ballast::topology const& where, ballast::placement& next) const;
-  [[nodiscard]] ballast::status validate() const;
-  void describe(ballast::digest& out) const;
-
-private:
-  std::shared_ptr<model const> policy_;
-};
-static_assert(ballast::placement_policy<any_policy>);
 
 /// Options that choose a policy. What the policy does not use is refused.
 struct policy_options {
@@ -66,7 +41,8 @@ struct policy_options {
   /// @param num_nodes  N >= 1, which decides with the groups whether experts are bound to nodes.
   /// @param shares     how an expert's tokens will be split over its replicas, for the policies that plan for it.
   /// @param out        out: unchanged on failure
-  [[nodiscard]] ballast::status make(ballast::index_t num_nodes, ballast::share_mode shares, any_policy& out) const;
+  [[nodiscard]] ballast::status make(ballast::index_t num_nodes, ballast::share_mode shares,
+                                     ballast::any_policy& out) const;
   /// Refuse groups that do not divide the experts. @param num_logical  E
   [[nodiscard]] ballast::status check_experts(ballast::index_t num_logical) const;
   /// The policy leaves room for tokens to be split anew, and balances badly where they are split evenly.
@@ -77,7 +53,7 @@ private:
 
   [[nodiscard]] ballast::status check_groups(ballast::index_t num_nodes) const;
   [[nodiscard]] ballast::status check_budget() const;
-  [[nodiscard]] any_policy make_balanced(ballast::index_t num_nodes, ballast::share_mode shares) const;
+  [[nodiscard]] ballast::any_policy make_balanced(ballast::index_t num_nodes, ballast::share_mode shares) const;
 };
 
 }  // namespace ballast_tools

@@ -2,7 +2,8 @@
 #ifndef BALLAST_BALLAST_HPP
 #define BALLAST_BALLAST_HPP
 
-// Everything but `schedule/views.hpp`, which needs range-v3, and `transport/in_process.hpp`, which starts threads.
+// Values, concepts, the rebalancer, recorders and schedules. Not here: each policy, which an engine includes by its own
+// header (`policies/`), `schedule/views.hpp`, which needs range-v3, and `transport/in_process.hpp`, which starts threads.
 #include <ballast/config.hpp>
 #include <ballast/contract.hpp>
 #include <ballast/control/control.hpp>
@@ -35,19 +36,14 @@
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/placement/survivors.hpp>
 #include <ballast/placement/validate.hpp>
-#include <ballast/policies/balanced.hpp>
-#include <ballast/policies/balanced_shares.hpp>
-#include <ballast/policies/deepseek.hpp>
-#include <ballast/policies/headroom.hpp>
-#include <ballast/policies/incremental.hpp>
 #include <ballast/policies/policy.hpp>
-#include <ballast/policies/regime.hpp>
-#include <ballast/policies/relabel.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>
+#include <ballast/runtime/rebalancer_state.hpp>
+#include <ballast/runtime/rebalancing.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/schedule/schedules.hpp>

@@ -18,6 +18,22 @@ class load_history_view;
 class placement;
 struct placement_shape;
 
+// The parts of a rebalancer, and the rebalancer itself: an engine's header may hold one by pointer.
+class host_store;
+class observer;
+class window_recorder;
+struct changed_layers;
+struct in_layer_order;
+struct rebalancer_options;
+enum class rebalancer_state;
+template <class Filter = changed_layers, class Order = in_layer_order>
+struct layers_per_chunk;
+template <class Recorder, class Policy, class Schedule>
+struct rebalancing;
+template <class Recorder, class Policy, class Schedule, class Transport, class Store = host_store,
+          class Control = Transport>
+class rebalancer;
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// expect: load_recorder
+// expect 1: dump & load_recorder
 #include <ballast/load/recorder.hpp>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// expect: placement_policy
+// expect 1: plan & placement_policy
 #include <ballast/policies/policy.hpp>
 
 struct keep_current {

@@ -67,18 +67,18 @@ public:
         commits_(static_cast<std::size_t>(shape_.num_layers)),
         moved_{shape_.where(what.num_ranks),
                initial_,
-               ballast::window_recorder{shape_.num_layers, initial_.num_logical(), {2 * shape_.interval, 2}},
-               {what.few_moves, deviates_next},
-               ballast::layers_per_chunk{what.layers_per_chunk},
-               wires,
+               {ballast::window_recorder{shape_.num_layers, initial_.num_logical(), {2 * shape_.interval, 2}},
+                {what.few_moves, deviates_next},
+                ballast::layers_per_chunk{what.layers_per_chunk},
+                {.interval = shape_.interval,
+                 .share_interval = number == 1 ? what.share_interval : 0,
+                 .timeout = what.deadline,
+                 .asynchronous = what.asynchronous[number],
+                 .verify = what.verify},
+                this},
                store_,
-               plane,
-               {.interval = shape_.interval,
-                .share_interval = number == 1 ? what.share_interval : 0,
-                .timeout = what.deadline,
-                .asynchronous = what.asynchronous[number],
-                .verify = what.verify},
-               this} {
+               wires,
+               plane} {
     weights_.add_to(store_);
     store_.at = std::move(hook);
   }

@@ -154,13 +154,11 @@ public:
         wires_{from, where_},
         moved_{where_,
                initial_,
-               window_recorder{num_layers, shape_.num_logical},
-               drawn_plans{&from},
-               layers_per_chunk{from.between<index_t>(1, 2)},
-               wires_,
+               {window_recorder{num_layers, shape_.num_logical}, drawn_plans{&from},
+                layers_per_chunk{from.between<index_t>(1, 2)}, options()},
                store_,
-               ranks_,
-               options()} {
+               wires_,
+               ranks_} {
     wires_.in_force = &moved_.current();
     for (index_t layer = 0; layer < num_layers; ++layer) {
       auto& bytes = weights_.emplace_back(static_cast<std::size_t>(where_.slots_per_rank()) * stride, std::byte{0xa5});

@@ -51,15 +51,10 @@ void rebalance_once() {
     patterned_weights weights{where, me.rank(), initial, {{32, 32}}};
     host_store store{where, num_layers};
     weights.add_to(store);
-    rebalancer moved{where,
-                     initial,
-                     Recorder{num_layers, num_logical},
-                     Policy{},
-                     make_schedule<Schedule>(),
-                     me,
-                     store,
-                     me,
-                     rebalancer_options{.interval = 1, .timeout = patience}};
+    rebalancer moved{where, initial,
+                     rebalancing{Recorder{num_layers, num_logical}, Policy{}, make_schedule<Schedule>(),
+                                 rebalancer_options{.interval = 1, .timeout = patience}},
+                     store, me};
     moved.start().or_throw();
     // Expert 8 is hot, so that every policy has something to gain. Enough calls for the longest schedule.
     for (int call = 0; call < 2 + 2 * num_layers * where.num_slots(); ++call) {

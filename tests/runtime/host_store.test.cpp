@@ -117,7 +117,7 @@ TEST_CASE("nothing is published before the first commit, then each layer as it i
 TEST_CASE("a store made with a placement has its tables in force at once") {
   ballast_test::generator random{4};
   auto initial = ballast_test::random_placement({2, 4, 6}, random);
-  host_store store{two_ranks, initial, 1024};
+  host_store const store{two_ranks, initial, 1024};
   CHECK(store.staging_limit() == 1024);
   CHECK(store.published() == initial);
   CHECK(store.is_published(0));
@@ -146,7 +146,7 @@ TEST_CASE("tables that are not for this store are refused before a byte is copie
   auto const good = trivial_placement({2, 4, 6});
   host_store store{two_ranks, good};
   std::array<char, 2> bytes{'a', 'b'};
-  byte_copy const copy{reinterpret_cast<std::byte*>(&bytes[0]), reinterpret_cast<std::byte const*>(&bytes[1]), 1, 0};
+  byte_copy const copy{reinterpret_cast<std::byte*>(bytes.data()), reinterpret_cast<std::byte const*>(&bytes[1]), 1, 0};
   auto const refused = [&](index_t layer, placement const& tables) {
     auto const result = store.commit(layer, {&copy, 1}, tables, 9);
     CHECK(result.code() == errc::invalid_placement);

@@ -53,15 +53,8 @@ struct rank_with_open_vote {
   patterned_weights weights{where, transport->rank(), initial, {{24, 24}}};
   hooked_store store{where, 2};
   rebalancer<window_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, hooked_store, reticent_control>
-      moved{where,
-            initial,
-            window_recorder{2, 5},
-            {},
-            layers_per_chunk{2},
-            *transport,
-            store,
-            control,
-            {.interval = 1, .timeout = patience}};
+      moved{where, initial,    {window_recorder{2, 5}, {}, layers_per_chunk{2}, {.interval = 1, .timeout = patience}},
+            store, *transport, control};
 };
 
 template <class Body>

@@ -112,8 +112,8 @@ struct rank_of_two {
       : control{me},
         weights{where, me.rank(), initial, {shape}},
         store{where, num_layers},
-        moved{where,   initial, window_recorder{num_layers, 4, {1, 1}}, {}, layers_per_chunk{2}, me, store, control,
-              options, &log} {
+        moved{where, initial, {window_recorder{num_layers, 4, {1, 1}}, {}, layers_per_chunk{2}, options, &log},
+              store, me,      control} {
     weights.add_to(store);
   }
   status step(std::vector<index_t> const& ids = {2, 2, 2, 2, 0, 0, 1, 1}) {
@@ -378,8 +378,9 @@ TEST_CASE("ranks with recorders of another kind are told that they are") {
     host_store store{where, num_layers};
     weights.add_to(store);
     auto const start = [&](auto recorder) {
-      rebalancer moved{where, initial, std::move(recorder),  keep_placement{}, layers_per_chunk{}, me,
-                       store, me,      {.timeout = patience}};
+      rebalancer moved{where, initial,
+                       rebalancing{std::move(recorder), keep_placement{}, layers_per_chunk{}, {.timeout = patience}},
+                       store, me};
       return moved.start();
     };
     auto const result =

@@ -79,8 +79,9 @@ TEST_CASE("one expert of staging, several rounds a batch, and verification work 
     weights.add_to(store);
     event_log log;
     rebalancer moved{
-        where,   initial, window_recorder{num_layers, 9, {2, 2}}, rotate_placement{}, all_layers{}, me, store, me,
-        options, &log};
+        where, initial,
+        rebalancing{window_recorder{num_layers, 9, {2, 2}}, rotate_placement{}, all_layers{}, options, &log}, store,
+        me};
     moved.start().or_throw();
     for (int call = 0; call < 120; ++call) {
       moved.incoming(exchange(me, moved.outgoing())).or_throw();

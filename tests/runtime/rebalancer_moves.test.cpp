@@ -54,18 +54,17 @@ std::string walk(group_shape const& shape, std::uint64_t seed, index_t rank, End
   chunk_checker<Rebalancer> checker;
   Rebalancer moved{where,
                    initial,
-                   window_recorder{sizes.num_layers, sizes.num_logical},
-                   keep_placement{},
-                   layers_per_chunk{1},
-                   wire,
+                   {window_recorder{sizes.num_layers, sizes.num_logical},
+                    keep_placement{},
+                    layers_per_chunk{1},
+                    {.timeout = 20'000'000'000,
+                     .relay = seed % 5 < 2,
+                     .max_message_bytes = seed % 3 == 0 ? 17 : 0,
+                     .rounds_per_batch = seed % 4 == 1 ? 2 : 0,
+                     .verify = seed % 2 == 0},
+                    &checker},
                    store,
-                   wire,
-                   {.timeout = 20'000'000'000,
-                    .relay = seed % 5 < 2,
-                    .max_message_bytes = seed % 3 == 0 ? 17 : 0,
-                    .rounds_per_batch = seed % 4 == 1 ? 2 : 0,
-                    .verify = seed % 2 == 0},
-                   &checker};
+                   wire};
   checker.weights = &weights;
   checker.watched = &moved;
   moved.start().or_throw();

@@ -41,7 +41,7 @@ struct served_by {
 
   served_by(in_process_endpoint& me, Recorder recorder, rebalancer_options const& options)
       : weights{where, me.rank(), initial, {{16, 16}}},
-        moved{where, initial, std::move(recorder), balanced_placement{}, all_layers{}, me, store, me, options} {
+        moved{where, initial, {std::move(recorder), balanced_placement{}, all_layers{}, options}, store, me} {
     weights.add_to(store);
     moved.start().or_throw();
   }
@@ -49,15 +49,10 @@ struct served_by {
 
 // One rank that would move nothing, over a store of the test's choice.
 [[nodiscard]] auto keeping(in_process_endpoint& me, host_store& store) {
-  return rebalancer{where,
-                    initial,
-                    window_recorder{num_layers, 4, {1, 1}},
-                    keep_placement{},
-                    all_layers{},
-                    me,
-                    store,
-                    me,
-                    {.timeout = patience}};
+  return rebalancer{
+      where, initial,
+      rebalancing{window_recorder{num_layers, 4, {1, 1}}, keep_placement{}, all_layers{}, {.timeout = patience}}, store,
+      me};
 }
 
 // Does to a plan what a test wants.
@@ -137,15 +132,12 @@ TEST_CASE("a rebalancer without layers does nothing, for ever") {
     placement none;
     none.assign({0, 4, 6}, {}).or_throw();
     host_store store{where, 0};
-    rebalancer moved{where,
-                     none,
-                     window_recorder{0, 4, {1, 1}},
-                     balanced_placement{},
-                     all_layers{},
-                     me,
-                     store,
-                     me,
-                     {.interval = 1, .share_interval = 1, .timeout = patience, .checked_slots = 1}};
+    rebalancer moved{where, none,
+                     rebalancing{window_recorder{0, 4, {1, 1}},
+                                 balanced_placement{},
+                                 all_layers{},
+                                 {.interval = 1, .share_interval = 1, .timeout = patience, .checked_slots = 1}},
+                     store, me};
     moved.start().or_throw();
     for (int call = 0; call < 5; ++call) { moved.on_forward_pass_end().or_throw(); }
     prediction seen;
@@ -223,15 +215,9 @@ TEST_CASE("ranks that transport and control plane number differently are refused
   in_process_group group{2};
   host_store store{where, num_layers};
   auto const build = [&] {
-    rebalancer moved{where,
-                     initial,
-                     window_recorder{num_layers, 4, {1, 1}},
-                     keep_placement{},
-                     all_layers{},
-                     group.endpoint(0),
-                     store,
-                     group.endpoint(1),
-                     {}};
+    rebalancer moved{
+        where, initial,           rebalancing{window_recorder{num_layers, 4, {1, 1}}, keep_placement{}, all_layers{}},
+        store, group.endpoint(0), group.endpoint(1)};
   };
   CHECK_THROWS_WITH_AS(build(), doctest::Contains("rank 0 of the transport and rank 1 of the control plane"),
                        std::system_error);
@@ -437,16 +423,13 @@ TEST_CASE("calls from inside the observer are refused, and disable and enable wa
     host_store store{where, num_layers};
     weights.add_to(store);
     calling_observer watcher;
-    rebalancer moved{where,
-                     initial,
-                     window_recorder{num_layers, 4, {1, 1}},
-                     rotate_placement{},
-                     layers_per_chunk{1},
-                     me,
-                     store,
-                     me,
-                     {.interval = 1, .timeout = patience},
-                     &watcher};
+    rebalancer moved{where, initial,
+                     rebalancing{window_recorder{num_layers, 4, {1, 1}},
+                                 rotate_placement{},
+                                 layers_per_chunk{1},
+                                 {.interval = 1, .timeout = patience},
+                                 &watcher},
+                     store, me};
     int refused = 0;
     watcher.call = [&](event const& what) {
       prediction seen;

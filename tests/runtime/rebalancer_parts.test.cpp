@@ -126,15 +126,8 @@ struct rank_with_parts {
       : weights{where, me.rank(), initial, {{16, 16}}},
         wires{me},
         store{where, 1},
-        moved{where,
-              initial,
-              particular_recorder{diary, options.interval},
-              rotate_placement{},
-              all_layers{},
-              wires,
-              store,
-              me,
-              options} {
+        moved{where, initial, {particular_recorder{diary, options.interval}, rotate_placement{}, all_layers{}, options},
+              store, wires,   me} {
     weights.add_to(store);
     store.disconnected = &disconnected;
   }

@@ -327,16 +327,11 @@ TEST_CASE("an observer that throws cannot disturb the protocol") {
     patterned_weights weights{where, me.rank(), initial, {{8, 8}}};
     host_store store{where, num_layers};
     weights.add_to(store);
-    rebalancer moved{where,
-                     initial,
-                     window_recorder{num_layers, 4, {1, 1}},
-                     rotate_placement{},
-                     all_layers{},
-                     me,
-                     store,
-                     me,
-                     rebalancer_options{.interval = 1, .timeout = patience},
-                     me.rank() == 0 ? &watcher : nullptr};
+    rebalancer moved{
+        where, initial,
+        rebalancing{window_recorder{num_layers, 4, {1, 1}}, rotate_placement{}, all_layers{},
+                    rebalancer_options{.interval = 1, .timeout = patience}, me.rank() == 0 ? &watcher : nullptr},
+        store, me};
     moved.start().or_throw();
     for (int call = 0; call < 2; ++call) { moved.on_forward_pass_end().or_throw(); }
     CHECK(moved.observer_exceptions() == (me.rank() == 0 ? 3 : 0));
@@ -367,8 +362,9 @@ TEST_CASE("what does not fit together is refused with the value") {
   auto const build = [&](rebalancer_options options, index_t per_chunk, index_t recorded_layers,
                          topology const& ranks) {
     rebalancer moved{
-        ranks, initial, window_recorder{recorded_layers, 4}, keep_placement{}, layers_per_chunk{per_chunk}, me, store,
-        me,    options};
+        ranks, initial,
+        rebalancing{window_recorder{recorded_layers, 4}, keep_placement{}, layers_per_chunk{per_chunk}, options}, store,
+        me};
     return moved.start();
   };
   CHECK_THROWS_WITH_AS(build({.interval = 0}, 1, num_layers, where).or_throw(), doctest::Contains("interval is 0"),

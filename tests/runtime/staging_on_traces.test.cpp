@@ -43,9 +43,10 @@ outcome apply(placement const& from, placement const& to, std::size_t staging_li
     patterned_weights weights{where, me.rank(), from, {{expert_bytes, expert_bytes}}};
     host_store store{where, from.num_layers(), staging_limit};
     weights.add_to(store);
-    rebalancer moved{
-        where, from, window_recorder{from.num_layers(), from.num_logical()}, keep_placement{}, layers_per_chunk{1}, me,
-        store, me,   rebalancer_options{.timeout = 60'000'000'000}};
+    rebalancer moved{where, from,
+                     rebalancing{window_recorder{from.num_layers(), from.num_logical()}, keep_placement{},
+                                 layers_per_chunk{1}, rebalancer_options{.timeout = 60'000'000'000}},
+                     store, me};
     moved.start().or_throw();
     moved.apply(to).or_throw();
     auto& mine = outcomes[static_cast<std::size_t>(me.rank())];

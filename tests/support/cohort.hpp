@@ -71,17 +71,14 @@ struct member {
          ballast::in_process_endpoint& control, Transport& transport, ballast::rebalancer_options options)
       : weights{where, control.rank(), initial, {{48, 48}, {5, 8}}},
         store{where, initial.num_layers()},
-        moved{
-            where,
-            initial,
-            ballast::window_recorder{initial.num_layers(), initial.num_logical(), {options.interval, options.interval}},
-            policy,
-            schedule,
-            transport,
-            store,
-            control,
-            options,
-            &log} {
+        moved{where,
+              initial,
+              {ballast::window_recorder{
+                   initial.num_layers(), initial.num_logical(), {options.interval, options.interval}},
+               policy, schedule, options, &log},
+              store,
+              transport,
+              control} {
     weights.add_to(store);
   }
   member(ballast::topology const& where, ballast::placement const& initial, Policy policy, Schedule schedule,

@@ -68,14 +68,11 @@ struct gpu_member {
               {.compute_stream = compute.get(), .copy_streams = copy_streams, .timed = timed}},
         moved{where,
               initial,
-              ballast::window_recorder{initial.num_layers(), initial.num_logical(), {4, 4}},
-              shuffle_placement{},
-              schedule,
-              transport,
+              {ballast::window_recorder{initial.num_layers(), initial.num_logical(), {4, 4}}, shuffle_placement{},
+               schedule, options, watcher},
               store,
-              control,
-              options,
-              watcher} {
+              transport,
+              control} {
     weights.add_to(store);
   }
 

@@ -139,17 +139,17 @@ public:
         observer_{num_layers},
         moved_{where_,
                initial_,
-               ballast::window_recorder{num_layers, initial_.num_logical(), {1, 1}},
-               wayward_placement{&deed_},
-               layers_or_bytes{ballast::layers_per_chunk{2}, what.bytes_per_step ? 71 : 1 << 30},
-               transport_,
+               {ballast::window_recorder{num_layers, initial_.num_logical(), {1, 1}},
+                wayward_placement{&deed_},
+                layers_or_bytes{ballast::layers_per_chunk{2}, what.bytes_per_step ? 71 : 1 << 30},
+                {.interval = 1,
+                 .timeout = timeout,
+                 .asynchronous = asynchronous,
+                 .verify = what.message == message_fault::flip_bit},
+                &observer_},
                store_,
-               control_,
-               {.interval = 1,
-                .timeout = timeout,
-                .asynchronous = asynchronous,
-                .verify = what.message == message_fault::flip_bit},
-               &observer_} {
+               transport_,
+               control_} {
     weights_.add_to(store_);
     store_.at = hook_;
     store_.out_of_memory = [this] { return what_.no_staging && strike(); };

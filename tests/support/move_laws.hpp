@@ -50,9 +50,8 @@ public:
         initial_{ballast::trivial_placement({1, where_.num_slots() * 2 / 3, where_.num_slots()})},
         weights_{where_, self.rank(), initial_, {{61, 61}, {16, 40}, {3, 7}}},
         store_{where_, 1, way.staging_limit},
-        moved_{where_, initial_,     ballast::window_recorder{1, initial_.num_logical()},
-               {},     {},           self.transport,
-               store_, self.control, way.options} {
+        moved_{where_, initial_,       {ballast::window_recorder{1, initial_.num_logical()}, {}, {}, way.options},
+               store_, self.transport, self.control} {
     weights_.add_to(store_);
   }
 

@@ -36,10 +36,12 @@ public:
         initial_{ballast::trivial_placement({num_layers, where_.num_slots() - 1, where_.num_slots()})},
         weights_{where_, self.rank(), initial_, tensors},
         store_{where_, num_layers, 2048},
-        moved_{
-            where_, initial_,     ballast::window_recorder{num_layers, initial_.num_logical(), {options.interval, 1}},
-            {},     {1},          self.transport,
-            store_, self.control, options} {
+        moved_{where_,
+               initial_,
+               {ballast::window_recorder{num_layers, initial_.num_logical(), {options.interval, 1}}, {}, {1}, options},
+               store_,
+               self.transport,
+               self.control} {
     weights_.add_to(store_);
     store_.out_of_memory = [this] { return full; };
   }

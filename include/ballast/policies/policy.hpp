@@ -199,6 +199,22 @@ inline void keep_idle_layers(load_history_view history, placement const& current
 template <class P>
 inline constexpr bool follows_loads = requires { requires P::follows_loads; };
 
+namespace detail {
+
+/// The same of a policy that may know it only while the program runs.
+template <class Policy>
+[[nodiscard]] bool plans_from_loads([[maybe_unused]] Policy const& policy) noexcept {
+  if constexpr (requires {
+                  { policy.follows_loads() } -> std::same_as<bool>;
+                }) {
+    return policy.follows_loads();
+  } else {
+    return follows_loads<Policy>;
+  }
+}
+
+}  // namespace detail
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -5,6 +5,7 @@
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/detail/wide_int.hpp>
+#include <ballast/fwd.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 
 #include <algorithm>
@@ -127,7 +128,7 @@ struct all_layers : detail::schedule_base<Filter, Order> {
 
 /// Schedule: K layers a step; the last chunk may be short, K above the number of layers is one chunk.
 /// @source SGLang `eplb_rebalance_layers_per_chunk`
-template <class Filter = changed_layers, class Order = in_layer_order>
+template <class Filter, class Order>  // their defaults stand in fwd.hpp
 struct layers_per_chunk : detail::schedule_base<Filter, Order> {
   index_t layers = 1;
 

@@ -134,7 +134,7 @@ TEST_CASE("graphs captured before ten rebalances are right when replayed between
     auto const counters = recorder.view();
     captured_pass const passes[] = {{compute.get(), where, control.rank(), counters, store.view(), weights, 0},
                                     {compute.get(), where, control.rank(), counters, store.view(), weights, 1}};
-    rebalancer_type moved{where, initial, std::move(recorder), {}, {}, copies, store, control, {.interval = 2}};
+    rebalancer_type moved{where, initial, {std::move(recorder), {}, {}, {.interval = 2}}, store, copies, control};
     log.expect_ok(moved.start(), "start");
     for (int step = 0; step < 60 && log.complaints().empty(); ++step) {
       for (index_t layer = 0; layer < num_layers; ++layer) { passes[layer].replay(); }

@@ -139,18 +139,18 @@ private:
           store{where, rank, initial, store_options(what, compute)},
           moved{where,
                 initial,
-                ballast::window_recorder{initial.num_layers(), initial.num_logical(), {1, 1}},
-                restless_placement{},
-                ballast::layers_per_chunk{what.layers_per_chunk},
-                wires,
+                {ballast::window_recorder{initial.num_layers(), initial.num_logical(), {1, 1}},
+                 restless_placement{},
+                 ballast::layers_per_chunk{what.layers_per_chunk},
+                 {.interval = 1,
+                  .timeout = what.timeout,
+                  .max_message_bytes = what.max_message_bytes,
+                  .rounds_per_batch = what.rounds_per_batch,
+                  .asynchronous = what.asynchronous,
+                  .verify = what.verify}},
                 store,
-                control,
-                {.interval = 1,
-                 .timeout = what.timeout,
-                 .max_message_bytes = what.max_message_bytes,
-                 .rounds_per_batch = what.rounds_per_batch,
-                 .asynchronous = what.asynchronous,
-                 .verify = what.verify}} {
+                wires,
+                control} {
       weights->add_to(store);
     }
     [[nodiscard]] static ballast::cudart::device_store_options store_options(set_up const& what, cudaStream_t compute) {

@@ -3,6 +3,7 @@
 #define BALLAST_BALLAST_HPP
 
 #include <ballast/load/upward.hpp>
+#include <ballast/policies/planner.hpp>
 #include <ballast/schedule/views.hpp>
 
 #endif

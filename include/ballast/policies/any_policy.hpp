@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POLICIES_ANY_POLICY_HPP
+#define BALLAST_POLICIES_ANY_POLICY_HPP
+
+#include <ballast/detail/options.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+
+#include <concepts>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// Policy: another one, chosen while the program runs. Plans, options and digest are those of the policy inside, so a
+/// rank that holds it directly agrees with one that holds it here.
+///
+/// Also a way to compile a planner once: make an `any_policy` in one source file, and only that one has to read the
+/// planner.
+///
+/// Copies share the policy, which does not change. Without one, every plan is refused.
+/// @complexity one virtual call more than the policy's own.
+class any_policy {
+public:
+  any_policy() = default;
+  template <class Policy>
+    requires(!std::same_as<Policy, any_policy>) && placement_policy<Policy>
+  explicit any_policy(Policy policy) : policy_{std::make_shared<model_of<Policy>>(std::move(policy))} {}
+
+  /// Whether there is a policy inside.
+  [[nodiscard]] bool has_value() const noexcept { return policy_ != nullptr; }
+  /// @return what the policy says, or `errc::invalid_option` where there is none.
+  [[nodiscard]] status validate() const { return policy_ == nullptr ? none() : policy_->validate(); }
+  [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
+                            placement& next) const {
+    return policy_ == nullptr ? none() : policy_->plan(history, current, where, next);
+  }
+  /// Whether layers without tokens are to stay as they are; see `ballast::follows_loads`.
+  [[nodiscard]] bool follows_loads() const noexcept { return policy_ != nullptr && policy_->follows_loads(); }
+  void describe(digest& out) const {
+    if (policy_ != nullptr) { policy_->describe(out); }
+  }
+  /// The options of the policy inside, where it names them.
+  template <class Visit>
+  void for_each_option(Visit visit) const {
+    if (policy_ == nullptr) { return; }
+    policy_->for_each_option(
+        &visit, [](void* to, std::string_view name, std::uint64_t bits) { (*static_cast<Visit*>(to))(name, bits); });
+  }
+
+private:
+  using visit_option = void (*)(void* to, std::string_view name, std::uint64_t bits);
+
+  class model {
+  public:
+    model() = default;
+    model(model const&) = delete;
+    model& operator=(model const&) = delete;
+    virtual ~model() = default;
+    [[nodiscard]] virtual status validate() const = 0;
+    [[nodiscard]] virtual status plan(load_history_view history, placement const& current, topology const& where,
+                                      placement& next) const = 0;
+    [[nodiscard]] virtual bool follows_loads() const noexcept = 0;
+    virtual void describe(digest& out) const = 0;
+    virtual void for_each_option(void* to, visit_option visit) const = 0;
+  };
+
+  template <class Policy>
+  class model_of final : public model {
+  public:
+    explicit model_of(Policy policy) : policy_{std::move(policy)} {}
+    [[nodiscard]] status validate() const override { return validate_policy(policy_); }
+    [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
+                              placement& next) const override {
+      return policy_.plan(history, current, where, next);
+    }
+    [[nodiscard]] bool follows_loads() const noexcept override { return ballast::follows_loads<Policy>; }
+    void describe(digest& out) const override { policy_.describe(out); }
+    void for_each_option([[maybe_unused]] void* to, [[maybe_unused]] visit_option visit) const override {
+      if constexpr (detail::names_options<Policy>) {
+        policy_.for_each_option([&](std::string_view name, std::uint64_t bits) { visit(to, name, bits); });
+      }
+    }
+
+  private:
+    Policy policy_;
+  };
+
+  [[nodiscard]] static status none() { return {errc::invalid_option, "any_policy: there is no policy inside"}; }
+
+  std::shared_ptr<model const> policy_;
+};
+
+static_assert(placement_policy<any_policy>);
+
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_RUNTIME_DETAIL_OPERATOR_CALLS_HPP
+#define BALLAST_RUNTIME_DETAIL_OPERATOR_CALLS_HPP
+
+#include <ballast/control/control.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/runtime/detail/fit.hpp>
+#include <ballast/runtime/detail/outcome.hpp>
+#include <ballast/runtime/detail/planning.hpp>
+#include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/rebalancer_state.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <concepts>
+#include <span>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace detail {
+
+// What an operator or an engine asks for between two steps.
+
+/// `rebalancer::apply`.
+template <class Core>
+[[nodiscard]] status apply(Core& core, placement const& target, std::span<index_t const> layers) {
+  auto const& in_force = core.books.in_force();
+  if (auto result = core.refuse_unless_recording("apply"); !result.ok()) { return result; }
+  if (auto result = check_target(target, layers, in_force); !result.ok()) { return result; }
+  core.next = in_force;
+  for (auto const layer : layers) { core.next.copy_layer(target, layer); }
+  if (in_force.num_layers() == 0) { return {}; }
+  if (auto result = detail::prepare_moves(core); !result.ok()) { return result; }
+  while (!core.mover.at_end()) {
+    if (auto ended = core.mover.move_step(); !ended.ok()) { return core.conclude(ended); }
+  }
+  core.end_cycle();
+  return {};
+}
+
+/// `rebalancer::predict`.
+template <class Core>
+[[nodiscard]] status predict(Core& core, prediction& out) {
+  auto const& books = core.books;
+  if (auto result = core.refuse_unless_recording("predict"); !result.ok()) { return result; }
+  out = {};
+  if (books.num_layers() == 0) { return {}; }
+  if (auto result = detail::reduce_loads(core); !result.ok()) { return core.fail(std::move(result)); }
+  if (auto result = detail::plan_next(core); !result.ok()) { return result; }
+  if (auto result = core.mover.plan(); !result.ok()) { return result; }
+  auto const& cycle = core.mover.cycle();
+  out = {balancedness(books.where(), books.in_force(), books.loads()),
+         balancedness(books.where(), core.next, books.loads()),
+         cycle.num_moves(),
+         cycle.num_bytes(),
+         static_cast<index_t>(cycle.transfers().size()),
+         cycle.num_steps()};
+  core.forget_cycle();
+  return {};
+}
+
+/// `rebalancer::check_replicas`.
+template <class Core>
+[[nodiscard]] status check_all_replicas(Core& core) {
+  if (auto result = core.refuse_unless_recording("check_replicas"); !result.ok()) { return result; }
+  core.books.replicas().sum_all(false);
+  auto result = core.books.replicas().compare(core.ranks.control(), core.options.timeout);
+  return result.ok() || result.code() == errc::corrupted ? result : core.fail(std::move(result));
+}
+
+/// Where the store's tables depend on who is alive.
+template <class Store>
+[[nodiscard]] status tell_store([[maybe_unused]] Store& store, [[maybe_unused]] topology const& where) {
+  if constexpr (requires {
+                  { store.set_topology(where) } -> std::same_as<status>;
+                }) {
+    return store.set_topology(where);
+  } else if constexpr (requires { store.set_topology(where); }) {
+    store.set_topology(where);
+  }
+  return {};
+}
+
+/// All layers are published: their tables depend on who is alive.
+template <class Core>
+[[nodiscard]] status enter_topology(Core& core, topology const& where, placement const& in_force) {
+  auto& books = core.books;
+  books.set_topology(where);
+  core.next = in_force;
+  std::vector<index_t> layers;
+  for (index_t layer = 0; layer < books.num_layers(); ++layer) {
+    if (auto result = core.store->commit(layer, {}, core.next, books.epoch(layer) + 1); !result.ok()) {
+      return core.lose(std::move(result));
+    }
+    books.take_row(core.next, layer);
+    layers.push_back(layer);
+  }
+  if (!core.next.has_shares()) { books.drop_shares(); }
+  books.count_commit();
+  books.measure();
+  event const what{
+      .kind = event_kind::commit, .step = books.step(), .layers = layers, .balancedness = books.balancedness()};
+  core.events.tell(what);
+  core.mover.times().add_chunk(what, layers.size());
+  return {};
+}
+
+/// `rebalancer::set_topology`.
+template <class Core>
+[[nodiscard]] status set_topology(Core& core, topology const& where, placement const& in_force) {
+  if (auto result = core.refuse_unless_recording("set_topology"); !result.ok()) { return result; }
+  auto const& before = core.books.where();
+  auto result = check_topology(where, in_force, before, core.books.in_force().shape(), core.rank());
+  digest both;
+  where.describe(both);
+  in_force.describe(both);
+  both.add(result.code().value());
+  if (auto agreed = core.agree_on("new topology", both.value()); !agreed.ok()) { return core.fail(std::move(agreed)); }
+  if (!result.ok()) { return result; }
+  core.ranks.begin();
+  auto taken = detail::tell_store(*core.store, where);
+  auto vote = core.ranks.decide(taken.ok());
+  if (vote.outcome == decision::drop || !taken.ok()) {
+    static_cast<void>(detail::tell_store(*core.store, before));
+    return core.fail(taken.ok() ? std::move(vote.reason) : std::move(taken));
+  }
+  // Nobody can settle this: without an answer the ranks may live in different topologies.
+  if (vote.outcome == decision::undecided) { return core.lose(std::move(vote.reason)); }
+  return detail::enter_topology(core, where, in_force);
+}
+
+}  // namespace detail
+BALLAST_END_NAMESPACE
+
+#endif

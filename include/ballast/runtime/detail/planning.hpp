@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_RUNTIME_DETAIL_PLANNING_HPP
+#define BALLAST_RUNTIME_DETAIL_PLANNING_HPP
+
+#include <ballast/control/control.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/validate.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/runtime/detail/outcome.hpp>
+#include <ballast/runtime/detail/plan_message.hpp>
+#include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/rebalancer_state.hpp>
+#include <ballast/shares/replica_shares.hpp>
+#include <ballast/status.hpp>
+#include <ballast/types.hpp>
+
+#include <cstdint>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace detail {
+
+// A cycle up to its first byte: reduce the loads, refresh the shares, plan, agree.
+
+template <class Core>
+[[nodiscard]] status reduce_loads(Core& core) {
+  return core.books.window().reduce(core.recorder, core.ranks.control(), core.options.timeout);
+}
+
+// ---- shares ----
+
+/// Publish the shares that balance the loads best on the maps in force.
+template <class Core>
+[[nodiscard]] status refresh_shares(Core& core) {
+  auto const start = now();
+  auto& shares = core.shares;
+  auto solved = shares.solve(core.books);
+  auto agreed = core.agree_on("shares", shares.digest_of(solved));
+  if (!agreed.ok()) { return core.fail(std::move(agreed)); }
+  if (!solved.ok()) { return core.fail(std::move(solved)); }
+  if (shares.layers().empty()) { return {}; }
+  core.ranks.begin();
+  auto vote = core.ranks.decide(true);
+  if (vote.outcome == decision::drop) { return core.fail(std::move(vote.reason)); }
+  if (vote.outcome == decision::undecided) {
+    shares.note_undecided();
+    return core.lose(std::move(vote.reason), shares.layers());
+  }
+  return core.conclude(shares.commit(shares.layers(), start, core.books, core.mover.times(), core.events));
+}
+
+/// The same, after reducing the loads of the window so far.
+template <class Core>
+[[nodiscard]] status reduce_and_refresh_shares(Core& core) {
+  auto& books = core.books;
+  if (auto result = books.window().reduce_sum(core.recorder, core.ranks.control(), core.options.timeout);
+      !result.ok()) {
+    return core.fail(std::move(result));
+  }
+  books.measure();
+  return detail::refresh_shares(core);
+}
+
+// ---- the plan ----
+
+/// Let the policy fill `next` in. Layers without a token stay as they are.
+template <class Core>
+[[nodiscard]] status plan_next(Core& core) {
+  auto& books = core.books;
+  auto const& in_force = books.in_force();
+  bool const splits_anew = core.options.share_interval > 0;
+  auto planned = ask_policy(core.policy, books.window().history(), in_force, books.where(), core.next);
+  if (planned.ok() && splits_anew) { core.next.drop_shares(); }
+  if (planned.ok()) { planned = validate_plan(in_force, books.where(), core.next); }
+  if (planned.ok() && splits_anew) { planned = core.shares.solve_for(core.next, books); }
+  if (planned.ok() && plans_from_loads(core.policy)) { keep_idle_layers(books.loads(), in_force, core.next); }
+  return planned;
+}
+
+template <class Core>
+[[nodiscard]] status agree_on_plan(Core& core, status const& planned) {
+  digest plan;
+  if (planned.ok()) {
+    core.next.describe(plan);
+    core.mover.cycle().describe(plan);
+  } else {
+    plan.add(std::string_view{"no plan"}).add(planned.code().value());
+  }
+  return core.agree_on("plan", plan.value());
+}
+
+/// Take rank 0's plan over: the remedy for ranks that planned differently.
+template <class Core>
+[[nodiscard]] status adopt_first_plan(Core& core, status const& planned) {
+  auto const& in_force = core.books.in_force();
+  plan_message message{in_force.shape()};
+  if (core.rank() == 0 && planned.ok()) { message.write(core.next); }
+  if (auto result = core.ranks.control().broadcast(message.bytes(), 0, core.options.timeout); !result.ok()) {
+    return result;
+  }
+  if (!message.has_plan()) { return {errc::disagreement, "plans differ and rank 0 has none to adopt", 0}; }
+  if (core.rank() == 0) { return planned; }
+  if (auto result = message.read(core.next); !result.ok()) { return result; }
+  if (auto result = validate_plan(in_force, core.books.where(), core.next); !result.ok()) { return result; }
+  return core.mover.plan();
+}
+
+/// From `next` (or the failure to plan it) to chunks that every rank has agreed on.
+template <class Core>
+[[nodiscard]] status prepare_moves(Core& core, status planned = {}, nanoseconds_t start = now()) {
+  if (planned.ok()) { planned = core.mover.plan(); }
+  auto agreed = detail::agree_on_plan(core, planned);
+  if (agreed.code() == errc::disagreement && core.options.adopt_first_plan) {
+    planned = detail::adopt_first_plan(core, planned);
+    agreed = detail::agree_on_plan(core, planned);
+  }
+  // Ranks whose policies failed alike agree, and the policy's own words say more.
+  if (!planned.ok() && (agreed.ok() || agreed.code() == errc::disagreement)) { return core.fail(std::move(planned)); }
+  if (!agreed.ok()) { return core.fail(std::move(agreed)); }
+  auto const& cycle = core.mover.cycle();
+  std::vector<index_t> layers;
+  for (auto const& transfer : cycle.transfers()) { layers.push_back(transfer.layer); }
+  core.notify({.kind = event_kind::plan,
+               .layers = layers,
+               .moves = cycle.num_moves(),
+               .bytes = cycle.num_bytes(),
+               .balancedness = balancedness(core.books.where(), core.next, core.books.loads()),
+               .duration = now() - start});
+  return {};
+}
+
+// ---- the cycle ----
+
+/// Move the next chunk, or its next part; after the last one the cycle is over.
+template <class Core>
+[[nodiscard]] status move_step(Core& core) {
+  if (auto ended = core.mover.move_step(); !ended.ok()) { return core.conclude(ended); }
+  if (core.mover.at_end()) { core.end_cycle(); }
+  return {};
+}
+
+/// Send the next group off, or end the cycle.
+template <class Core>
+[[nodiscard]] status send_next(Core& core) {
+  if (!core.mover.send_next()) { core.end_cycle(); }
+  return {};
+}
+
+/// Reduce, plan and agree; move the only chunk at once, or send the first group off.
+template <class Core>
+[[nodiscard]] status begin_cycle(Core& core) {
+  using recorder = typename Core::recorder_type;
+  auto const start = now();
+  auto& books = core.books;
+  auto const& options = core.options;
+  if (options.checked_slots > 0) {
+    if (auto result = books.replicas().compare(core.ranks.control(), options.timeout); !result.ok()) {
+      return core.fail(std::move(result));
+    }
+  }
+  if (auto result = detail::reduce_loads(core); !result.ok()) { return core.fail(std::move(result)); }
+  if constexpr (recorder::clears_on_dump) { core.recorder.clear(); }
+  books.measure();
+  core.notify({.kind = event_kind::dump, .balancedness = books.balancedness(), .duration = now() - start});
+  // Without a token there is nothing to plan on: after a warm-up, or where nobody asks anything.
+  if (plans_from_loads(core.policy) && books.window().is_empty()) {
+    core.notify({.kind = event_kind::skip, .balancedness = books.balancedness()});
+    return {};
+  }
+  // Re-split first, it is free; move only what a re-split cannot mend.
+  if (options.share_interval > 0) {
+    if (auto result = detail::refresh_shares(core); !result.ok()) { return result; }
+  }
+  if (options.utilization_threshold < 1 && books.balancedness() > options.utilization_threshold) {
+    core.notify({.kind = event_kind::skip, .balancedness = books.balancedness()});
+    return {};
+  }
+  auto const plan_start = now();
+  if (auto result = detail::prepare_moves(core, detail::plan_next(core), plan_start); !result.ok()) { return result; }
+  auto const steps = core.mover.cycle().num_steps();
+  if (steps == 0) { return {}; }
+  if (options.asynchronous) {
+    core.state = rebalancer_state::moving;
+    return detail::send_next(core);
+  }
+  if (steps > 1) {
+    core.state = rebalancer_state::moving;
+    return {};
+  }
+  return detail::move_step(core);
+}
+
+}  // namespace detail
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_RUNTIME_DETAIL_SHARE_REFRESH_HPP
+#define BALLAST_RUNTIME_DETAIL_SHARE_REFRESH_HPP
+
+#include <ballast/control/control.hpp>
+#include <ballast/detail/clock.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/runtime/detail/device_times.hpp>
+#include <ballast/runtime/detail/ledger.hpp>
+#include <ballast/runtime/detail/outcome.hpp>
+#include <ballast/runtime/detail/teller.hpp>
+#include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/store.hpp>
+#include <ballast/shares/replica_shares.hpp>
+#include <ballast/status.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace detail {
+
+/// The same map, another split of every expert's tokens: a commit of tables without bytes.
+template <expert_store Store>
+class share_refresh {
+public:
+  explicit share_refresh(Store& store) : store_{&store} {}
+
+  /// Find the shares that balance the loads best on the maps in force. Layers that are still to move take part too:
+  /// their transfers depend on maps, not on shares.
+  [[nodiscard]] status solve(ledger<Store> const& books) {
+    auto const& in_force = books.in_force();
+    next_ = in_force;
+    layers_.clear();
+    if (auto result = solve_for(next_, books); !result.ok()) { return result; }
+    keep_idle_layers(books.loads(), in_force, next_);
+    for (index_t layer = 0; layer < in_force.num_layers(); ++layer) {
+      if (!in_force.has_shares() || !std::ranges::equal(in_force.shares(layer), next_.shares(layer))) {
+        layers_.push_back(layer);
+      }
+    }
+    return {};
+  }
+  /// Give any map the shares that balance the loads best.
+  [[nodiscard]] status solve_for(placement& target, ledger<Store> const& books) {
+    return optimal_shares(books.where(), target, books.loads(), solver_);
+  }
+  /// What the ranks compare. @param solved  what `solve` said
+  [[nodiscard]] std::uint64_t digest_of(status const& solved) const {
+    digest shares;
+    for (index_t layer = 0; layer < next_.num_layers() && solved.ok(); ++layer) { shares.add(next_.shares(layer)); }
+    shares.add(solved.code().value());
+    return shares.value();
+  }
+  /// Layers whose shares change, ascending.
+  [[nodiscard]] std::span<index_t const> layers() const noexcept { return layers_; }
+
+  /// Publish them. @param layers  those that change. @param start  when this began, for the observer
+  [[nodiscard]] outcome commit(std::span<index_t const> layers, nanoseconds_t start, ledger<Store>& books,
+                               device_times<Store>& times, teller& events) {
+    is_undecided_ = false;
+    for (auto const layer : layers) {
+      if (auto result = store_->commit(layer, {}, next_, books.epoch(layer) + 1); !result.ok()) {
+        return {outcome::ending::torn, std::move(result)};
+      }
+      books.take_row(next_, layer);
+    }
+    books.count_commit();
+    event const what{.kind = event_kind::shares,
+                     .step = books.step(),
+                     .layers = layers,
+                     .balancedness = books.balancedness(),
+                     .duration = now() - start};
+    events.tell(what);
+    times.add_chunk(what, layers.size());
+    return {};
+  }
+
+  /// The others may have committed them.
+  void note_undecided() noexcept { is_undecided_ = true; }
+  void forget() noexcept { is_undecided_ = false; }
+  [[nodiscard]] bool is_undecided() const noexcept { return is_undecided_; }
+
+private:
+  Store* store_;
+  share_solver solver_;
+  placement next_;
+  std::vector<index_t> layers_;
+  bool is_undecided_ = false;
+};
+
+}  // namespace detail
+BALLAST_END_NAMESPACE
+
+#endif
