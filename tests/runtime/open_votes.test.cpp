@@ -13,6 +13,8 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <new>
+#include <string_view>
 #include <vector>
 
 namespace {
@@ -39,6 +41,16 @@ public:
   }
 };
 
+/// A recorder that runs out of memory when it is told to.
+struct frail_recorder : window_recorder {
+  using window_recorder::window_recorder;
+  bool fails = false;
+  void end_pass(bool counted) {
+    if (fails) { throw std::bad_alloc{}; }
+    window_recorder::end_pass(counted);
+  }
+};
+
 topology const where{{2, 1, 3, 0}};
 placement const initial = trivial_placement({2, 5, 6});
 
@@ -52,8 +64,8 @@ struct rank_with_open_vote {
   in_process_endpoint* transport;
   patterned_weights weights{where, transport->rank(), initial, {{24, 24}}};
   hooked_store store{where, 2};
-  rebalancer<window_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, hooked_store, reticent_control>
-      moved{where, initial,    {window_recorder{2, 5}, {}, layers_per_chunk{2}, {.interval = 1, .timeout = patience}},
+  rebalancer<frail_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, hooked_store, reticent_control>
+      moved{where, initial,    {frail_recorder{2, 5}, {}, layers_per_chunk{2}, {.interval = 1, .timeout = patience}},
             store, *transport, control};
 };
 
@@ -113,4 +125,46 @@ TEST_CASE("a rank that was lost and is settled resumes like any other") {
     CHECK(self.moved.epoch(0) > 2);
     CHECK(self.weights.first_error(self.moved.current()) == "");
   });
+}
+
+TEST_CASE("what is thrown at a rank that is lost leaves it lost") {
+  on_two_ranks([](rank_with_open_vote& self, auto const& tell) {
+    static_cast<void>(lose_rank_1(self, tell));
+    if (self.transport->rank() == 0) { return; }
+    self.moved.recorder().fails = true;
+    CHECK(self.moved.on_forward_pass_end().code() == errc::out_of_memory);
+    CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+    CHECK(self.moved.undecided_layers().size() == 2);
+    self.moved.recorder().fails = false;
+    self.moved.settle(decision::commit).or_throw();
+    CHECK(self.weights.first_error(self.moved.current()) == "");
+  });
+}
+
+TEST_CASE("a store that throws in a commit leaves a rank that nothing settles: a layer may be torn") {
+  for (bool const in_settle : {false, true}) {
+    CAPTURE(in_settle);
+    on_two_ranks([&](rank_with_open_vote& self, auto const& tell) {
+      auto const tear = [](char const* point) {
+        if (std::string_view{point} == "in commit") { throw std::bad_alloc{}; }
+      };
+      status result;
+      if (in_settle) {
+        static_cast<void>(lose_rank_1(self, tell));
+        if (self.transport->rank() == 0) { return; }
+        self.store.at = tear;
+        result = self.moved.settle(decision::commit);
+      } else {
+        if (self.transport->rank() == 1) { self.store.at = tear; }
+        self.moved.on_forward_pass_end().or_throw();
+        result = self.moved.on_forward_pass_end();
+        if (self.transport->rank() == 0) { return; }
+      }
+      CHECK(result.code() == errc::out_of_memory);
+      CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+      CHECK(self.moved.undecided_layers().empty());
+      CHECK(self.moved.settle(decision::commit).code() == errc::invalid_option);
+      CHECK(self.moved.resume().code() == errc::out_of_memory);
+    });
+  }
 }

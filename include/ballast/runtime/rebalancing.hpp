@@ -13,8 +13,8 @@ BALLAST_BEGIN_NAMESPACE
 ///
 ///     rebalancing{.recorder = window_recorder{58, 256, {}}, .policy = incremental_placement{}}
 ///
-/// What is left out has its default: one layer a step, the options' own values, nobody told. (clang 16 deduces from
-/// values in order only: `rebalancing{recorder, policy, schedule, options, watcher}`.)
+/// What is left out has its default: one layer a step, the options' own values, nobody told. (clang 16 and
+/// nvcc deduce from values in order only: `rebalancing{recorder, policy, schedule, options, watcher}`.)
 ///
 /// @tparam Recorder  a `load_recorder`
 /// @tparam Policy    a `placement_policy`

@@ -38,8 +38,6 @@ __global__ void read_slots(std::int32_t const* physical, unsigned count, std::by
 
 using wires = cudart::peer_copy<cudart::local_peers::member, cudart::kernel_copies>;
 using store_type = cudart::device_store<dispatch_tables, cudart::kernel_copies>;
-using rebalancer_type =
-    rebalancer<cudart::device_recorder, shuffle_placement, layers_per_chunk<>, wires, store_type, in_process_endpoint>;
 
 /// A graph of one layer's pass: dispatch and count the router's choices, then read the experts' weights.
 class captured_pass {
@@ -134,7 +132,9 @@ TEST_CASE("graphs captured before ten rebalances are right when replayed between
     auto const counters = recorder.view();
     captured_pass const passes[] = {{compute.get(), where, control.rank(), counters, store.view(), weights, 0},
                                     {compute.get(), where, control.rank(), counters, store.view(), weights, 1}};
-    rebalancer_type moved{where, initial, {std::move(recorder), {}, {}, {.interval = 2}}, store, copies, control};
+    auto moved = make_rebalancer(
+        where, initial, rebalancing{std::move(recorder), shuffle_placement{}, layers_per_chunk{1}, {.interval = 2}},
+        store, copies, control);
     log.expect_ok(moved.start(), "start");
     for (int step = 0; step < 60 && log.complaints().empty(); ++step) {
       for (index_t layer = 0; layer < num_layers; ++layer) { passes[layer].replay(); }

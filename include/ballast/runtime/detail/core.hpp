@@ -141,7 +141,9 @@ struct rebalancer_core {
     return {};
   }
   [[nodiscard]] status fail(status why) {
-    if (state == rebalancer_state::cohort_lost) { return why; }  // a rank that is lost stays so until it is settled
+    if (books.is_committing()) { return lose(std::move(why)); }  // the store threw
+    // A rank that is lost stays so until it is settled.
+    if (state == rebalancer_state::cohort_lost) { return why; }
     // The others may have committed what this rank gives up.
     if (mover.is_told()) { return lose(std::move(why), mover.layers_of_group()); }
     forget_cycle();

@@ -150,6 +150,7 @@ public:
     event what{.kind = event_kind::commit, .step = books_->step()};
     status result;
     ids_.clear();
+    books_->open_commit();
     for (std::size_t i = 0; i < group_.size(); ++i) {
       auto const& transfer = *group_[i];
       result = layers_.commit(i, *at_.tables, books_->epoch(transfer.layer) + 1);

@@ -88,7 +88,13 @@ public:
   }
   void drop_shares() { in_force_.drop_shares(); }
   void set_topology(topology const& where) { where_ = where; }
-  void count_commit() noexcept { ++committed_; }
+  /// From here to `count_commit` a layer may be half of one and half of another placement.
+  void open_commit() noexcept { committing_ = true; }
+  void count_commit() noexcept {
+    committing_ = false;
+    ++committed_;
+  }
+  [[nodiscard]] bool is_committing() const noexcept { return committing_; }
   /// Go on with the numbers that all ranks have agreed on.
   void follow(std::uint64_t committed, std::uint64_t step) {
     committed_ = committed;
@@ -106,6 +112,7 @@ private:
   replica_check<Store> replicas_;
   std::uint64_t step_ = 0;
   std::uint64_t committed_ = 0;
+  bool committing_ = false;
 };
 
 }  // namespace detail

@@ -89,6 +89,7 @@ template <class Store>
 template <class Core>
 [[nodiscard]] status enter_topology(Core& core, topology const& where, placement const& in_force) {
   auto& books = core.books;
+  books.open_commit();
   books.set_topology(where);
   core.next = in_force;
   std::vector<index_t> layers;

@@ -65,6 +65,7 @@ public:
   [[nodiscard]] outcome commit(std::span<index_t const> layers, nanoseconds_t start, ledger<Store>& books,
                                device_times<Store>& times, teller& events) {
     is_undecided_ = false;
+    books.open_commit();
     for (auto const layer : layers) {
       if (auto result = store_->commit(layer, {}, next_, books.epoch(layer) + 1); !result.ok()) {
         return {outcome::ending::torn, std::move(result)};
