@@ -18,16 +18,36 @@ class load_history_view;
 class placement;
 struct placement_shape;
 
-// The parts of a rebalancer, and the rebalancer itself: an engine's header may hold one by pointer.
+// The parts of a rebalancer, and the rebalancer itself: an engine's header may hold them by pointer.
+class any_policy;
+class decay_recorder;
+class dispatch_tables;
 class host_store;
+class in_process_endpoint;
+class in_process_group;
 class observer;
+class pass_recorder;
 class window_recorder;
+struct balanced_shares_placement;
+struct by_gain;
 struct changed_layers;
+struct deepseek_placement;
+struct event;
+struct every_layer;
+struct headroom_placement;
 struct in_layer_order;
+struct pass_info;
+struct prediction;
 struct rebalancer_options;
 enum class rebalancer_state;
 template <class Filter = changed_layers, class Order = in_layer_order>
+struct all_layers;
+template <class Filter = changed_layers, class Order = in_layer_order>
+struct bytes_per_step;
+template <class Filter = changed_layers, class Order = in_layer_order>
 struct layers_per_chunk;
+template <class Filter = changed_layers, class Order = in_layer_order>
+struct time_per_step;
 template <class Recorder, class Policy, class Schedule>
 struct rebalancing;
 template <class Recorder, class Policy, class Schedule, class Transport, class Store = host_store,

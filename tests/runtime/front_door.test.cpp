@@ -60,10 +60,11 @@ struct engine {
     weights.add_to(store);
   }
   void step() {
+    auto& held = balance.value();
     for (index_t layer = 0; layer < num_layers; ++layer) {
-      balance->record_top_k(layer, std::vector<index_t>{0, 0, 0, 1, 2, 3});
+      held.record_top_k(layer, std::vector<index_t>{0, 0, 0, 1, 2, 3});
     }
-    balance->on_forward_pass_end().or_throw();
+    held.on_forward_pass_end().or_throw();
   }
 
   event_log log;

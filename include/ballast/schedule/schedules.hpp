@@ -110,7 +110,7 @@ private:
 }  // namespace detail
 
 /// Schedule: all layers in one step.
-template <class Filter = changed_layers, class Order = in_layer_order>
+template <class Filter, class Order>  // their defaults stand in fwd.hpp
 struct all_layers : detail::schedule_base<Filter, Order> {
   constexpr explicit all_layers(Filter filter = {}, Order order = {})
       : detail::schedule_base<Filter, Order>{filter, order} {}
@@ -163,7 +163,7 @@ struct layers_per_chunk : detail::schedule_base<Filter, Order> {
 
 /// Schedule: as many layers a step as stay within a number of bytes over all ranks. A layer above it arrives over
 /// several steps, in whole experts, and is committed with the last.
-template <class Filter = changed_layers, class Order = in_layer_order>
+template <class Filter, class Order>  // their defaults stand in fwd.hpp
 struct bytes_per_step : detail::schedule_base<Filter, Order> {
   std::int64_t bytes = 1;
 
@@ -202,7 +202,7 @@ struct link_model {
 };
 
 /// Schedule: as many layers a step as the link model expects to move within a time.
-template <class Filter = changed_layers, class Order = in_layer_order>
+template <class Filter, class Order>  // their defaults stand in fwd.hpp
 struct time_per_step : detail::schedule_base<Filter, Order> {
   std::int64_t microseconds = 1;
   link_model link;
