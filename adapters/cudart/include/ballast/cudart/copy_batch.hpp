@@ -25,18 +25,23 @@ public:
 
   /// Note a copy down. Copies of a batch must be independent of each other. Those that touch stay apart: the driver
   /// refuses a copy over two allocations, and which allocation an address lies in is not known here.
+  ///
+  /// @param bytes  a copy of none is left out.
+  /// @throws std::bad_alloc
   void add(std::byte* to, std::byte const* from, std::size_t bytes) {
     if (bytes == 0) { return; }
     to_.push_back(to);
     from_.push_back(from);
     bytes_.push_back(bytes);
   }
+  /// Forget what was noted down. What is enqueued stays so.
   void clear() noexcept {
     to_.clear();
     from_.clear();
     bytes_.clear();
   }
   [[nodiscard]] bool empty() const noexcept { return to_.empty(); }
+  /// Copies that were noted down.
   [[nodiscard]] std::size_t size() const noexcept { return to_.size(); }
 
   /// Ask for copy engines even where a kernel of the driver's would be faster.
@@ -45,6 +50,7 @@ public:
   /// Enqueue everything on `on`, in no particular order among the copies, and forget it.
   ///
   /// @param on  a created stream that is not being captured.
+  /// @return `cudart::category()`; what was noted down is forgotten then, too, and some of it may be enqueued.
   /// @complexity one call of the runtime; no allocation of ours.
   /// @throws std::bad_alloc on failure
   [[nodiscard]] status submit(cudaStream_t on) {
@@ -62,7 +68,12 @@ public:
     return to_status(result, "cudaMemcpyBatchAsync");
   }
 
-  /// Enqueue everything on `on` by way of pinned host memory, for devices that may not read each other's memory.
+  /// Enqueue everything on `on` by way of pinned host memory, for devices that may not read each other's memory. One
+  /// copy after the other, each piece by piece.
+  ///
+  /// @param bounce  not empty; in use until the stream has come past these copies.
+  /// @return as `submit`.
+  /// @complexity two calls of the runtime for each `bounce.size()` bytes
   [[nodiscard]] status submit_through(std::span<std::byte> bounce, cudaStream_t on) {
     status result;
     for (std::size_t i = 0; i < to_.size() && result.ok(); ++i) {

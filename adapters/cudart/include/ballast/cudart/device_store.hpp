@@ -43,9 +43,10 @@ namespace cudart {
 
 /// Work that an engine does on a slot whose expert has just been replaced, such as deriving scales.
 struct slot_hook {
-  /// Enqueue on `compute_stream`, for one slot of this rank, in [0, S).
+  /// Enqueue on `compute_stream`, for one slot of this rank, in [0, S). Called on the thread that commits; it must not
+  /// wait for the stream. A failure of it is one of the commit.
   status (*call)(void* context, index_t layer, index_t slot, cudaStream_t compute_stream) = nullptr;
-  void* context = nullptr;
+  void* context = nullptr;  ///< handed to `call`
 };
 
 /// Options of `device_store`.
@@ -111,8 +112,10 @@ public:
   /// Learn a transport's copy streams: from now on they are ordered behind this store's commits. A rebalancer does it
   /// before each group, because a repair may give the transport other streams.
   ///
+  /// @param transport  that the store is used with; only asked, and not kept.
   /// @return `errc::invalid_option` for a transport that does not tell them where the options name none; nothing
   ///         changes then.
+  /// @complexity O(streams), no call of the driver; allocates when there are more than before.
   template <data_transport Transport>
   [[nodiscard]] status connect(Transport const& transport) {
     fresh_streams_.clear();
@@ -145,7 +148,9 @@ public:
   void set_timeout(nanoseconds_t timeout) noexcept { timeout_ = timeout; }
 
   /// Allocate what commits and checks need, staging above all: as much as the limit allows and all registered weights
-  /// could need. @return `errc::out_of_memory` where the device has not so much
+  /// could need. May wait for the device, as allocations do. @pre nothing uses staging
+  ///
+  /// @return `errc::out_of_memory` where the device has not so much; `cudart::category()`
   [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
     if (auto result = ballast::detail::warm_up(tables_, reader_, timer_, batch_); !result.ok()) { return result; }
@@ -153,6 +158,13 @@ public:
   }
 
   /// Register one tensor of one layer; see `host_store::add`. With `exported`, its memory is checked too.
+  ///
+  /// @param base    in the memory of the rank's device.
+  /// @param bytes   of one expert.
+  /// @param stride  bytes from one slot to the next; left out, slots follow each other closely.
+  /// @return as `host_store::add`; with `exported`, `errc::invalid_weights` with the remedy for memory that other
+  ///         processes cannot open, and `cudart::category()`. Nothing is registered then.
+  /// @complexity as `host_store::add`; with `exported`, a few calls of the driver for each physical piece, too.
   [[nodiscard]] status add(index_t layer, std::string_view name, void* base, std::size_t bytes,
                            std::optional<std::ptrdiff_t> stride = {}) {
     auto* const first = static_cast<std::byte*>(base);
@@ -166,20 +178,28 @@ public:
   [[nodiscard]] index_t slots_per_rank() const noexcept { return registry_.slots_per_rank(); }
   [[nodiscard]] index_t rank() const noexcept { return rank_; }
 
+  /// See `expert_store`. @lifetime until the next `add`
   [[nodiscard]] std::span<expert_tensor const> tensors(index_t layer) const { return registry_.tensors(layer); }
+  /// See `expert_store`. @lifetime until the next `add`
   [[nodiscard]] std::span<segment const> regions() const { return registry_.regions(); }
+  /// What the ranks must share of the registered tensors; without an all-to-all, the dispatch mode too.
   void describe(digest& out) const {
     registry_.describe(out);
     // Where no all-to-all follows, all ranks must pick the same replica.
     if constexpr (!dispatches_for_rank) { out.add(static_cast<int>(options_.dispatch)); }
   }
 
+  /// Bytes; of the engine's own staging no more than it has.
   [[nodiscard]] std::size_t staging_limit() const noexcept { return staging_.limit(); }
   /// Staging that is reserved, in bytes.
   [[nodiscard]] std::size_t staging_high_water() const noexcept { return staging_.size(); }
+  /// In device memory; another address after a `reserve_staging` that had to allocate.
   [[nodiscard]] std::byte* staging() noexcept { return staging_.data(); }
-  /// See `expert_store`. Allocates once; after that, and in the engine's own memory, it only compares sizes.
-  /// @return `errc::busy` where staging that is too small is still in use
+  /// See `expert_store`. After `warm_up`, and in the engine's own memory, it only compares sizes. Otherwise it waits
+  /// for the commits that read what is too small, no longer than the timeout, and allocates.
+  ///
+  /// @return `errc::out_of_memory` beyond the limit, or where the device has not so much; `errc::deadline_exceeded`
+  ///         where staging that is too small is still in use; `cudart::category()`
   [[nodiscard]] status reserve_staging(std::size_t bytes) {
     if (bytes <= staging_.size()) { return {}; }
     detail::capture_guard const guard;
@@ -192,6 +212,12 @@ public:
   }
 
   /// Hold the copy streams back until all commits so far are done. Where they are, the driver lets the streams be.
+  ///
+  /// Does not wait for commits. Only where a `checksum` failed before it waits, no longer than the timeout, until that
+  /// reads no more.
+  ///
+  /// @return `errc::deadline_exceeded` where it still does; `cudart::category()`
+  /// @complexity a call of the driver for each copy stream, none without a new commit.
   [[nodiscard]] status prepare() {
     detail::capture_guard const guard;
     // A check that failed may still read what the next bytes are to be written over.
@@ -205,7 +231,15 @@ public:
     return {};
   }
 
-  /// Enqueue the copies of a commit, the hook and the tables on the compute stream; see `expert_store`.
+  /// Enqueue the copies of a commit, the hook and the tables on the compute stream; see `expert_store`. Does not wait
+  /// for the stream, however far it is behind.
+  ///
+  /// @param copies  in ascending order of phases.
+  /// @return `errc::invalid_placement` for a layer that is not in [0, L), or tables of another shape; nothing is
+  ///         enqueued then. What the hook returns; `cudart::category()`: part of the commit may be enqueued.
+  /// @complexity O(copies), with a hook O(copies * tensors), and as `device_tables::publish`; a call of the driver or a
+  ///             launch for each phase, and at most one more for the tables.
+  /// @throws std::bad_alloc
   [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
                               epoch_t /*epoch*/) {
     if (auto result = check_tables(layer, tables); !result.ok()) { return result; }
@@ -227,6 +261,7 @@ public:
 
   /// See `commit_timer`. With `timed`, a time waits for each commit until it is taken, as a rebalancer does.
   [[nodiscard]] bool times_commits() const noexcept { return timer_.is_on(); }
+  /// See `commit_timer`. Nanoseconds from behind what the stream held at the commit to the end of its tables' copy.
   [[nodiscard]] nanoseconds_t take_commit_time() {
     detail::capture_guard const guard;
     return timer_.take();
@@ -234,6 +269,7 @@ public:
 
   /// The tables as kernels see them. @lifetime valid, unchanged, until the store is destroyed
   [[nodiscard]] dispatch_view view() const noexcept { return tables_.view(); }
+  /// The tables on the host and on the device. @lifetime that of the store
   [[nodiscard]] device_tables<Tables, Copies> const& tables() const noexcept { return tables_; }
   /// Take another live mask over; in force for a layer from its next commit on.
   /// @return `errc::invalid_topology` for one of another shape; nothing changes then.
@@ -251,7 +287,13 @@ public:
 
   /// The digest of bytes in device memory, for verification mode. Waits, no longer than the timeout, for the commits so
   /// far, not for what the compute stream holds behind them.
-  /// @return the device's failure to read them, `errc::deadline_exceeded`; `out` is as it was then.
+  ///
+  /// @param segments  in device memory.
+  /// @param out       out: as `digest::add_bytes` over each segment; unchanged on failure.
+  /// @return `errc::invalid_weights` for bytes at address 0; `errc::deadline_exceeded`: the next `prepare` waits for
+  ///         what is still being read; `cudart::category()`
+  /// @complexity O(bytes), which come to the host by pieces of 1 MiB; allocates as much as the largest segment.
+  /// @throws std::bad_alloc
   [[nodiscard]] status checksum(std::span<segment const> segments, std::uint64_t& out) {
     detail::capture_guard const guard;
     return reader_.checksum(segments, tables_.published(), ballast::detail::deadline_after(timeout_), out);

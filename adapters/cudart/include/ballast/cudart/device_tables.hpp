@@ -35,8 +35,10 @@ template <class Tables = dispatch_tables, class Copies = copy_batch>
 class device_tables {
 public:
   /// @param tables  of this rank; rows are published here from now on.
+  /// @param where   as the tables were made for.
   /// @param rank    whose slots `local_map()` describes.
-  /// @throws std::system_error in `cudart::category()`
+  /// @throws std::system_error in `cudart::category()`, or with `errc::deadline_exceeded` where the device does not
+  ///         come to clear the tables within ten seconds for each
   device_tables(Tables tables, topology const& where, index_t rank)
       : host_{std::move(tables)},
         first_slot_{where.first_slot(rank)},
@@ -65,7 +67,12 @@ public:
     return mark_published(on);
   }
 
-  /// The first half of `publish`: rebuild the tables and add their copies to a batch of the caller's.
+  /// The first half of `publish`: rebuild the tables and add their copies to a batch of the caller's, who submits it on
+  /// the compute stream and then calls `mark_published`. `host()` tells of the new row from here on.
+  ///
+  /// @param into  the copies; they read pinned memory of this object.
+  /// @return as `publish`.
+  /// @complexity as `dispatch_tables::publish`
   [[nodiscard]] status collect(topology const& where, placement const& from, index_t layer, Copies& into) {
     if (auto result = check(where, from, layer); !result.ok()) { return result; }
     std::byte* mirror = nullptr;
@@ -80,16 +87,23 @@ public:
     copy_row(map, local_map_.data() + at * row_map(), mirror, into);
     return {};
   }
-  /// The second half, behind the caller's batch or batches. @param on the engine's compute stream
+  /// The second half, behind the caller's batch or batches.
+  ///
+  /// @param on  the engine's compute stream.
+  /// @return `cudart::category()`
+  /// @pre `collect` was called
   [[nodiscard]] status mark_published(cudaStream_t on) { return mirror_.mark(on); }
   /// Recorded behind the last publication.
   [[nodiscard]] event const& published() const noexcept { return mirror_.marked(); }
   /// Rows of pinned memory, each with the tables of one publication on its way to the device.
   [[nodiscard]] std::size_t num_mirrors() const noexcept { return mirror_.num_rows(); }
 
-  /// Take costs of first use out of the first publication.
+  /// Take costs of first use out of the first publication. @return `cudart::category()`
   [[nodiscard]] status warm_up() { return ballast::detail::warm_up(batch_); }
   /// Wait until everything that was published is in force, until a deadline.
+  ///
+  /// @param deadline  on the monotonic clock of the host, nanoseconds.
+  /// @return `errc::deadline_exceeded`, `cudart::category()`
   [[nodiscard]] status await_published(nanoseconds_t deadline) const {
     return detail::await_event(published(), deadline, "device_tables: publish");
   }
@@ -101,6 +115,7 @@ public:
     mirror_.abandon();
   }
 
+  /// The tables on the host: rows as they were published last, in force on the device or on their way there.
   [[nodiscard]] Tables const& host() const noexcept { return host_; }
   /// What kernels read; stays valid for the life of the tables, in captured graphs too.
   [[nodiscard]] dispatch_view view() const noexcept {

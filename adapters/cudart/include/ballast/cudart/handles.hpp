@@ -28,6 +28,9 @@ public:
     return made;
   }
   /// The same for those who want a status.
+  ///
+  /// @param out  out: replaced on success.
+  /// @return `cudart::category()`
   [[nodiscard]] static status create(stream& out) {
     detail::capture_guard const guard;
     cudaStream_t handle = nullptr;
@@ -48,8 +51,10 @@ public:
     static_cast<void>(cudaStreamDestroy(handle_));
   }
 
+  /// Null where there is none.
   [[nodiscard]] cudaStream_t get() const noexcept { return handle_; }
-  /// `cudaSuccess` when all work on it is done, `cudaErrorNotReady` before, anything else is a failure.
+  /// `cudaSuccess` when all work on it is done, `cudaErrorNotReady` before, anything else is a failure. Does not wait,
+  /// and leaves the thread's last error alone.
   [[nodiscard]] cudaError_t query() const noexcept { return detail::quiet_query::stream(handle_); }
 
 private:
@@ -67,6 +72,10 @@ public:
     return made;
   }
   /// The same for those who want a status.
+  ///
+  /// @param out    out: replaced on success.
+  /// @param flags  as of `cudaEventCreateWithFlags`.
+  /// @return `cudart::category()`
   [[nodiscard]] static status create(event& out, unsigned flags = cudaEventDisableTiming) {
     detail::capture_guard const guard;
     cudaEvent_t handle = nullptr;
@@ -89,15 +98,19 @@ public:
     static_cast<void>(cudaEventDestroy(handle_));
   }
 
+  /// Null where there is none.
   [[nodiscard]] cudaEvent_t get() const noexcept { return handle_; }
+  /// Put it behind what is enqueued on `on` so far. @return `cudart::category()`
   [[nodiscard]] status record(cudaStream_t on) const {
     return to_status(cudaEventRecord(handle_, on), "cudaEventRecord");
   }
-  /// What is enqueued on `waiter` from now on starts after the last record of this event.
+  /// What is enqueued on `waiter` from now on starts after the last record of this event; the host does not wait.
+  /// @return `cudart::category()`
   [[nodiscard]] status hold_back(cudaStream_t waiter) const {
     return to_status(cudaStreamWaitEvent(waiter, handle_, 0), "cudaStreamWaitEvent");
   }
-  /// `cudaSuccess` when the last record has been reached, `cudaErrorNotReady` before, anything else is a failure.
+  /// `cudaSuccess` when the last record has been reached, `cudaErrorNotReady` before, anything else is a failure. Does
+  /// not wait, and leaves the thread's last error alone.
   [[nodiscard]] cudaError_t query() const noexcept { return detail::quiet_query::event(handle_); }
   /// Nanoseconds on the device from the last record of this event to that of `later`; `not_measured` while either has
   /// not been reached, or was created without timing.
@@ -116,7 +129,7 @@ private:
   cudaEvent_t handle_ = nullptr;
 };
 
-/// Owns pinned host memory.
+/// Owns pinned host memory. Its end may wait for the device; see `abandon`.
 class pinned_buffer {
 public:
   pinned_buffer() = default;
@@ -132,6 +145,9 @@ public:
     detail::capture_guard const guard;
     static_cast<void>(cudaFreeHost(data_));
   }
+  /// Obtain memory, unless it has some, or is asked for none. May wait for the device.
+  ///
+  /// @return `cudart::category()`
   [[nodiscard]] status allocate(std::size_t bytes) {
     if (data_ != nullptr || bytes == 0) { return {}; }
     detail::capture_guard const guard;
@@ -139,6 +155,7 @@ public:
     size_ = result.ok() ? bytes : 0;
     return result;
   }
+  /// The memory; none before `allocate`.
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {static_cast<std::byte*>(data_), size_}; }
   /// Never give it back: to do so would wait for a device that does not answer.
   void abandon() noexcept { data_ = nullptr; }
@@ -148,11 +165,15 @@ private:
   std::size_t size_ = 0;
 };
 
-/// Owns an array in the memory of the current device.
+/// Owns an array in the memory of the current device. Its end may wait for the device; see `abandon`.
 template <class T>
 class device_memory {
 public:
-  /// Zero at first. @throws std::system_error in `cudart::category()`
+  /// Zero at first. Waits until the device has cleared it, on a stream of its own.
+  ///
+  /// @param count  elements; may be 0.
+  /// @throws std::system_error in `cudart::category()`, or with `errc::deadline_exceeded` where the device does not
+  ///         come to it in ten seconds: the memory stays in place for the life of the process then
   [[nodiscard]] static device_memory create(std::size_t count) {
     device_memory result;
     allocate(result, count).or_throw();
@@ -161,7 +182,11 @@ public:
     cleared.or_throw();
     return result;
   }
-  /// With any contents, for those who want a status. @param out out: replaced on success
+  /// With any contents, for those who want a status. May wait for the device.
+  ///
+  /// @param out    out: replaced on success.
+  /// @param count  elements; may be 0.
+  /// @return `cudart::category()`
   [[nodiscard]] static status allocate(device_memory& out, std::size_t count) {
     detail::capture_guard const guard;
     device_memory fresh;
@@ -187,7 +212,9 @@ public:
     detail::capture_guard const guard;
     static_cast<void>(cudaFree(data_));
   }
+  /// In device memory; null where there is none.
   [[nodiscard]] T* data() const noexcept { return data_; }
+  /// Elements.
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   /// Never give it back: to do so would wait for a device that does not answer.
   void abandon() noexcept { data_ = nullptr; }

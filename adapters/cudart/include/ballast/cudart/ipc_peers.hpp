@@ -338,7 +338,10 @@ private:
 /// Descriptors are passed on a few at a time, whatever the number of pieces: `RLIMIT_NOFILE` of 1024 is enough. Devices
 /// of two processes must have peer access: there is no way through the host between processes.
 ///
+/// What has no comment here is as `peer_directory` says.
+///
 /// @tparam Control  carries the handles; `posix::process_group` or any other control plane.
+/// @threads  one thread at a time, that of the control plane.
 /// @lifetime the control plane must outlive it; exported memory must outlive every peer's `ipc_peers`, or what every
 ///           peer does with its set until it retracts it.
 template <control_plane Control>
@@ -361,10 +364,18 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return control_->num_ranks(); }
 
   /// Export a set of this rank's regions and open the peers'; called by all ranks together, once for each set. The
-  /// boards and events are shared with the first set that succeeds.
+  /// boards and events are shared with the first set that succeeds. Waits for the others, no longer than the timeout of
+  /// the constructor in all.
   ///
+  /// @param regions  of this rank, as many on every rank; in device memory, none empty.
+  /// @param first    number of the first, the same on every rank, and at least `next_region()` on each.
   /// @return on every rank alike, `errc::invalid_option` for numbers that some rank has used, and `errc::disagreement`
-  ///         for sets that differ; nothing changes then. After other failures the numbers are used.
+  ///         for sets that differ; nothing changes then. After other failures the numbers are used: on a rank that
+  ///         cannot share or open memory its own (`errc::invalid_weights` with the remedy, `cudart::category()`,
+  ///         `std::generic_category()`), on the others `errc::peer_lost` naming it; what the control plane says.
+  /// @complexity several collective calls; a few calls of the driver for each physical piece of this rank's
+  ///             memory, and of every peer's.
+  /// @throws std::bad_alloc
   [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
     detail::capture_guard const guard;
     detail::device_scope const scope{device_};
@@ -394,11 +405,11 @@ public:
   /// Peers map what they read for their own devices: there is nothing to check.
   [[nodiscard]] status check_reach() const { return {}; }
 
-  /// Regions of a set that was retracted are found no more.
+  /// Regions of a set that was retracted are found no more. Concerns this rank alone, and calls no driver.
   void retract(std::uint32_t first) noexcept {
     for (auto& set : state_->sets) { set.retracted = set.retracted || set.numbers.first == first; }
   }
-  /// Close the peers' memory of sets that were retracted. @pre no copy reads it any more
+  /// Close the peers' memory of sets that were retracted. May wait for the device. @pre no copy reads it any more
   void close_retracted() noexcept {
     detail::capture_guard const guard;
     std::erase_if(state_->sets, [](exposed_set const& set) { return set.retracted; });
@@ -406,6 +417,7 @@ public:
   [[nodiscard]] std::uint32_t next_region() const noexcept { return state_->next_region; }
 
   [[nodiscard]] bool exposes(std::uint32_t number) const noexcept { return live_set_with(number) != nullptr; }
+  /// Where this process sees that region; null for a number of no set, for this rank, and for one that took no part.
   [[nodiscard]] segment region(index_t peer, std::uint32_t number) const {
     auto const* const set = live_set_with(number);
     if (set == nullptr) { return {}; }
@@ -422,6 +434,8 @@ public:
   [[nodiscard]] transfer_turns& turns() noexcept { return state_->turns; }
 
   /// Whether a peer's process lives, see `peer_directory`. Processes of other name spaces are taken to live.
+  ///
+  /// @return `errc::peer_lost` naming the rank.
   [[nodiscard]] status peer_trouble(index_t peer) const {
     auto& watch = state_->watches[static_cast<std::size_t>(peer)];
     if (!watch.has_value() || !watch->dead()) { return {}; }

@@ -147,7 +147,8 @@ template <class Value>
 ///
 /// @param address  of this process.
 /// @param out      out: the piece and how it can be exported.
-/// @complexity O(1), no allocation on success.
+/// @return `cudart::category()`, also where there is no driver.
+/// @complexity a few calls of the driver, no allocation on success.
 /// @throws std::bad_alloc on failure
 [[nodiscard]] inline status find_piece(std::byte const* address, memory_piece& out) {
   auto const& driver = detail::driver_api::get();
@@ -179,7 +180,8 @@ template <class Value>
 ///
 /// @param region  of this process.
 /// @param out     out: pieces are appended; on failure, what was appended is unspecified.
-/// @return `errc::invalid_weights` with the remedy when it lies in several allocations: the driver copies within one.
+/// @return `errc::invalid_weights` with the remedy when it lies in several allocations: the driver copies within one;
+///         as `find_piece`.
 /// @complexity O(pieces)
 /// @throws std::bad_alloc
 [[nodiscard]] inline status find_pieces(segment region, std::vector<memory_piece>& out) {
@@ -201,6 +203,7 @@ template <class Value>
 }
 
 /// The same for memory that other processes are to open.
+///
 /// @return also `errc::invalid_weights` with the remedy when a piece cannot be exported.
 [[nodiscard]] inline status find_exportable_pieces(segment region, std::vector<memory_piece>& out) {
   auto const first = out.size();
@@ -277,7 +280,11 @@ namespace detail {
 }
 
 /// Say whether a region of this process lies in one allocation, as far as the driver tells: it copies within one.
-/// @return `errc::invalid_weights` with the remedy
+///
+/// @param region  of this process; nothing is refused of host memory, nor without a driver.
+/// @return as `find_pieces`.
+/// @complexity O(pieces)
+/// @throws std::bad_alloc
 [[nodiscard]] inline status in_one_allocation(segment region) {
   auto const& driver = detail::driver_api::get();
   detail::capture_guard const guard;

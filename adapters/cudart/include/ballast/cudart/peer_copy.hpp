@@ -33,7 +33,10 @@ namespace cudart {
 /// Whether copies between two devices may go straight, given their ordinals.
 using peer_access_test = bool (*)(int from, int to);
 
-/// What the driver says, with the access switched on.
+/// What the driver says, with the access switched on. Takes the driver long, and may wait for the device.
+///
+/// @param from  ordinal of the device whose memory is read.
+/// @param to    ordinal of the device that reads.
 [[nodiscard]] inline bool enable_peer_access(int from, int to) {
   if (from == to) { return true; }
   int possible = 0;
@@ -81,6 +84,7 @@ struct peer_copy_options {
 template <peer_directory Directory, class Copies = copy_batch>
 class peer_copy {
 public:
+  /// @param directory  of this rank; see `peer_directory`.
   /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`)
   explicit peer_copy(Directory directory, peer_copy_options options = {})
       : directory_{std::move(directory)}, options_{options} {
@@ -109,7 +113,7 @@ public:
     directory_.leave_mapped();
   }
 
-  /// Say whether the options make sense, naming the first value that does not.
+  /// Say whether the options make sense, naming the first value that does not. @return `errc::invalid_option`
   [[nodiscard]] static status validate(peer_copy_options const& options) {
     auto const refuse = [](auto const&... parts) {
       return status{errc::invalid_option, ballast::detail::concat("peer_copy: ", parts...)};
@@ -133,16 +137,20 @@ public:
     visit(copy_stream());
   }
 
+  /// Where the peers' memory is.
   [[nodiscard]] Directory const& directory() const noexcept { return directory_; }
 
-  /// Make a set of this rank's regions readable by its peers; see `peer_copier`. A batch may be open.
+  /// Make a set of this rank's regions readable by its peers; see `peer_copier`. A batch may be open. Who calls it
+  /// together, how long it waits and how it fails, the directory says: `local_peers::member::expose` waits for nobody,
+  /// `ipc_peers::expose` is a collective with a timeout.
   [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
     detail::capture_guard const guard;
     return directory_.expose(regions, first);
   }
   /// The same with the next numbers that are free on this rank, for ranks that expose alike.
   [[nodiscard]] status expose(std::span<segment const> regions) { return expose(regions, next_region()); }
-  /// Forget a set; see `peer_copier`. What the peers' memory takes here is given back when no copy is under way.
+  /// Forget a set, on this rank alone; see `peer_copier`. What the peers' memory takes here is given back when no copy
+  /// is under way: now, or with a later batch.
   void retract(std::uint32_t first) noexcept {
     detail::capture_guard const guard;
     directory_.retract(first);
@@ -151,8 +159,10 @@ public:
   [[nodiscard]] std::uint32_t next_region() const noexcept { return directory_.next_region(); }
 
   /// Take costs of first use out of the first batch: access to the peers' memory, kernels, buffers. Call it on all
-  /// ranks after `expose`.
-  /// @return what `expose` could not know yet: a peer's device cannot reach this rank's memory.
+  /// ranks after `expose`; it waits for none of them, but may wait for the device.
+  ///
+  /// @return what `expose` could not know yet: a peer's device cannot reach this rank's memory
+  ///         (`errc::invalid_weights`, with the remedy). `cudart::category()`
   [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
     if (auto result = directory_.check_reach(); !result.ok()) { return result; }
@@ -171,7 +181,13 @@ public:
   /// See `data_transport`. They are the rank's, whatever transports it has had on this directory.
   [[nodiscard]] transfer_turns& turns() noexcept { return directory_.turns(); }
 
-  /// Open a batch; see `data_transport`.
+  /// Open a batch; see `data_transport`. Waits for nobody, and offers or enqueues what it can at once.
+  ///
+  /// @return `errc::busy` while a batch is open; `errc::transport_failed` for a peer that is this rank or none, before
+  ///         the memory of all was exposed, and for a region that this rank does not expose itself: of that the peers
+  ///         of the batch are told, and theirs fails at once.
+  /// @complexity O(n log n) for n messages; a few calls of the driver.
+  /// @throws std::bad_alloc
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     if (open_) { return {errc::busy, "peer_copy: a batch is already open"}; }
     detail::capture_guard const guard;
@@ -190,20 +206,28 @@ public:
   }
 
   /// Whether copies of a batch that was given up may still write to this rank's memory; for those who receive there by
-  /// another transport.
+  /// another transport. Asks the device, and does not wait for it.
   [[nodiscard]] bool may_write(std::span<incoming_message const> /*receives*/) const {
     detail::capture_guard const guard;
     return !unfinished_.ok() && is_copying();
   }
 
-  /// Make progress; see `data_transport`.
+  /// Make progress; see `data_transport`. Waits for nobody. Every millisecond it asks whether a peer has died that this
+  /// batch still needs.
   [[nodiscard]] transfer_state poll() {
     if (!open_) { return transfer_state::idle; }
     detail::capture_guard const guard;
     return progress();
   }
 
-  /// Make progress until the batch ends; see `data_transport`.
+  /// Make progress until the batch ends; see `data_transport`. After a failure it waits for copies under way, but never
+  /// longer than `timeout` in all.
+  ///
+  /// @param timeout  nanoseconds.
+  /// @return success also where no batch is open. `errc::deadline_exceeded` naming a peer that did not offer or take
+  ///         what it should, or this rank whose copies did not end; `errc::peer_lost` naming one that is dead;
+  ///         `errc::transport_failed` for a peer that gave the batch up, for bytes that are in no region of its, or
+  ///         another number of them, and, whatever failed first, when copies are still under way; `cudart::category()`
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return {}; }
     profiler_range const range{"ballast receive"};

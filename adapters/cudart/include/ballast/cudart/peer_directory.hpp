@@ -126,12 +126,18 @@ struct region_numbers {
 }  // namespace detail
 
 /// What the ranks of one process share: several ranks on a device, or one on each of several.
+///
+/// @threads  each rank has a thread of its own, which joins and makes the calls of its member; the threads of different
+///           ranks need no lock of the engine's.
+/// @lifetime it outlives all members, and the transports that have them.
 class local_peers {
 public:
+  /// @param num_ranks  R, at least 1.
   /// @throws std::system_error (`errc::invalid_option`) without ranks
   explicit local_peers(index_t num_ranks) : peers_(checked(num_ranks)), boards_(peers_.size() * peers_.size()) {}
 
-  /// One rank's view. @lifetime the `local_peers` must outlive it.
+  /// One rank's view. What has no comment here is as `peer_directory` says. @lifetime the `local_peers` must outlive
+  /// it.
   class member {
   public:
     [[nodiscard]] index_t rank() const noexcept { return rank_; }
@@ -143,11 +149,14 @@ public:
     /// @return `errc::invalid_option` for numbers that this rank has used, `errc::disagreement` for a set that differs
     ///         from another rank's, `errc::invalid_weights` with the remedy for a region in several allocations, or
     ///         that the device of a rank which has joined cannot read; nothing changes then.
+    /// @complexity a few calls of the driver for each physical piece of memory and each device
+    /// @throws std::bad_alloc
     [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
       return all_->expose(rank_, regions, first);
     }
-    /// Regions of a set that was retracted are found no more.
+    /// Regions of a set that was retracted are found no more. Concerns this rank alone.
     void retract(std::uint32_t first) noexcept { all_->at(rank_).retract(first); }
+    /// Nothing is mapped here that could be closed.
     void close_retracted() noexcept {}
     [[nodiscard]] std::uint32_t next_region() const noexcept { return all_->at(rank_).next_region; }
     [[nodiscard]] bool exposes(std::uint32_t number) const noexcept {
@@ -179,8 +188,9 @@ public:
   };
 
   /// Enter a rank with the current device, by the thread that will drive it. A rank that enters once more, after its
-  /// first transport is gone, goes on with the numbers and tags that it has used.
+  /// first transport is gone, goes on with the numbers and tags that it has used. Waits for nobody.
   ///
+  /// @param rank  in [0, R); entered once at a time.
   /// @throws std::system_error (`errc::invalid_option` for a rank that there is not, or that comes back with another
   ///         device; `cudart::category()`)
   [[nodiscard]] member join(index_t rank) {

@@ -23,6 +23,7 @@ namespace cudart {
 /// A named range on the timeline of NVIDIA's profilers, from construction to destruction. Free where none is attached.
 class profiler_range {
 public:
+  /// @param name  copied.
   explicit profiler_range(char const* name) noexcept { nvtxRangePushA(name); }
   profiler_range(profiler_range const&) = delete;
   profiler_range& operator=(profiler_range const&) = delete;
@@ -34,6 +35,7 @@ public:
 /// @lifetime the next observer must outlive it.
 class profiler_marks final : public observer {
 public:
+  /// @param next  gets every event after it is on the timeline; null: nobody does.
   explicit profiler_marks(observer* next = nullptr) : next_{next} {}
   void on_event(ballast::event const& what) override {
     auto text = ballast::detail::concat("ballast ", to_string(what.kind), ": step ", what.step, ", ",
@@ -59,10 +61,11 @@ private:
 /// @threads one thread at a time; the stream's device is current there.
 class stage_timer {
 public:
+  /// @param on  measure; otherwise all calls do nothing, and `take` has nothing to give.
   explicit stage_timer(bool on) noexcept : on_{on} {}
   [[nodiscard]] bool is_on() const noexcept { return on_; }
 
-  /// Make the events of a few stages ahead, so that the first ones need not.
+  /// Make the events of a few stages ahead, so that the first ones need not. @return `cudart::category()`
   [[nodiscard]] status warm_up() {
     constexpr std::size_t num_stages = 4;  // that may be out at once without more being made
     while (on_ && spare_.size() < num_stages) {
@@ -74,12 +77,14 @@ public:
   }
 
   /// Let a stage begin behind what is enqueued on `where`. One that was begun before and did not end is forgotten.
+  /// Makes two events where none are to spare; never waits.
+  /// @return `cudart::category()`
   [[nodiscard]] status start(cudaStream_t where) {
     if (!on_) { return {}; }
     if (auto result = open_next(); !result.ok()) { return result; }
     return open_.begin.record(where);
   }
-  /// Let the stage end there.
+  /// Let the stage end there. @pre it has begun @return `cudart::category()`
   [[nodiscard]] status stop(cudaStream_t where) {
     if (!on_) { return {}; }
     BALLAST_EXPECTS(open_.is_made(), "stage_timer: stopped before it was started");
@@ -87,7 +92,8 @@ public:
     running_.push_back(std::move(open_));
     return {};
   }
-  /// Nanoseconds of the oldest stage that has not been taken; `not_measured` while the device is not done with it.
+  /// Nanoseconds of the oldest stage that has not been taken; `not_measured` while the device is not done with it, or
+  /// when there is none. Never waits.
   [[nodiscard]] nanoseconds_t take() {
     if (running_.empty()) { return not_measured; }
     auto const time = running_.front().begin.elapsed_until(running_.front().end);

@@ -27,6 +27,7 @@
 BALLAST_BEGIN_NAMESPACE
 namespace mpi {
 
+/// Options of `control`.
 struct control_options {
   nanoseconds_t setup_timeout = 10'000'000'000;  ///< for the ranks to make a communicator together
 };
@@ -53,7 +54,8 @@ struct control_options {
 /// MPI of today ends the whole job when a process dies, unless told otherwise; where it goes on, a dead rank is one
 /// that does not answer: `errc::deadline_exceeded`, or `errc::transport_failed` where MPI reports an error.
 ///
-/// @lifetime the communicator is duplicated and may be freed. Destroy before `MPI_Finalize`.
+/// @lifetime the communicator is duplicated and may be freed. Destroy before `MPI_Finalize`. Its end waits for that of
+///           the others, a fifth of a second at most; what MPI still holds by then is left to it.
 /// @threads one thread at a time; MPI must be initialised for the threads in use.
 class control {
 public:
@@ -61,6 +63,9 @@ public:
   /// which the ranks make in the same order. After twice `options.setup_timeout` at the latest it is there, or
   /// `failure()` says why not, and every call fails so. All ranks may then try again; for anything else that ranks do
   /// together `borrowed` is lost, since some may have begun what others have not.
+  ///
+  /// @param borrowed  an intracommunicator.
+  /// @throws std::bad_alloc
   explicit control(MPI_Comm borrowed, control_options const& options = {})
       : mailbox_{borrowed, options.setup_timeout}, inbox_(static_cast<std::size_t>(mailbox_.num_ranks())) {}
 
@@ -68,9 +73,23 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return mailbox_.num_ranks(); }
   /// MPI groups never shrink.
   [[nodiscard]] std::uint64_t membership() const { return 1; }
-  /// Why nothing works: it could not be set up, or the first error that MPI reported.
+  /// Why nothing works: it could not be set up (`errc::deadline_exceeded` when not all ranks came,
+  /// `errc::invalid_option` for what is no intracommunicator, `errc::transport_failed`), or the first error that MPI
+  /// reported (`errc::transport_failed`). It stays so for the life of this object.
   [[nodiscard]] status const& failure() const noexcept { return mailbox_.failure(); }
 
+  /// Replace `values` by their sums over the ranks; see `control_plane`. A collective, like the calls below: all ranks
+  /// make them, in the same order.
+  ///
+  /// @param values   [n] the same n on every rank; unchanged on failure.
+  /// @param timeout  nanoseconds to wait for the others.
+  /// @return `errc::deadline_exceeded` naming a rank that is missing, or at another call; `errc::disagreement` naming
+  ///         one that makes another call, or this one with another size or root; `errc::peer_lost` naming one whose
+  ///         control plane is no more; what a rank says that has given up, this one too; `errc::transport_failed`
+  ///         naming one that regroups; `errc::invalid_option` for 2 GiB and more; `failure()`.
+  /// @complexity R - 1 messages a rank, with n words each.
+  /// @throws std::bad_alloc
+  /// @determinism sums of integers: the same bits on every rank.
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
     auto result = exchange({letter_kind::reduce, 0, values.size_bytes()}, std::as_bytes(values), timeout);
     if (!result.ok()) { return result; }
@@ -83,6 +102,14 @@ public:
     return {};
   }
 
+  /// Write every rank's words to `all`; see `control_plane`. Complexity as of `all_reduce`.
+  ///
+  /// @param mine     [n] the same n on every rank.
+  /// @param all      out: [R, n]; unchanged on failure.
+  /// @param timeout  nanoseconds to wait for the others.
+  /// @return as `all_reduce`; `errc::invalid_option` for an `all` of another size, told here only: the call is counted,
+  ///         but the others wait for this rank in vain.
+  /// @throws std::bad_alloc
   [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
                                   nanoseconds_t timeout) {
     if (all.size() != mine.size() * static_cast<std::size_t>(num_ranks())) {
@@ -98,6 +125,14 @@ public:
     return {};
   }
 
+  /// Copy the root's bytes to every rank; see `control_plane`.
+  ///
+  /// @param bytes    in/out: the same size on every rank; unchanged on failure.
+  /// @param root     in [0, R), the same on every rank.
+  /// @param timeout  nanoseconds. All ranks wait for each other, the root too.
+  /// @return as `all_reduce`; `errc::invalid_option` for a root that there is not.
+  /// @complexity R - 1 messages a rank; those of the root have the bytes.
+  /// @throws std::bad_alloc
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
     if (root < 0 || root >= num_ranks()) {
       return miss_call(
@@ -109,6 +144,16 @@ public:
     return result;
   }
 
+  /// Commit if every rank says yes in time; see `control_plane`, and the class for what votes guarantee. Who says no
+  /// does not wait for the others, nor does anybody who hears a no.
+  ///
+  /// @param timeout  nanoseconds to wait for the others' ballots.
+  /// @return with `drop`, `errc::transport_failed` naming a rank that voted no, this one too; `errc::peer_lost`, or
+  ///         what a rank says that has given up; `errc::deadline_exceeded` when another rank has recalled this vote
+  ///         before. With `undecided`, `errc::deadline_exceeded` naming a rank whose ballot is missing,
+  ///         `errc::undecided` when a rank recalls it meanwhile: ask `recall`. `failure()` with either.
+  /// @complexity R - 1 messages a rank
+  /// @throws std::bad_alloc
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
     if (auto refusal = refuse("vote"); !refusal.ok()) { return {decision::drop, std::move(refusal)}; }
     collect();
@@ -141,7 +186,13 @@ public:
   }
 
   /// Settle the last vote that this rank made if it was undecided here; see `control_plane`. Also after a regroup, and
-  /// after giving up; when it has failed, it may be tried again.
+  /// after giving up; when it has failed, it may be tried again. Asks nobody when the outcome is known here.
+  ///
+  /// @param timeout  nanoseconds to wait for answers. The others give theirs inside of any call of theirs.
+  /// @return with `undecided`, `errc::deadline_exceeded` or `errc::peer_lost` naming a rank that has not answered,
+  ///         `failure()`; with `drop`, `errc::invalid_option` where this rank has never voted, otherwise why it was
+  ///         dropped.
+  /// @complexity R - 1 messages, and as many answers
   [[nodiscard]] vote_result recall(nanoseconds_t timeout) {
     if (record_.empty()) { return {decision::drop, {errc::invalid_option, "recall: there was no vote"}}; }
     auto const [number, outcome] = record_.last();
@@ -166,6 +217,10 @@ public:
   }
 
   /// Meet all ranks in a new generation; see `control_plane`.
+  ///
+  /// @param timeout  nanoseconds to wait for the others.
+  /// @return `errc::deadline_exceeded` naming a rank that does not regroup, `errc::peer_lost` naming one whose control
+  ///         plane is no more: this rank has given up then, until it regroups again. `failure()`.
   /// @complexity 2 (R - 1) messages a rank, and R - 1 more for each number that it takes over.
   [[nodiscard]] status regroup(nanoseconds_t timeout) {
     if (!failure().ok()) { return failure(); }
@@ -185,7 +240,11 @@ public:
     return {};
   }
 
-  /// Make no call until `regroup`, and say so to the others; see `control_plane`.
+  /// Make no call until `regroup`, and say so to the others; see `control_plane`. Waits for nobody. Idempotent.
+  ///
+  /// @param why  the others' calls that need this rank fail with its code, if that is an `errc`, and its message, of
+  ///             which 512 bytes travel.
+  /// @complexity R - 1 messages
   void give_up(status const& why) {
     if (!gave_up_.ok() || !failure().ok()) { return; }
     gave_up_ = why.ok() ? status{errc::transport_failed, "without a reason"} : why;
@@ -194,6 +253,8 @@ public:
 
   /// A rank that has given up, as far as its word has arrived; see `control_plane`. Looks into the mailbox, waits for
   /// nobody, and answers those who ask for a vote.
+  ///
+  /// @return the code of why that rank, or this one, gave up; `failure()`.
   [[nodiscard]] status trouble() {
     if (!failure().ok()) { return failure(); }
     collect();

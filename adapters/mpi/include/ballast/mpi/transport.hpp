@@ -28,6 +28,7 @@
 BALLAST_BEGIN_NAMESPACE
 namespace mpi {
 
+/// Options of `transport`. Each rank may have its own.
 struct transport_options {
   std::size_t piece_bytes = std::size_t{1} << 20;  ///< of one MPI message, at most 1 GiB; 80 more say what it is
   std::size_t pieces_in_flight = 4;                ///< that a rank has given to MPI at once
@@ -45,7 +46,8 @@ struct transport_options {
 /// Memory: at most `piece_bytes * pieces_in_flight` to send, and as much per sending peer to receive, in each batch.
 /// What peers have not taken of a failed batch remains until they do.
 ///
-/// @lifetime the communicator is duplicated and may be freed. Destroy before `MPI_Finalize`.
+/// @lifetime the communicator is duplicated and may be freed. Destroy before `MPI_Finalize`. Its end waits for that of
+///           the others, a fifth of a second at most; what MPI still holds by then is left to it.
 /// @threads one thread at a time; MPI must be initialised for the threads in use.
 class transport {
 public:
@@ -54,6 +56,9 @@ public:
   /// `failure()` says why not, and every batch is refused so, as it is with impossible options. All ranks may then try
   /// again; for anything else that ranks do together `borrowed` is lost, since some may have begun what others have
   /// not.
+  ///
+  /// @param borrowed  an intracommunicator.
+  /// @throws std::bad_alloc
   explicit transport(MPI_Comm borrowed, transport_options const& options = {})
       : mailbox_{borrowed, options.setup_timeout},
         options_{options},
@@ -72,12 +77,19 @@ public:
 
   [[nodiscard]] index_t rank() const noexcept { return mailbox_.rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return mailbox_.num_ranks(); }
-  /// Why nothing works: it could not be set up, or the first error that MPI reported.
+  /// Why nothing works: it could not be set up (`errc::deadline_exceeded` when not all ranks came,
+  /// `errc::invalid_option` for impossible options or what is no intracommunicator, `errc::transport_failed`), or the
+  /// first error that MPI reported (`errc::transport_failed`). It stays so for the life of this object.
   [[nodiscard]] status const& failure() const noexcept { return mailbox_.failure(); }
   [[nodiscard]] transfer_turns& turns() noexcept { return turns_; }
 
-  /// Open a batch; see `data_transport`.
-  /// @complexity O(n log n) for n messages. A batch of none sends nothing.
+  /// Open a batch, and ask the senders for what is to be received; see `data_transport`. Waits for nobody.
+  ///
+  /// @return `errc::busy` while a batch is open; `errc::transport_failed` for a peer that is this rank or none, and for
+  ///         two messages to receive of one peer and tag; `failure()`.
+  /// @complexity O(n log n) for n messages, and copies of what peers have asked for already. A batch of none sends
+  ///             nothing.
+  /// @throws std::bad_alloc
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     if (!failure().ok()) { return failure(); }
     if (open_) { return {errc::busy, "mpi: a batch is already open"}; }
@@ -93,7 +105,8 @@ public:
     return {};
   }
 
-  /// Make progress; see `data_transport`.
+  /// Make progress; see `data_transport`. Takes in all that has come, and gives MPI pieces to send while it has fewer
+  /// than `transport_options::pieces_in_flight`. Waits for nobody.
   [[nodiscard]] transfer_state poll() {
     if (where() == transfer_state::pending) {
       mailbox_.collect([&](letter const& what) { take(what); });
@@ -102,7 +115,14 @@ public:
     return where();
   }
 
-  /// Make progress until the batch ends; see `data_transport`.
+  /// Make progress until the batch ends; see `data_transport`. While nothing comes it naps, a third of a millisecond at
+  /// most.
+  ///
+  /// @param timeout  nanoseconds.
+  /// @return `errc::deadline_exceeded` naming a rank whose message, or whose receipt, is missing; `errc::peer_lost`
+  ///         naming one whose transport is no more; `errc::transport_failed` for one that has given the batch up, or
+  ///         has or expects another size; `errc::corrupted` for pieces that do not follow each other; `failure()`, also
+  ///         where no batch is open.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return failure(); }
     auto const settled = [&] { return advance() != transfer_state::pending; };

@@ -38,7 +38,7 @@ struct communicator_options {
   executor calls = {};  ///< makes the calls of NCCL that may block
 };
 
-/// Say whether the options make sense, naming the first value that does not.
+/// Say whether the options make sense, naming the first value that does not. @return `errc::invalid_option`
 [[nodiscard]] inline status validate(communicator_options const& options) {
   if (options.max_ctas >= 1) { return {}; }
   return {errc::invalid_option,
@@ -57,6 +57,7 @@ struct communicator_options {
 /// @threads one thread at a time.
 class communicator {
 public:
+  /// None: `is_lost()`, until another one is moved here.
   communicator() = default;
   communicator(communicator&& other) noexcept
       : handle_{std::exchange(other.handle_, nullptr)},
@@ -83,15 +84,24 @@ public:
 
   /// Make a communicator of all ranks of a group; called by all of them together, the rank's device current.
   ///
+  /// It waits for the others and for NCCL, no longer than `options.timeout` in all.
+  ///
   /// @param control  carries the unique id, and says whether every rank has succeeded.
   /// @param out      out: replaced on success; on failure nothing is left behind.
-  /// @return a rank that cannot take part, rank 0 without a unique id among them, makes all ranks fail at once.
+  /// @param options  with the same timeout on every rank, or the shortest decides.
+  /// @return on all ranks a failure where one has failed: its own there (`errc::invalid_option`, `nccl::category()`,
+  ///         `errc::deadline_exceeded` when NCCL does not come to an end), elsewhere what the control plane says of its
+  ///         vote. A rank that cannot take part, rank 0 without a unique id among them, makes all ranks fail at once.
+  /// @complexity a broadcast and two votes of the control plane
+  /// @throws std::bad_alloc
   template <control_plane Control>
   [[nodiscard]] static status create(Control& control, communicator& out, communicator_options const& options = {}) {
     return create_if({}, control, out, options);
   }
 
   /// The same where a rank may be unable to take part: all fail if one gives a failure, which is returned there.
+  ///
+  /// @param mine  why this rank cannot take part, or success. It makes the calls of the control plane all the same.
   template <control_plane Control>
   [[nodiscard]] static status create_if(status mine, Control& control, communicator& out,
                                         communicator_options const& options) {
@@ -112,6 +122,9 @@ public:
   /// deadline passes first, that thread is still inside the parent: nobody may use it before its owner has aborted it.
   ///
   /// @param parent  the engine's, not null; not changed. All its ranks are ranks of the new one, in the same order.
+  /// @return as `create`, and no longer than it: `options.timeout` in all.
+  /// @complexity two votes of the control plane
+  /// @throws std::bad_alloc
   template <control_plane Control>
   [[nodiscard]] static status split(ncclComm_t parent, Control& control, communicator& out,
                                     communicator_options const& options = {}) {
@@ -132,12 +145,14 @@ public:
     return result;
   }
 
+  /// NCCL's handle; null where there is none, or none any more.
   [[nodiscard]] ncclComm_t get() const noexcept { return handle_; }
+  /// Made by us, not borrowed.
   [[nodiscard]] bool is_owned() const noexcept { return owned_; }
   /// Nothing can be sent any more: it failed, or there never was one.
   [[nodiscard]] bool is_lost() const noexcept { return lost_ || handle_ == nullptr; }
 
-  /// `ncclSuccess`, `ncclInProgress`, or what has gone wrong.
+  /// `ncclSuccess`, `ncclInProgress`, or what has gone wrong. Waits for nobody. @pre `get()` is not null
   [[nodiscard]] ncclResult_t query() const noexcept {
     ncclResult_t state = ncclSuccess;
     auto const result = ncclCommGetAsyncError(handle_, &state);

@@ -28,6 +28,7 @@ struct error_category final : std::error_category {
   return instance;
 }
 
+/// An NCCL result as a code of `category()`.
 [[nodiscard]] inline std::error_code make_error_code(ncclResult_t value) noexcept {
   return {static_cast<int>(value), category()};
 }

@@ -67,9 +67,11 @@ struct transport_options {
 /// `copy_stream` may be another one after a repair.
 ///
 /// @threads one thread at a time, as NCCL requires of a communicator; the rank's device is current there.
+/// @lifetime streams and memory belong to the engine and outlive it. Its end waits a second at most, for NCCL to end a
+///           communicator of ours, and never for the device.
 class transport {
 public:
-  /// @param wires  made by us or borrowed.
+  /// @param wires  made by us or borrowed. A healthy one; it is this transport's from now on.
   /// @throws std::system_error (`errc::invalid_option`, `nccl::category()`, `cudart::category()`)
   explicit transport(communicator wires, transport_options const& options = {})
       : options_{options},
@@ -90,7 +92,7 @@ public:
     num_ranks_ = count;
   }
 
-  /// Say whether these make a transport, naming the first value that does not.
+  /// Say whether these make a transport, naming the first value that does not. @return `errc::invalid_option`
   [[nodiscard]] static status validate(communicator const& wires, transport_options const& options) {
     if (wires.is_lost()) { return {errc::invalid_option, "nccl: a transport without a communicator"}; }
     if (options.rounds_per_group < 1) {
@@ -109,6 +111,7 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
   /// The stream that a store orders behind its commits; another one after a `repair` that kernels have not waited for.
   [[nodiscard]] cudaStream_t copy_stream() const noexcept { return lane_->stream.get(); }
+  /// The same for a store that asks; see `cudart::device_store::connect`.
   template <class Visit>
   void for_each_copy_stream(Visit visit) const {
     visit(copy_stream());
@@ -124,14 +127,18 @@ public:
   [[nodiscard]] bool moves_in_poll() const noexcept { return options_.allow_sm_overlap; }
   /// A batch was given up: nothing moves until `repair`. For a borrowed communicator, its owner has to act.
   [[nodiscard]] bool is_lost() const noexcept { return wires_.is_lost(); }
+  /// The same; see `repairable_transport`.
   [[nodiscard]] bool needs_repair() const noexcept { return is_lost(); }
 
   /// Connect to every peer, so that the first batch need not; called by all ranks together, with no batch open.
   ///
   /// Waits for all of them, at most as long as `transport_options::communicator` says. With a blocking communicator
   /// this is what keeps later launches from waiting for peers.
-  /// @return a failure gives the communicator up, as one of a batch does.
-  /// @complexity R messages of a byte
+  ///
+  /// @return `errc::busy` while a batch is open, `errc::transport_failed` when the communicator was given up before.
+  ///         Other failures give it up, as those of a batch do: `errc::deadline_exceeded` when not all came in time,
+  ///         `nccl::category()`, `cudart::category()`.
+  /// @complexity R messages of a byte, on another thread: see `communicator_options::calls`.
   [[nodiscard]] status warm_up() {
     cudart::detail::capture_guard const guard;
     if (open_) { return already_open(); }
@@ -148,8 +155,8 @@ public:
     return finish(deadline);
   }
 
-  /// The owner of the communicators that were borrowed has aborted or destroyed them, so that they launch nothing any
-  /// more: where a batch was given up while NCCL waited for a peer, only its owner knows.
+  /// Say that the owner of the communicators that were borrowed has aborted or destroyed them, so that they launch
+  /// nothing any more: where a batch was given up while NCCL waited for a peer, only its owner knows.
   void lender_has_ended() noexcept {
     lane_->is_lent = false;
     for (auto const& each : retired_) { each->is_lent = false; }
@@ -160,14 +167,18 @@ public:
   ///
   /// @param control  of the ranks of this transport, numbered alike.
   /// @param timeout  nanoseconds, in all.
-  /// @return a failure leaves the transport as it is after a failed batch: repair it again.
+  /// @return `errc::busy` on a rank with an open batch, `errc::invalid_option` on one that the control plane numbers
+  ///         otherwise, and then a failure on all; otherwise as `communicator::create`. A failure leaves the transport
+  ///         as it is after a failed batch: repair it again.
+  /// @complexity as `communicator::create`. A quarter of the time at most goes by until the old communicator is
+  ///             aborted, and another until its kernels have ended.
   template <control_plane Control>
   [[nodiscard]] status repair(Control& control, nanoseconds_t timeout) {
     auto options = options_.communicator;
     options.timeout = timeout;
     return reconnect(control, options);
   }
-  /// The same with options for this once.
+  /// The same with options for this once; `communicator_options::timeout` is the time for all of it.
   template <control_plane Control>
   [[nodiscard]] status reconnect(Control& control, communicator_options const& options = {}) {
     cudart::detail::capture_guard const guard;
@@ -183,7 +194,14 @@ public:
     return communicator::create_if(std::move(mine), control, wires_, rest);
   }
 
-  /// Open a batch; see `data_transport`.
+  /// Open a batch; see `data_transport`. Waits for nobody, and launches nothing.
+  ///
+  /// @return `errc::busy` while a batch is open. `errc::transport_failed` for a rank that there is not, for a message
+  ///         whose sender gives another size, and, for a batch with bytes, while the communicator is given up or where
+  ///         kernels of a batch that was given up may still write. `cudart::category()` without memory for what is to
+  ///         be received in other pieces than it is sent in.
+  /// @complexity O(n log n) for n segments. Allocates device memory for such messages, unless it has as much already.
+  /// @throws std::bad_alloc
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     cudart::detail::capture_guard const guard;
     if (open_) { return already_open(); }
@@ -206,7 +224,8 @@ public:
     return {};
   }
 
-  /// Whether kernels of a batch that was given up may still write where a batch of another transport receives.
+  /// Whether kernels of a batch that was given up may still write where a batch of another transport receives. Asks the
+  /// device, and does not wait for it.
   [[nodiscard]] bool may_write(std::span<incoming_message const> receives) {
     cudart::detail::capture_guard const guard;
     std::erase_if(retired_, [](auto const& each) { return each->is_idle(); });
@@ -214,14 +233,17 @@ public:
     return std::any_of(retired_.begin(), retired_.end(), meets) || (meets(lane_) && !lane_->is_idle());
   }
 
-  /// Make progress; see `data_transport` and `transport_options::allow_sm_overlap`.
+  /// Make progress; see `data_transport` and `transport_options::allow_sm_overlap`. Launches as many groups as go
+  /// without waiting; but with a blocking communicator, NCCL's launch waits for a peer that this rank has not talked to
+  /// before (`warm_up`).
   [[nodiscard]] transfer_state poll() {
     cudart::detail::capture_guard const guard;
     return open_ ? progress() : transfer_state::idle;
   }
 
   /// The host is inside a wait for this batch from now on: NCCL's kernels may start, behind what the compute stream
-  /// holds now. For those who wait for several transports at once, and so only poll each.
+  /// holds now. For those who wait for several transports at once, and so only poll each. Does not wait itself; a
+  /// failure is told by `poll` and `wait`.
   void enter_wait() {
     cudart::detail::capture_guard const guard;
     if (!open_ || std::exchange(waiting_, true) || is_empty_) { return; }
@@ -230,6 +252,11 @@ public:
 
   /// Make progress until the batch ends; see `data_transport`. Lasts no longer than `timeout` in all: kernels that have
   /// not ended by then are left to themselves.
+  ///
+  /// @param timeout  nanoseconds; 0 ends the batch without beginning anything.
+  /// @return success also where no batch is open, and for one without bytes. `errc::deadline_exceeded`, naming the peer
+  ///         where there is only one; `nccl::category()`, `cudart::category()`. Each of them gives the communicator up:
+  ///         `repair` is due, on all ranks.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return {}; }
     cudart::detail::capture_guard const guard;

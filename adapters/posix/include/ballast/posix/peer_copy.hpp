@@ -39,6 +39,7 @@ namespace posix {
 using read_peer_function = ::ssize_t (*)(::pid_t peer, ::iovec const* local, unsigned long num_local,
                                          ::iovec const* remote, unsigned long num_remote);
 
+/// The kernel's own `process_vm_readv`.
 [[nodiscard]] inline ::ssize_t read_peer(::pid_t peer, ::iovec const* local, unsigned long num_local,
                                          ::iovec const* remote, unsigned long num_remote) {
   return ::process_vm_readv(peer, local, num_local, remote, num_remote, 0);
@@ -52,11 +53,12 @@ enum class readers {
   anybody,   ///< every process of this user
 };
 
+/// Options of `peer_copy`. Each rank may have its own.
 struct peer_copy_options {
   nanoseconds_t expose_timeout = 30'000'000'000;      ///< for the exchange of addresses
   std::size_t bytes_per_poll = std::size_t{4} << 20;  ///< what one `poll` copies at most, and at least a byte
-  readers allow = readers::siblings;
-  bool map_shared_memory = true;  ///< where a peer's weights lie in shared memory, copy them without the kernel
+  readers allow = readers::siblings;  ///< who may read this process; told to the kernel, on construction
+  bool map_shared_memory = true;      ///< where a peer's weights lie in shared memory, copy them without the kernel
   read_peer_function read_peer = posix::read_peer;     ///< tests put a refusing kernel here
   set_tracer_function set_tracer = posix::set_tracer;  ///< and here one that takes notes
 };
@@ -84,6 +86,7 @@ struct peer_copy_options {
 class peer_copy {
 public:
   /// @param group  that has met; otherwise every call fails.
+  /// @throws std::bad_alloc
   explicit peer_copy(process_group& group, peer_copy_options const& options = {}) : group_{&group}, options_{options} {
     options_.bytes_per_poll = std::max<std::size_t>(options.bytes_per_poll, 1);
     is_readable_.assign(static_cast<std::size_t>(num_ranks()), 1);
@@ -102,12 +105,16 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return group_->num_ranks(); }
   [[nodiscard]] transfer_turns& turns() noexcept { return turns_; }
 
-  /// Tell the peers where this rank's regions lie, and map theirs where that is possible; see `peer_copier`. Calls the
-  /// group's `all_gather` twice.
+  /// Tell the peers where this rank's regions lie, and map theirs where that is possible; see `peer_copier`. A
+  /// collective: it calls the group's `all_gather` twice, within `peer_copy_options::expose_timeout` together.
   ///
+  /// @param regions  the n of this rank, as many on every rank; the memory stays where it is until they are retracted.
+  /// @param first    number of the first, at least `next_region()` on every rank.
   /// @return `errc::disagreement` naming a rank that exposes another number of regions or another `first`,
   ///         `errc::invalid_option` when numbers would be used twice, both alike on every rank; what `all_gather`
-  ///         returns.
+  ///         returns; `errc::stale_membership` in a fork, or when the group has met after this object was made.
+  /// @complexity O(R n), and a look at this process's list of mappings for each region of this rank.
+  /// @throws std::bad_alloc
   [[nodiscard]] status expose(std::span<segment const> regions, std::uint32_t first) {
     auto const deadline = ballast::detail::deadline_after(options_.expose_timeout);
     if (auto refusal = refuse(); !refusal.ok()) { return refusal; }
@@ -125,7 +132,8 @@ public:
     sets_.add(first, static_cast<std::uint32_t>(regions.size()), std::move(exposed));
     return {};
   }
-  /// Forget the regions that were exposed with that `first`, on this rank; see `peer_copier`.
+  /// Forget the regions that were exposed with that `first`, on this rank alone; see `peer_copier`. What is mapped of
+  /// the peers' is given back now, or with the end of the open batch.
   void retract(std::uint32_t first) noexcept {
     sets_.retire(first);
     if (!open_) { sets_.sweep(); }
@@ -133,9 +141,13 @@ public:
   /// The first number that no region has had; see `peer_copier`.
   [[nodiscard]] std::uint32_t next_region() const noexcept { return sets_.next(); }
 
-  /// Open a batch; see `data_transport`.
+  /// Open a batch and offer its messages, without waiting; see `data_transport`.
+  ///
   /// @return `errc::busy` while a batch is open, `errc::transport_failed` for messages that do not fit the group or
-  ///         what its ranks have exposed.
+  ///         what its ranks have exposed, `errc::stale_membership` when this rank was expelled, in a fork, or when the
+  ///         group has met after this object was made.
+  /// @complexity O(R + n log n) for n messages; copies no bytes.
+  /// @throws std::bad_alloc
   [[nodiscard]] status start(std::span<outgoing_message const> sends, std::span<incoming_message const> receives) {
     if (open_) { return {errc::busy, "peer_copy: a batch is open already"}; }
     if (auto refusal = refuse(); !refusal.ok()) { return refusal; }
@@ -155,7 +167,8 @@ public:
     return {};
   }
 
-  /// Make progress; see `data_transport`. Copies at most `bytes_per_poll` bytes.
+  /// Make progress; see `data_transport`. Copies at most `bytes_per_poll` bytes to this rank, and waits for nobody.
+  /// Every few milliseconds it asks the kernel whether a rank has died that this batch still needs.
   [[nodiscard]] transfer_state poll() {
     if (!open_) { return transfer_state::idle; }
     if (!group_->is_member()) { failure_ = refuse(); }
@@ -167,7 +180,15 @@ public:
     return where();
   }
 
-  /// Make progress until the batch ends; see `data_transport`.
+  /// Make progress until the batch ends; see `data_transport`. It sleeps while there is nothing to copy, and overstays
+  /// its time by what one `poll` copies at most.
+  ///
+  /// @param timeout  nanoseconds.
+  /// @return success also where no batch is open. `errc::deadline_exceeded` naming the rank that is late, or has given
+  ///         no sign for longest; `errc::peer_lost`; `errc::transport_failed` for a peer that gave the batch up or
+  ///         offers another size, and where the kernel cannot read it or has no memory for bounce buffers;
+  ///         `errc::stale_membership` when this rank was expelled. Where another rank voted no or gave up, the code and
+  ///         the rank that it blames.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return {}; }
     auto const deadline = ballast::detail::deadline_after(timeout);

@@ -33,6 +33,7 @@
 BALLAST_BEGIN_NAMESPACE
 namespace posix {
 
+/// Options of `process_group::join`.
 struct process_group_options {
   /// Number of the job, the same on all of its ranks. Ranks of different jobs do not meet, even under one name, and do
   /// not disturb each other. 0: what BALLAST_JOB says, any text; else what a launcher has put into the environment
@@ -66,12 +67,13 @@ struct process_group_options {
 /// @threads one thread at a time per object.
 class process_group {
 public:
+  /// Of no group yet: collective calls, `expel` and `trouble` fail until `join`.
   process_group() = default;
   process_group(process_group const&) = delete;
   process_group& operator=(process_group const&) = delete;
   ~process_group() { leave(); }
 
-  /// Meet the other ranks. A name may be used again as soon as everyone has joined.
+  /// Meet the other ranks; called by all of them together. A name may be used again as soon as everyone has joined.
   ///
   /// @param name       the same on every rank, without '/'.
   /// @param rank       this rank, in [0, num_ranks).
@@ -80,7 +82,9 @@ public:
   /// @return `errc::invalid_option` for impossible arguments, `errc::deadline_exceeded` naming who is missing and
   ///         whether a group of this name exists for another job, `errc::peer_lost` when a rank dies or gives up
   ///         meanwhile, `errc::busy` when another living group holds the name, another process is this rank, or this
-  ///         object has joined already, `errc::disagreement` when rank 0 expects another R.
+  ///         object has joined already, `errc::disagreement` when rank 0 expects another R, `errc::transport_failed`
+  ///         when rank 0 lives in another process namespace or the host gives no shared memory. The object has joined
+  ///         nothing then.
   /// @complexity allocates shared memory of about 70 KiB a rank.
   /// @throws std::bad_alloc
   [[nodiscard]] status join(std::string_view name, index_t rank, index_t num_ranks, nanoseconds_t timeout,
@@ -101,7 +105,8 @@ public:
     return result;
   }
 
-  /// Tell the others that this rank goes. They get `errc::peer_lost` where they would wait for it. Idempotent.
+  /// Tell the others that this rank goes. They get `errc::peer_lost` where they would wait for it. Waits for nobody.
+  /// Afterwards this object may join another group. Idempotent.
   void leave() noexcept {
     if (is_member()) {
       self().left.store(1);
@@ -113,10 +118,12 @@ public:
     num_ranks_ = 0;
   }
 
+  /// `join` has succeeded, and `leave` was not called since.
   [[nodiscard]] bool joined() const noexcept { return num_ranks_ != 0; }
   /// Joined, by this process and not by the one that it is a fork of.
   [[nodiscard]] bool is_member() const noexcept { return joined() && ::getpid() == owner_; }
   [[nodiscard]] index_t rank() const noexcept { return rank_; }
+  /// R, of dead and expelled ranks too; 0 while this object has not joined.
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
 
   // ---- membership ----
@@ -127,14 +134,21 @@ public:
     return 1 + static_cast<std::uint64_t>(std::popcount(segment_.header().expelled.load()));
   }
   /// Neither expelled, nor dead, nor gone.
+  ///
+  /// @param rank  in [0, R).
+  /// @pre joined
+  /// @complexity at most one system call, no wait.
   [[nodiscard]] bool is_live(index_t rank) { return !is_expelled(rank) && !is_lost(rank); }
+  /// Whether `expel` has shut that rank out, this one or another. @pre joined
   [[nodiscard]] bool is_expelled(index_t rank) const { return (segment_.header().expelled.load() >> rank & 1) != 0; }
 
-  /// Shut a rank out for good. Any live rank may; of two that expel each other one succeeds.
+  /// Shut a rank out for good. Any live rank may, without the others; of two that expel each other one succeeds. Waits
+  /// for nobody: the others learn of it in their calls.
   ///
   /// @param rank  another rank. Expelling it again changes nothing.
   /// @return `errc::stale_membership` when this rank was expelled itself, `errc::invalid_option` for this rank and for
   ///         none of the group.
+  /// @complexity O(R)
   [[nodiscard]] status expel(index_t rank) {
     if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
     if (rank < 0 || rank >= num_ranks_ || rank == rank_) {
@@ -152,6 +166,19 @@ public:
 
   // ---- control ----
 
+  /// Replace `values` by their sums over the live ranks, modulo 2^64; see `control_plane`. A collective, like the calls
+  /// below: every live rank makes them, in the same order.
+  ///
+  /// @param values   [n] the same n on every rank; unchanged on failure.
+  /// @param timeout  nanoseconds to wait for the others.
+  /// @return `errc::deadline_exceeded` naming who is missing, or this rank where it is too late to read what the others
+  ///         have said; `errc::peer_lost` naming a rank that is dead, gone or expelled; `errc::disagreement` naming one
+  ///         that makes another call, or this one with another size; `errc::stale_membership` when this rank was
+  ///         expelled, has not joined, or is a fork; where a rank has given up, what it says of why
+  ///         (`errc::transport_failed` if nothing).
+  /// @complexity O(R n), in pieces of 1024 words; every rank waits once for all others in each.
+  /// @throws std::bad_alloc
+  /// @determinism sums of integers: the same bits on every rank.
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
     std::vector<std::uint64_t> mine(values.size());
     std::transform(values.begin(), values.end(), mine.begin(), [](auto v) { return static_cast<std::uint64_t>(v); });
@@ -166,6 +193,14 @@ public:
     return result;
   }
 
+  /// Write every rank's words to `all`; see `control_plane`. Complexity as of `all_reduce`.
+  ///
+  /// @param mine     [n] the same n on every rank.
+  /// @param all      out: [R, n]; on failure, part of it may be written.
+  /// @param timeout  nanoseconds to wait for the others.
+  /// @return as `all_reduce`; `errc::invalid_option` for an `all` of another size, told here only: this rank has not
+  ///         taken part then, and `regroup` is due.
+  /// @throws std::bad_alloc
   [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
                                   nanoseconds_t timeout) {
     if (all.size() != mine.size() * static_cast<std::size_t>(num_ranks_)) {
@@ -179,6 +214,15 @@ public:
     return exchange({"all_gather", call_kind::gather, mine.size()}, mine, timeout, write, true);
   }
 
+  /// Copy the root's bytes to every rank; see `control_plane`. Complexity as of `all_reduce`, but only the root's words
+  /// are copied.
+  ///
+  /// @param bytes    in/out: the same size on every rank; unchanged on failure.
+  /// @param root     a live rank, the same on every rank.
+  /// @param timeout  nanoseconds. All ranks wait for each other, the root too.
+  /// @return as `all_reduce`; `errc::invalid_option` for a root that there is not, `errc::peer_lost` for one that was
+  ///         expelled: this rank has not taken part then.
+  /// @throws std::bad_alloc
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
     if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
     if (root < 0 || root >= num_ranks_) {
@@ -204,6 +248,17 @@ public:
     return result;
   }
 
+  /// Commit if every live rank says yes in time; see `control_plane`, and the class for how votes are decided.
+  ///
+  /// It ends as soon as there is an outcome: at the first no, without waiting for the other ranks.
+  ///
+  /// @param timeout  nanoseconds. The first rank that is out of time drops the vote for all.
+  /// @return with `drop`, the code and the rank that the first no blames, or a rank that has given up;
+  ///         `errc::transport_failed` naming that rank itself where it blames nobody; `errc::peer_lost` or
+  ///         `errc::deadline_exceeded` naming a rank that did not vote. With `undecided`, `errc::stale_membership` when
+  ///         this rank may not vote, `errc::deadline_exceeded` when it comes thousands of votes too late to read the
+  ///         outcome.
+  /// @complexity O(R) words for each look
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
     auto const deadline = ballast::detail::deadline_after(timeout);
     if (auto refusal = refuse_outsiders(); !refusal.ok()) { return {decision::undecided, std::move(refusal)}; }
@@ -222,7 +277,9 @@ public:
     return read_decision(last_vote_);
   }
 
-  /// Tell the last vote's outcome again; it is in shared memory.
+  /// Tell the last vote's outcome again. Waits for nobody: it is in shared memory until 4096 votes later.
+  ///
+  /// @return as `vote`; `undecided` also where this rank has never voted.
   [[nodiscard]] vote_result recall(nanoseconds_t /*timeout*/) {
     if (auto refusal = refuse_outsiders(); !refusal.ok()) { return {decision::undecided, std::move(refusal)}; }
     return read_decision(last_vote_);
@@ -233,7 +290,7 @@ public:
   ///
   /// @param timeout  nanoseconds.
   /// @return `errc::deadline_exceeded` naming who is missing, `errc::peer_lost` naming a rank that is dead and not
-  ///         expelled, at once.
+  ///         expelled, at once; `errc::stale_membership` when this rank may not take part.
   [[nodiscard]] status regroup(nanoseconds_t timeout) {
     auto const deadline = ballast::detail::deadline_after(timeout);
     if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
@@ -247,7 +304,7 @@ public:
   }
 
   /// Tell the others that this rank makes no further call until it regroups; see `control_plane`. Their calls that need
-  /// it fail within milliseconds, and name the rank that `why` names, if it is another one.
+  /// it fail within milliseconds, and name the rank that `why` names, if it is another one. Waits for nobody.
   void give_up(status const& why) {
     if (!is_member() || has_given_up(rank_)) { return; }
     self().given_up.store(detail::pack_in(generation_, detail::suspicion_of(why, rank_)));
@@ -255,6 +312,9 @@ public:
   }
 
   /// A rank that is dead or has given up; see `control_plane`.
+  ///
+  /// @return `errc::peer_lost`; of a rank that has given up, the code of why (`errc::transport_failed` if it said
+  ///         nothing); `errc::stale_membership` when this rank was expelled or is none.
   /// @complexity O(R) loads, and every few milliseconds O(R) system calls.
   [[nodiscard]] status trouble() {
     if (auto refusal = refuse_outsiders(); !refusal.ok()) { return refusal; }
@@ -270,8 +330,9 @@ public:
     return quitter >= 0 ? gave_up("process_group", quitter) : status{};
   }
 
-  // ---- for transports of this group ----
+  // ---- for transports of this group; none of these waits but `await` ----
 
+  /// What the ranks share. @pre joined
   [[nodiscard]] detail::segment const& shared() const noexcept { return segment_; }
   /// A failure when this process may not act for a rank: it has not joined, is a fork of a member, or was expelled.
   [[nodiscard]] status refuse_outsiders() const {
@@ -287,10 +348,11 @@ public:
     return {errc::stale_membership,
             ballast::detail::concat("rank ", rank_, " was expelled; the group is at membership ", membership()), rank_};
   }
-  /// Dead, or gone of its own will.
+  /// Dead, or gone of its own will. @complexity one system call while it lives
   [[nodiscard]] bool is_lost(index_t rank) {
     return segment_.member_of(rank).left.load() != 0 || watches_[static_cast<std::size_t>(rank)].dead();
   }
+  /// `errc::peer_lost`, with the way in which that rank was lost. @param who begins the message
   [[nodiscard]] status lost(std::string_view who, index_t rank) const {
     auto const& peer = segment_.member_of(rank);
     auto const* const how = is_expelled(rank)       ? "was expelled"
@@ -304,6 +366,7 @@ public:
     auto const& peer = segment_.member_of(rank);
     return detail::is_of(peer.given_up.load(), generation_) || peer.arrived.load() > generation_;
   }
+  /// The failure of who needs a rank that has given up, with what it says of why. @param who begins the message
   [[nodiscard]] status gave_up(std::string_view who, index_t rank) const {
     auto const* const how = rank == rank_ ? " must regroup first"
                             : detail::is_of(segment_.member_of(rank).given_up.load(), generation_) ? " has given up"
@@ -391,7 +454,10 @@ public:
     }
     return 0;
   }
-  /// Sleep until `done()` holds; it is asked again at every ring and every few milliseconds. @return false when late
+  /// Sleep until `done()` holds; it is asked again at every ring and every few milliseconds.
+  ///
+  /// @param deadline  on the monotonic clock of the host, nanoseconds.
+  /// @return false when late; `done` is asked once even then.
   template <class Done>
   [[nodiscard]] bool await(Done done, nanoseconds_t deadline) {
     for (;;) {

@@ -21,13 +21,16 @@ namespace posix {
 /// Memory that the processes of this user can map: weights that lie here travel at the speed of `memcpy`.
 ///
 /// Nothing has to be said about it to `peer_copy`, which recognises any shared mapping whose file is still open.
+///
+/// @lifetime it outlives every store and transport that uses its memory. What a peer has mapped stays valid for it.
 class shared_buffer {
 public:
-  /// Obtain zeroed memory.
+  /// Obtain zeroed memory, all of it at once: the kernel finds every page before this returns.
   ///
   /// @param bytes  > 0.
   /// @return `errc::out_of_memory` when the host has none left, `errc::busy` when this buffer has memory already,
-  ///         `errc::invalid_option` for 0 bytes.
+  ///         `errc::invalid_option` for 0 bytes; nothing changes then.
+  /// @complexity O(bytes)
   [[nodiscard]] status allocate(std::size_t bytes) {
     if (data() != nullptr) { return {errc::busy, "shared_buffer: already allocated"}; }
     if (bytes == 0) { return {errc::invalid_option, "shared_buffer: of 0 bytes"}; }
@@ -51,7 +54,9 @@ public:
     return {};
   }
 
+  /// The memory, at the start of a page; null before `allocate`.
   [[nodiscard]] std::byte* data() const noexcept { return memory_.data(); }
+  /// In bytes, as it was asked for.
   [[nodiscard]] std::size_t size() const noexcept { return memory_.size(); }
 
 private:

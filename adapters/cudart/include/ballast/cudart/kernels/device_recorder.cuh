@@ -48,7 +48,9 @@ namespace cudart {
 /// The host never waits for the stream but in `history`, and there no longer than `timeout()`. `prepare_history`,
 /// called a pass earlier, spares it that wait: the counts then come to the host while the next pass runs.
 ///
-/// @threads one thread at a time; the rank's device is current there. `compute_stream` must outlive it.
+/// @threads  one thread at a time; the rank's device is current there.
+/// @lifetime `compute_stream` and the map must outlive it. Its end waits for the stream to come to the end of what uses
+///           its memory, no longer than `timeout()`; after that, the memory stays in place for the life of the process.
 class device_recorder : private pass_counter, public window_telling<device_recorder> {
 public:
   static constexpr bool clears_on_dump = true;
@@ -56,7 +58,8 @@ public:
   /// @param compute_stream  runs the forward passes.
   /// @param local_map       [L, S] device memory, as `device_tables::local_map()`; for `record_arrivals`. Null without.
   /// @param slots_per_rank  S; 0 without a map.
-  /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`)
+  /// @throws std::system_error (`errc::invalid_option`, `cudart::category()`, and `errc::deadline_exceeded` where the
+  ///         device does not come to clear the counters, in ten seconds for each array)
   device_recorder(cudaStream_t compute_stream, index_t num_layers, index_t num_logical, window_options options = {},
                   index_t const* local_map = nullptr, index_t slots_per_rank = 0)
       : pass_counter{num_layers, num_logical}, window_{options}, since_{options}, snapshot_{options} {
@@ -74,7 +77,8 @@ public:
     set_gate(true).or_throw();
   }
 
-  /// Let the stream do nothing once in every way in which it will be used, so that no pass pays for a first time.
+  /// Let the stream do nothing once in every way in which it will be used, so that no pass pays for a first time. Does
+  /// not wait for the stream. @return `cudart::category()`
   [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
     return folder_.warm_up(memory_->stream);
@@ -83,7 +87,11 @@ public:
   /// What kernels count into; stays valid for the life of the recorder, in captured graphs too.
   [[nodiscard]] record_view const& view() const noexcept { return view_; }
 
-  /// Open or close the gate for what is enqueued from here on: kernels behind a closed gate count nothing.
+  /// Open or close the gate for what is enqueued from here on: kernels behind a closed gate count nothing. Counts of
+  /// the host are not held back.
+  ///
+  /// @return `cudart::category()`
+  /// @complexity one call of the driver, no wait.
   [[nodiscard]] status set_gate(bool open) {
     return to_status(cudaMemsetAsync(memory_->gate.data(), open ? 1 : 0, sizeof(std::uint32_t), memory_->stream),
                      "cudaMemsetAsync");
@@ -91,6 +99,7 @@ public:
 
   // ---- counts that the host has: they wait there for the end of the pass ----
 
+  /// As `pass_counter::record_top_k`, and so are the others below. None of them calls the driver.
   template <class Ids>
   [[nodiscard]] status record_top_k(index_t layer, Ids const& logical_ids) {
     return note_counts(pass_counter::record_top_k(layer, logical_ids));
@@ -206,7 +215,8 @@ public:
     note_loss(zero(window_));
   }
 
-  /// How long `history` may wait for the device. A rebalancer sets it from its own.
+  /// How long `history` and the destructor may wait for the device, in nanoseconds; 5 seconds at first. A rebalancer
+  /// sets it from its own.
   void set_timeout(nanoseconds_t timeout) noexcept { memory_->timeout = timeout; }
   [[nodiscard]] nanoseconds_t timeout() const noexcept { return memory_->timeout; }
 

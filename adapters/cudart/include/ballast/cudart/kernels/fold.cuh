@@ -192,7 +192,8 @@ private:
 /// @param from      [S] counts in device memory; negative ones and those of reserved slots are ignored.
 /// @return `errc::invalid_load` for a layer out of range, counters without a map, or a null pointer; nothing is
 ///         launched then.
-/// @complexity O(S); one launch, no allocation.
+///         A failure of the launch, in `cudart::category()`.
+/// @complexity O(S); one launch, no allocation. Can be captured: a capture counts nothing, each replay once.
 /// @throws std::bad_alloc on failure
 template <std::integral Count>
 [[nodiscard]] status record_arrivals(cudaStream_t stream, record_view const& counters, index_t layer,

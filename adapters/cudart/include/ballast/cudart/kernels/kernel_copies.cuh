@@ -103,14 +103,24 @@ public:
   }
 
   /// Note a copy down. Copies of a batch must be independent of each other.
+  ///
+  /// @param to     memory that the device can write.
+  /// @param from   memory that the device can read: its own, a peer's, or pinned.
+  /// @param bytes  a copy of none is left out.
+  /// @throws std::bad_alloc
   void add(std::byte* to, std::byte const* from, std::size_t bytes) {
     if (bytes > 0) { copies_.push_back({to, from, bytes}); }
   }
 
+  /// Forget what was noted down. What is enqueued stays so.
   void clear() noexcept { copies_.clear(); }
   [[nodiscard]] bool empty() const noexcept { return copies_.empty(); }
 
-  /// Enqueue everything on `on` and forget it. @complexity a launch for each 128 copies, no allocation.
+  /// Enqueue everything on `on` and forget it.
+  ///
+  /// @param on  a created stream that is not being captured.
+  /// @return `cudart::category()`; what was noted down is forgotten then, too, and some of it may be enqueued.
+  /// @complexity a launch for each 128 copies, no allocation.
   [[nodiscard]] status submit(cudaStream_t on) {
     if (empty()) { return {}; }
     detail::capture_guard const guard;
@@ -124,7 +134,9 @@ public:
 
   /// Let a launch that copies nothing pay for what the first one costs: loading the kernel, making its graph.
   ///
-  /// @complexity one launch on a stream of its own; allocates what `add` needs for one launch's copies.
+  /// @return `cudart::category()`
+  /// @complexity one launch on a stream of its own; allocates what `add` needs for one launch's copies. May wait for
+  ///             the device.
   [[nodiscard]] status warm_up() {
     detail::capture_guard const guard;
     copies_.reserve(detail::copy_list::room);

@@ -26,6 +26,7 @@ namespace cudart {
 template <class... Arguments>
 class kernel_graph {
 public:
+  /// @param kernel  loaded by the first `prepare`, not here.
   explicit kernel_graph(void (*kernel)(Arguments...)) noexcept : kernel_{kernel} {}
   kernel_graph(kernel_graph&& other) noexcept
       : kernel_{other.kernel_},
@@ -47,6 +48,12 @@ public:
 
   /// Set shape and arguments of the launches to come; the first time, load the kernel and make its graph. What is
   /// already enqueued keeps its own.
+  ///
+  /// @param blocks     of the grid, at least 1.
+  /// @param threads    of each block.
+  /// @param arguments  of the kernel, copied.
+  /// @return `cudart::category()`; after it, the launches to come may be as before.
+  /// @complexity one call of the driver; the first time several, and it may wait for the device.
   [[nodiscard]] status prepare(unsigned blocks, unsigned threads, Arguments... arguments) {
     void* pointers[] = {&arguments...};
     cudaKernelNodeParams node{};
@@ -60,6 +67,9 @@ public:
     return instantiate(node);
   }
 
+  /// Enqueue the kernel, as prepared last. Does not wait.
+  ///
+  /// @return `cudart::category()`
   /// @pre `prepare` succeeded; the stream is not being captured
   [[nodiscard]] status launch(cudaStream_t on) const {
     BALLAST_ASSERT(executable_ != nullptr, "kernel_graph: launched before it was prepared");

@@ -286,6 +286,7 @@ template <router_id Id>
 /// @param early     let the launch overlap with the end of the kernel before it, on which it waits before it reads
 ///                  anything (programmatic dependent launch), where the device and the compiled code can.
 /// @return `errc::invalid_load` for a layer out of range, impossible sizes or a null pointer; nothing is launched then.
+///         A failure of the launch, in `cudart::category()`.
 /// @complexity one launch, O(T k + E) work; no allocation.
 /// @throws std::bad_alloc on failure
 template <router_id Id>
@@ -296,13 +297,17 @@ template <router_id Id>
   return detail::route<true, false>("record", stream, a, early);
 }
 
-/// Map one layer's router choices to physical ids on a stream.
+/// Map one layer's router choices to physical ids on a stream. What is not said here is as for `record`.
 ///
+/// @param stream    the engine's compute stream, where commits run too.
 /// @param tables    as `device_store::view()`.
+/// @param layer     in [0, L).
+/// @param input     [T, k] logical experts.
 /// @param physical  out: [T, k]; -1 (the largest number of an unsigned type) for invalid ids and padded rows. May be
 ///                  `input.ids`.
+/// @param early     as for `record`.
+/// @complexity one launch, O(T k) work; no allocation.
 /// @determinism equals `dispatch_ids` on the host, id for id.
-/// The rest is as for `record`.
 template <router_id Id>
 [[nodiscard]] status dispatch(cudaStream_t stream, dispatch_view const& tables, index_t layer, routing<Id> const& input,
                               Id* physical, bool early = true) {
@@ -311,7 +316,10 @@ template <router_id Id>
   return detail::route<false, true>("dispatch", stream, a, early);
 }
 
-/// `record` and `dispatch` in one launch, for counters and tables of as many experts.
+/// `record` and `dispatch` in one launch, for counters and tables of as many experts; parameters, errors and promises
+/// are theirs.
+///
+/// @return also `errc::invalid_load` for counters and tables of different numbers of experts.
 template <router_id Id>
 [[nodiscard]] status dispatch_and_record(cudaStream_t stream, record_view const& counters, dispatch_view const& tables,
                                          index_t layer, routing<Id> const& input, Id* physical, bool early = true) {
