@@ -215,7 +215,7 @@ TEST_CASE("ranks that transport and control plane number differently are refused
   in_process_group group{2};
   host_store store{where, num_layers};
   auto const build = [&] {
-    rebalancer moved{
+    rebalancer const moved{
         where, initial,           rebalancing{window_recorder{num_layers, 4, {1, 1}}, keep_placement{}, all_layers{}},
         store, group.endpoint(0), group.endpoint(1)};
   };
@@ -394,7 +394,7 @@ TEST_CASE("counts that come late are credited under the map of their pass, throu
     recorder.end_pass(true);
     std::vector<load_t> history(static_cast<std::size_t>(recorder.num_buckets()) * num_layers * 4);
     recorder.history(history).or_throw();
-    std::vector<load_t> const layer(history.end() - 2 * 4, history.end() - 4);
+    std::vector<load_t> const layer(history.end() - 8, history.end() - 4);
     auto const expected = me.rank() == 0 ? std::vector<load_t>{7, 14, 0, 0} : std::vector<load_t>{10, 10, 0, 0};
     CHECK(layer == expected);
   });

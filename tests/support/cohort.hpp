@@ -75,7 +75,7 @@ struct member {
               initial,
               {ballast::window_recorder{
                    initial.num_layers(), initial.num_logical(), {options.interval, options.interval}},
-               policy, schedule, options, &log},
+               std::move(policy), schedule, options, &log},
               store,
               transport,
               control} {
@@ -83,7 +83,7 @@ struct member {
   }
   member(ballast::topology const& where, ballast::placement const& initial, Policy policy, Schedule schedule,
          ballast::in_process_endpoint& wire, ballast::rebalancer_options options)
-      : member{where, initial, policy, schedule, wire, wire, options} {}
+      : member{where, initial, std::move(policy), schedule, wire, wire, options} {}
 
   /// Where weights and tables differ; empty when nowhere.
   [[nodiscard]] std::string first_error() const { return weights.first_error(moved.current()); }

@@ -245,6 +245,7 @@ public:
     if (auto result = check_tables(layer, tables); !result.ok()) { return result; }
     detail::capture_guard const guard;
     profiler_range const range{"ballast commit"};
+    batch_.clear();  // of a commit that failed
     if (auto result = timer_.start(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = collect_copies(copies); !result.ok()) { return result; }
     if (auto result = run_hook(layer, copies); !result.ok()) { return result; }
