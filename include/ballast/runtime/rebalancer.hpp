@@ -321,11 +321,16 @@ template <class Recorder, class Policy, class Schedule, class Store, class Trans
   return rebalancer<Recorder, Policy, Schedule, Transport, Store, Control>{
       std::move(where), std::move(initial), std::move(parts), store, transport, control};
 }
-/// The same where one object is transport and control plane.
-template <class Recorder, class Policy, class Schedule, class Store, class Both>
+/// The same where one object is transport and control plane, or holds both as `wires()` and `control()`.
+template <class Recorder, class Policy, class Schedule, class Store, class Cohort>
 [[nodiscard]] auto make_rebalancer(topology where, placement initial, rebalancing<Recorder, Policy, Schedule> parts,
-                                   Store& store, Both& both) {
-  return ballast::make_rebalancer(std::move(where), std::move(initial), std::move(parts), store, both, both);
+                                   Store& store, Cohort& ranks) {
+  if constexpr (requires { ranks.wires(), ranks.control(); }) {
+    return ballast::make_rebalancer(std::move(where), std::move(initial), std::move(parts), store, ranks.wires(),
+                                    ranks.control());
+  } else {
+    return ballast::make_rebalancer(std::move(where), std::move(initial), std::move(parts), store, ranks, ranks);
+  }
 }
 
 BALLAST_END_NAMESPACE

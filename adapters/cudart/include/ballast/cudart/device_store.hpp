@@ -64,6 +64,13 @@ struct device_store_options {
   slot_hook hook = {};    ///< runs after a commit's copies and before its tables
 };
 
+/// Knows its rank, and the stream that runs the forward passes there.
+template <class C>
+concept tells_compute_stream = requires(C const& ranks) {
+  { ranks.rank() } noexcept -> std::same_as<index_t>;
+  { ranks.compute_stream() } noexcept -> std::same_as<cudaStream_t>;
+};
+
 /// Expert weights in the memory of one device, and the tables that its router reads.
 ///
 /// @tparam Tables  `dispatch_tables`, or `invariant_dispatch_tables` for engines without an all-to-all.
@@ -98,6 +105,13 @@ public:
     if (!in_force.ok()) { tables_.abandon(); }
     in_force.or_throw();
   }
+  /// The same; rank and compute stream come from who moves the bytes: `nccl::cohort`, or a transport that tells them.
+  ///
+  /// @throws also `errc::invalid_option` where `options` name another compute stream.
+  template <class Cohort>
+    requires tells_compute_stream<Cohort>
+  device_store(topology where, placement const& initial, Cohort const& ranks, device_store_options const& options = {})
+      : device_store{std::move(where), ranks.rank(), initial, with_stream_of(ranks, options)} {}
   device_store(device_store const&) = delete;
   device_store& operator=(device_store const&) = delete;
   ~device_store() {
@@ -304,6 +318,15 @@ private:
   static constexpr bool dispatches_for_rank =
       std::constructible_from<Tables, topology const&, placement_shape, rank_id, dispatch_mode>;
 
+  template <class Cohort>
+  [[nodiscard]] static device_store_options with_stream_of(Cohort const& ranks, device_store_options options) {
+    auto const theirs = ranks.compute_stream();
+    if (options.compute_stream != nullptr && options.compute_stream != theirs) {
+      status{errc::invalid_option, "device_store: the options name another compute stream than the cohort"}.or_throw();
+    }
+    options.compute_stream = theirs;
+    return options;
+  }
   /// Before anything is made on the device.
   [[nodiscard]] static status validate(topology const& where, index_t rank, placement const& initial,
                                        device_store_options const& options) {

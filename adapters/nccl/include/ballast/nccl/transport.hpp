@@ -109,6 +109,8 @@ public:
 
   [[nodiscard]] index_t rank() const noexcept { return rank_; }
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
+  /// Runs the forward passes; null where the options named none.
+  [[nodiscard]] cudaStream_t compute_stream() const noexcept { return options_.compute_stream; }
   /// The stream that a store orders behind its commits; another one after a `repair` that kernels have not waited for.
   [[nodiscard]] cudaStream_t copy_stream() const noexcept { return lane_->stream.get(); }
   /// The same for a store that asks; see `cudart::device_store::connect`.
