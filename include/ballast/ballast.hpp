@@ -3,7 +3,8 @@
 #define BALLAST_BALLAST_HPP
 
 // Values, concepts, the rebalancer, recorders and schedules. Not here: each policy, which an engine includes by its own
-// header (`policies/`), `schedule/views.hpp`, which needs range-v3, and `transport/in_process.hpp`, which starts threads.
+// header (`policies/`), `schedule/views.hpp`, which needs range-v3, and `transport/in_process.hpp`, which starts
+// threads.
 #include <ballast/config.hpp>
 #include <ballast/contract.hpp>
 #include <ballast/control/control.hpp>

@@ -18,6 +18,39 @@
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
+/// The numbers of the search. None follows from anything: they are what did best, balance for moves, on recorded loads
+/// under drift; `ballast-quality` shows what they bring, docs/incremental.md what else was tried.
+struct move_search_numbers {
+  // What moves cost, of the price: a part for each, and a part that grows with how many there are for each rank.
+  static constexpr load_t price_of_each[] = {2, 5};
+  static constexpr load_t price_of_crowd[] = {7, 16};
+
+  static constexpr int tolerance_shift = 14;     ///< gains below 2^-14 of the mean count as none
+  static constexpr load_t near_tolerances = 4;   ///< a target this near to the costliest rank is not raised
+  static constexpr index_t most_misses = 3;      ///< targets in a row at which nothing helps
+  static constexpr index_t steps_at_least = 64;  ///< of a descent, and so many more for each move or slot:
+  static constexpr index_t steps_for_each = 4;
+
+  // The margin of the target above the mean: so much of all excess, spread over the moves that are left; while that is
+  // above the costliest rank, a fifth less.
+  static constexpr load_t margin_of_excess[] = {3, 20};
+  static constexpr load_t margin_step = 5;
+
+  // A retry aims a quarter of the way down to the mean, and takes the costliest rank's changes and two more back.
+  static constexpr load_t retry_depth = 4;
+  static constexpr int undone_elsewhere = 2;
+  // Retries for an excess of 16 / 1024 of the mean; in proportion above and below, within bounds.
+  static constexpr load_t excess_unit = 1024;
+  static constexpr load_t excess_of_retries[] = {12, 16, 32};
+
+  static constexpr load_t remote_discount = 32;          ///< 1 / 32 of its worth less for a move between nodes
+  static constexpr std::size_t few_ranks = 64;           ///< up to which a step tries the exchanges with all ranks
+  static constexpr std::size_t max_partners = 16;        ///< ranks whose exchanges a step tries, where there are more
+  static constexpr std::size_t most_spare = 128;         ///< slots that a step considers, where there are
+  static constexpr std::size_t spare_list_long = 4;      ///< times as many; else all of them
+  static constexpr std::size_t ranks_a_spare_step = 64;  ///< a list of spare slots serves 1 step more for so many ranks
+};
+
 /// How far a search may go in one layer.
 struct move_limits {
   index_t max_moves = std::numeric_limits<index_t>::max();  ///< pairs (rank, expert) that may be new
@@ -33,7 +66,9 @@ struct move_limits {
   /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
   /// moves for three ranks on they cost more than the price.
   [[nodiscard]] load_t price_of(index_t moves) const noexcept {
-    return price * 2 / 5 * moves + price / ranks * moves * moves * 7 / 16;
+    constexpr auto each = move_search_numbers::price_of_each;
+    constexpr auto crowd = move_search_numbers::price_of_crowd;
+    return price * each[0] / each[1] * moves + price / ranks * moves * moves * crowd[0] / crowd[1];
   }
 };
 
@@ -90,7 +125,7 @@ public:
     auto const start = level_of(map);
     if (start.max <= limits.good_enough) { return; }
     mean_ = start.mean;
-    tolerance_ = (mean_ >> 14) + 1;
+    tolerance_ = (mean_ >> numbers::tolerance_shift) + 1;
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
     find_node_holders();
@@ -105,17 +140,15 @@ public:
       journal_.clear();
       undo_some();
       best_ = {best.worth, best.max, 0};
-      descend(best.max - (best.max - mean_) / 4);
+      descend(best.max - (best.max - mean_) / numbers::retry_depth);
       if (best_.length > 0) { best = best_; }
     }
     drop_needless_doubles();
   }
 
 private:
+  using numbers = move_search_numbers;
   static constexpr index_t none = replica_map::none;
-  static constexpr std::size_t few_ranks = 64;     ///< up to which a step tries the exchanges with all ranks
-  static constexpr std::size_t max_partners = 16;  ///< ranks whose exchanges a step tries, where there are more
-  static constexpr std::size_t most_spare = 128;   ///< slots that a step considers, where there are far more
 
   struct entry {
     index_t slot;
@@ -167,7 +200,7 @@ private:
     misses_ = 0;
     spare_age_ = 0;
     ++era_;
-    auto steps = 64 + 4 * std::min(limits_.max_moves, map_->num_slots());
+    auto steps = numbers::steps_at_least + numbers::steps_for_each * std::min(limits_.max_moves, map_->num_slots());
     while (aim(target) && work_ > 0 && steps-- > 0) {
       if (!step() && (target > 0 || map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
     }
@@ -199,8 +232,9 @@ private:
   /// A retry brings the excess of the busiest rank down by about the same part, so it is worth more where there is
   /// more: `retries` of them at 1 / 64 of the mean, three quarters as many below, up to twice as many above.
   [[nodiscard]] load_t retries_at(load_t max) const {
-    auto const excess = (max - mean_) / (mean_ / 1024 + 1);
-    return load_t{limits_.retries} * std::clamp(excess, load_t{12}, load_t{32}) / 16;
+    constexpr auto bounds = numbers::excess_of_retries;
+    auto const excess = (max - mean_) / (mean_ / numbers::excess_unit + 1);
+    return load_t{limits_.retries} * std::clamp(excess, bounds[0], bounds[2]) / bounds[1];
   }
   /// Give the changed slots of the busiest rank and two others back what they held at the start, and with them those
   /// without which an expert would vanish.
@@ -213,7 +247,7 @@ private:
       changed_.push_back(slot);
       if (map_->rank_of(slot) == hot) { std::swap(changed_[chosen++], changed_.back()); }
     }
-    for (auto others = 2; others > 0 && chosen < changed_.size(); --others, ++chosen) {
+    for (auto others = numbers::undone_elsewhere; others > 0 && chosen < changed_.size(); --others, ++chosen) {
       std::swap(changed_[chosen], changed_[chosen + next_random(changed_.size() - chosen)]);
     }
     for (std::size_t i = 0; i < chosen; ++i) {
@@ -247,7 +281,7 @@ private:
     for (auto const rank : live_ranks_) {
       auto const cost = cost_(rank, map_->rank_load(rank));
       at(rank_cost_, rank) = cost;
-      sum += std::max(cost - mean_, load_t{0}) / 20;
+      sum += std::max(cost - mean_, load_t{0}) / numbers::margin_of_excess[1];
       if (cost > at(rank_cost_, hot_)) { hot_ = rank; }
       if (cost < at(rank_cost_, cold_)) { cold_ = rank; }
     }
@@ -257,13 +291,13 @@ private:
     aim_at(std::max(limits_.goal, target > 0 ? target : adaptive_target(max, sum)));
     return true;
   }
-  /// @param sum  a twentieth of all cost above the mean
+  /// @param sum  all cost above the mean, over the denominator of `margin_of_excess`
   [[nodiscard]] load_t adaptive_target(load_t max, load_t sum) const {
     auto left = load_t{limits_.max_moves - map_->moves()};
     if (limits_.price > 0) { left = std::min(left, (max - mean_) / limits_.price); }
     left = std::max(left, load_t{1});
-    auto margin = std::max(sum / left * 3, least_margin_);
-    while (max <= mean_ + margin) { margin -= margin / 5 + 1; }
+    auto margin = std::max(sum / left * numbers::margin_of_excess[0], least_margin_);
+    while (max <= mean_ + margin) { margin -= margin / numbers::margin_step + 1; }
     return mean_ + margin;
   }
   /// Whether reaching the target, or perfect balance, is worth the moves made up to now.
@@ -277,7 +311,7 @@ private:
   /// Where nothing helps, a target nearer to the costliest rank leaves the others more room. False if it is near.
   [[nodiscard]] bool aim_higher() {
     auto const above = at(rank_cost_, hot_) - target_;
-    if (above <= tolerance_ * 4 || ++misses_ > 3) { return false; }
+    if (above <= tolerance_ * numbers::near_tolerances || ++misses_ > numbers::most_misses) { return false; }
     least_margin_ = target_ + above / 2 - mean_;
     return true;
   }
@@ -313,7 +347,7 @@ private:
       look_at_departures(spare);
     }
     if (free_.slot != none) { return; }
-    auto partners = live_ranks_.size() <= few_ranks ? few_ranks : max_partners;
+    auto partners = live_ranks_.size() <= numbers::few_ranks ? numbers::few_ranks : numbers::max_partners;
     for (auto rank = live_ranks_.begin(); rank != live_ranks_.end() && partners > 0; ++rank) {
       if (*rank != cold_ && look_at_exchanges(*rank)) { --partners; }
     }
@@ -327,8 +361,9 @@ private:
     if (proposal.worth <= best.worth) { return; }
     if (ranks_per_node_ > 0) {
       // Of candidates that are about as good, prefer the one whose bytes stay inside a node.
-      proposal.worth -= proposal.worth / 32 * (is_remote(proposal.slot, proposal.expert) ? 1 : 0);
-      proposal.worth -= proposal.worth / 32 * (is_remote(proposal.other_slot, proposal.other_expert) ? 1 : 0);
+      proposal.worth -= proposal.worth / numbers::remote_discount * (is_remote(proposal.slot, proposal.expert) ? 1 : 0);
+      proposal.worth -=
+          proposal.worth / numbers::remote_discount * (is_remote(proposal.other_slot, proposal.other_expert) ? 1 : 0);
     }
     if (proposal.worth > best.worth) { best = proposal; }
   }
@@ -356,7 +391,7 @@ private:
   /// List the slots whose expert has another copy.
   void find_spare() {
     spare_.clear();
-    spare_age_ = static_cast<index_t>(live_ranks_.size() / 64);
+    spare_age_ = static_cast<index_t>(live_ranks_.size() / numbers::ranks_a_spare_step);
     for (auto const expert : map_->replicated()) {
       if (map_->copies(expert) < 2) { continue; }
       auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
@@ -377,8 +412,8 @@ private:
   }
   /// Of a long list, the slots where most load fits at least cost are enough.
   void keep_best_spare() {
-    if (spare_.size() <= 4 * most_spare) { return; }
-    auto const middle = spare_.begin() + static_cast<std::ptrdiff_t>(most_spare);
+    if (spare_.size() <= numbers::spare_list_long * numbers::most_spare) { return; }
+    auto const middle = spare_.begin() + static_cast<std::ptrdiff_t>(numbers::most_spare);
     auto const is_better = [](spare_slot const& a, spare_slot const& b) {
       auto const difference = (a.gain - a.room) - (b.gain - b.room);
       return difference != 0 ? difference > 0 : a.slot < b.slot;
