@@ -117,7 +117,13 @@ TEST_CASE("assigning a rebalancer ends the one that was there: its memory is giv
   };
   auto held = make();
   held.start().or_throw();
-  held = make();
+  auto next = make();
+  held = std::move(next);
+  // NOLINTNEXTLINE(bugprone-use-after-move,clang-analyzer-cplusplus.Move): that is the question
+  for (auto const& refused : {next.start(), next.on_forward_pass_end(), next.resume()}) {
+    CHECK(refused.code() == errc::invalid_option);
+    CHECK(refused.message().find("was moved from") != std::string::npos);
+  }
   CHECK(held.start().ok());
   CHECK(held.options().interval == rebalancer_options{}.interval);
   CHECK(held.on_forward_pass_end().ok());

@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_HEADROOM_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
@@ -72,10 +73,6 @@ public:
   }
 
 private:
-  template <class T>
-  [[nodiscard]] static T& at(std::vector<T>& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
   [[nodiscard]] index_t num_logical() const noexcept { return static_cast<index_t>(loads_.size()); }
   [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(live_ranks_.size()); }
   [[nodiscard]] index_t& count(index_t expert) { return at(counts_, expert); }

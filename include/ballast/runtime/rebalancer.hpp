@@ -3,6 +3,7 @@
 #define BALLAST_RUNTIME_REBALANCER_HPP
 
 #include <ballast/control/control.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
@@ -47,8 +48,8 @@ BALLAST_BEGIN_NAMESPACE
 /// control plane. Every rank then calls them in the same order. They take turns on the transport, and when one of them
 /// fails on some rank, all of them fail on every rank that hears of it: resume them all, in the same order.
 ///
-/// Constructing may throw; nothing else does. Movable, between any two calls; what was moved from can be destroyed and
-/// assigned to.
+/// Constructing may throw; nothing else does. Movable, between any two calls. What was moved from can be destroyed and
+/// assigned to; calls that the ranks make together refuse it, nothing else may be called.
 ///
 /// @tparam Recorder   a `load_recorder`
 /// @tparam Policy     a `placement_policy`
@@ -103,7 +104,9 @@ public:
     return call("start", [&] { return detail::start(*core_, timeout); });
   }
   /// As above, with the timeout of the options.
-  [[nodiscard]] status start() { return start(core_->options.timeout); }
+  [[nodiscard]] status start() {
+    return call("start", [&] { return detail::start(*core_, core_->options.timeout); });
+  }
 
   /// Bring the group back after a failure: the ranks number their calls, votes, groups and tags anew, in agreement, and
   /// start to count passes. A cycle that runs is dropped, as by `disable`. A collective: call it on every live rank
@@ -302,6 +305,7 @@ private:
 
   template <class Call>
   [[nodiscard]] status call(char const* name, Call what) {
+    if (core_ == nullptr) { return {errc::invalid_option, detail::concat(name, ": the rebalancer was moved from")}; }
     return detail::from_outside(*core_, name, std::move(what));
   }
   template <class Record>

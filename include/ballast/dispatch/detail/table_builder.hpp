@@ -3,6 +3,7 @@
 #define BALLAST_DISPATCH_DETAIL_TABLE_BUILDER_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/topology.hpp>
@@ -70,10 +71,6 @@ public:
   }
 
 private:
-  template <class T>
-  [[nodiscard]] static T& at(std::vector<T>& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
   [[nodiscard]] static dispatch_entry sole(index_t physical) { return make_dispatch_entry(physical, physical, 0); }
 
   void list_live_replicas(topology const& where, placement const& from, index_t layer, index_t expert) {

@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_DETAIL_BALANCED_PACKING_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/types.hpp>
 
@@ -132,14 +133,6 @@ private:
     load_t load = 0;
     index_t expert = 0;
   };
-  template <class T>
-  [[nodiscard]] static T& at(std::vector<T>& values, index_t index) noexcept {
-    return values[static_cast<std::size_t>(index)];
-  }
-  template <class T>
-  [[nodiscard]] static T const& at(std::vector<T> const& values, index_t index) noexcept {
-    return values[static_cast<std::size_t>(index)];
-  }
   [[nodiscard]] std::size_t offset(index_t rank) const noexcept {
     return static_cast<std::size_t>(rank) * static_cast<std::size_t>(slots_);
   }

@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_DETAIL_INCREMENTAL_MOVE_SEARCH_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
 #include <ballast/topology.hpp>
@@ -181,14 +182,6 @@ private:
     index_t other_expert = none;  ///< that it gets
   };
 
-  template <class T>
-  [[nodiscard]] static T& at(std::vector<T>& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
-  template <class T>
-  [[nodiscard]] static T const& at(std::vector<T> const& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
   [[nodiscard]] load_t excess_of(index_t rank, load_t load) const {
     return std::max(cost_(rank, load) - target_, load_t{0});
   }

@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_DETAIL_INCREMENTAL_REPLICA_MAP_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
@@ -150,14 +151,6 @@ private:
     }
   };
 
-  template <class T>
-  [[nodiscard]] static T& at(std::vector<T>& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
-  template <class T>
-  [[nodiscard]] static T const& at(std::vector<T> const& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
   /// Twice the copies of an expert on a rank, plus 1 if the rank held it at the start.
   [[nodiscard]] std::uint16_t presence(index_t rank, index_t expert) const { return presence_[cell(rank, expert)]; }
   [[nodiscard]] std::size_t cell(index_t rank, index_t expert) const {

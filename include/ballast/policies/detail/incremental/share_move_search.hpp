@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_DETAIL_INCREMENTAL_SHARE_MOVE_SEARCH_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/policies/detail/incremental/move_search.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -83,10 +84,6 @@ private:
     index_t other_expert = none;
   };
 
-  template <class T>
-  [[nodiscard]] static T& at(std::vector<T>& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
   [[nodiscard]] load_t mean_load() const {
     load_t total = 0;
     for (auto const load : solver_->rank_loads()) { total += load; }

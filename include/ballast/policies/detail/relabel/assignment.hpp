@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_DETAIL_RELABEL_ASSIGNMENT_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/matrix_view.hpp>
 #include <ballast/types.hpp>
 
@@ -24,11 +25,6 @@ namespace detail {
 /// @threads distinct solvers are independent; no allocation once the size has been seen.
 /// @source R. Jonker and A. Volgenant, "A shortest augmenting path algorithm", Computing 38 (1987)
 class assignment_solver {
-  template <class T>
-  [[nodiscard]] static auto& at(T& values, index_t index) noexcept {
-    return values[static_cast<std::size_t>(index)];
-  }
-
 public:
   using cost_t = std::int64_t;
 
