@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // What both tools promise about every option and every file, whichever it is.
+#include <ballast/detail/text.hpp>
+
 #include "support/tool.hpp"
 
 #include <doctest/doctest.h>
@@ -331,7 +333,8 @@ TEST_CASE("no file that is read is written, whatever it is called") {
           all[reader] = in;
           all[writer] = out;
           check_refused(ballast_test::run_in_shell(tool.command(all) + streams),
-                        writer + " is '" + out + "', which is the file that " + reader + " reads: name another file");
+                        ballast::detail::concat(writer, " is '", out, "', which is the file that ", reader,
+                                                " reads: name another file"));
           CHECK(content_of(input) == content);
         };
         for (auto const* name : {"input", "symbolic", "hard", "folder/input", "./folder/./folder/input"}) {
@@ -412,7 +415,7 @@ TEST_CASE("whatever a trace holds, it is read or refused in one clean line") {
                                                                {"4\xc2\x9b,1,1\n", "value 1 is '4\\xc2\\x9b'"},
                                                                {"\xe2\x80\x8b"
                                                                 "4,1,1\n",
-                                                                "value 1 is '\\xe2\\x80\\x8b4'"},
+                                                                R"(value 1 is '\xe2\x80\x8b4')"},
                                                                {"4,1\r1,1\n", "value 2 is '1\\x0d1'"},
                                                                {"\xff,1,1\n", "value 1 is '\\xff'"},
                                                                {std::string(1000000, '['), "line 1: "},
@@ -423,8 +426,8 @@ TEST_CASE("whatever a trace holds, it is read or refused in one clean line") {
       check_refused(tool.run({{tool.trace_option, scratch.file("bad.csv", content)}}), message);
     }
     auto const strange = scratch.file("a\x1b[2J\nb\xff.csv", "x");
-    check_refused(tool.run({{tool.trace_option, strange}}), "a\\x1b[2J\\x0ab\\xff.csv: line 1: ");
-    check_refused(tool.run({{tool.trace_option, strange + "x"}}), "a\\x1b[2J\\x0ab\\xff.csvx: cannot be opened: ");
+    check_refused(tool.run({{tool.trace_option, strange}}), R"(a\x1b[2J\x0ab\xff.csv: line 1: )");
+    check_refused(tool.run({{tool.trace_option, strange + "x"}}), R"(a\x1b[2J\x0ab\xff.csvx: cannot be opened: )");
     check_refused(tool.run({{"--policy", "\x1b[2J"}}), "there is no policy '\\x1b[2J'");
   }
 }
@@ -451,7 +454,7 @@ TEST_CASE("whatever a placement file holds, it is read or refused in one clean l
       {R"({"physical_to_logical_map": [], "physical_to_logical_map": []})", "is there twice"},
       {R"({"physical_to_logical_map": [], "a": 1, "a": 2})", "the key \"a\" is there twice"},
       {utf16, "the text is UTF-16 or UTF-32, must be UTF-8"},
-      {in_map("\"\\u001b[2J\\u0000\\u009b\""), "physical_to_logical_map is "},
+      {in_map(R"("\u001b[2J\u0000\u009b")"), "physical_to_logical_map is "},
       {in_map("[[\"\xe2\x80\xae\"]]"), "physical_to_logical_map has 1 layers"},
       {"{\"\x1b[2J\": 1}", "not JSON: "},
       {"\0{}"s, "not JSON: "},

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // ballast-plan as a user meets it: files in, files out, and every refusal.
+#include <ballast/detail/text.hpp>
+
 #include "support/tool.hpp"
 #include "support/trace_files.hpp"
 
@@ -353,7 +355,7 @@ TEST_CASE("a score plans nothing, and refuses what only a plan uses") {
                                                         {"--current", "/nonexistent"},
                                                         {"--report", scratch.file("report.json")}}) {
     CHECK(refusal(with(mixtral_on_four, {"--score", file, option, value})) ==
-          option + " is '" + value + "', but nothing is planned with --score\n");
+          ballast::detail::concat(option, " is '", value, "', but nothing is planned with --score\n"));
   }
   CHECK(scratch.names() == std::vector<std::string>{"current.json", "plan.json"});
 }

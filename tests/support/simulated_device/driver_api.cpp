@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string_view>
 #include <utility>
 
@@ -19,6 +18,7 @@ namespace {
 
 constexpr std::size_t granularity = std::size_t{64} << 10;
 
+// NOLINTNEXTLINE(performance-no-int-to-ptr): the driver's addresses are integers
 [[nodiscard]] std::byte* to_address(CUdeviceptr value) { return reinterpret_cast<std::byte*>(value); }
 [[nodiscard]] CUresult to_driver(cudaError_t error) { return static_cast<CUresult>(error); }
 
@@ -52,15 +52,13 @@ CUresult pointer_get_attribute(void* out, CUpointer_attribute what, CUdeviceptr 
       case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
         *static_cast<unsigned*>(out) = found->is_host() ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
         return cudaSuccess;
-      case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: {
-        auto* const pool = reinterpret_cast<CUmemoryPool>(found->pool);
-        std::memcpy(out, &pool, sizeof pool);
+      case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
+        *static_cast<CUmemoryPool*>(out) = reinterpret_cast<CUmemoryPool>(found->pool);
         return cudaSuccess;
-      }
       case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-        std::memcpy(out, &found->base, sizeof found->base);
+        *static_cast<CUdeviceptr*>(out) = reinterpret_cast<CUdeviceptr>(found->base);
         return cudaSuccess;
-      case CU_POINTER_ATTRIBUTE_RANGE_SIZE: std::memcpy(out, &found->size, sizeof found->size); return cudaSuccess;
+      case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *static_cast<std::size_t*>(out) = found->size; return cudaSuccess;
       case CU_POINTER_ATTRIBUTE_MAPPED: *static_cast<int*>(out) = 1; return cudaSuccess;
       default: return cudaErrorInvalidValue;
     }
