@@ -60,7 +60,7 @@ struct engine {
     weights.add_to(store);
   }
   void step() {
-    auto& held = balance.value();
+    auto& held = balance.value();  // NOLINT(bugprone-unchecked-optional-access): throws where there is none
     for (index_t layer = 0; layer < num_layers; ++layer) {
       held.record_top_k(layer, std::vector<index_t>{0, 0, 0, 1, 2, 3});
     }
