@@ -16,7 +16,6 @@
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
-#include <cstdint>
 #include <string_view>
 #include <utility>
 #include <vector>
