@@ -73,6 +73,17 @@ struct engine {
   std::optional<balancer> balance;
 };
 
+/// A group of one rank, and its store.
+struct lonely_rank {
+  lonely_rank() { weights.add_to(store); }
+
+  in_process_group group{1};
+  in_process_endpoint& me = group.endpoint(0);
+  topology where{{1, 1, 6, 0}};
+  patterned_weights weights{where, 0, initial, {{16, 16}}};
+  host_store store{where, num_layers};
+};
+
 }  // namespace
 
 TEST_CASE("a rebalancer is moved into an engine, started or not, and in mid-cycle") {
@@ -105,15 +116,10 @@ TEST_CASE("a rebalancer is moved into an engine, started or not, and in mid-cycl
 }
 
 TEST_CASE("assigning a rebalancer ends the one that was there: its memory is given back before the other starts") {
-  in_process_group group{1};
-  auto& me = group.endpoint(0);
-  topology const one{{1, 1, 6, 0}};
-  patterned_weights weights{one, 0, initial, {{16, 16}}};
-  host_store store{one, num_layers};
-  weights.add_to(store);
+  lonely_rank one;
   auto const make = [&] {
-    return make_rebalancer(one, initial, rebalancing{window_recorder{num_layers, num_logical}, keep_placement{}}, store,
-                           me);
+    return make_rebalancer(one.where, initial, rebalancing{window_recorder{num_layers, num_logical}, keep_placement{}},
+                           one.store, one.me);
   };
   auto held = make();
   held.start().or_throw();
@@ -149,19 +155,14 @@ static_assert(std::is_same_v<decltype(rebalancing{.recorder = window_recorder{1,
                              rebalancing<window_recorder, keep_placement, all_layers<>>>);
 
 TEST_CASE("the parts have names") {
-  in_process_group group{1};
-  auto& me = group.endpoint(0);
-  topology const one{{1, 1, 6, 0}};
-  patterned_weights weights{one, 0, initial, {{16, 16}}};
-  host_store store{one, num_layers};
-  weights.add_to(store);
+  lonely_rank one;
   event_log log;
-  auto balance = make_rebalancer(one, initial,
+  auto balance = make_rebalancer(one.where, initial,
                                  rebalancing{.recorder = window_recorder{num_layers, num_logical},
                                              .policy = any_policy{incremental_placement{}},
                                              .options = {.interval = 1},
                                              .watcher = &log},
-                                 store, me);
+                                 one.store, one.me);
   balance.start().or_throw();
   balance.record_top_k(0, std::vector<index_t>{0, 0, 0, 1});
   for (int call = 0; call < 2; ++call) { balance.on_forward_pass_end().or_throw(); }
