@@ -77,6 +77,23 @@ TEST_CASE("the sum alone is the same sum") {
   });
 }
 
+TEST_CASE("what all ranks have counted can be planned on, however much it is") {
+  on_two_ranks([](in_process_endpoint& me) {
+    detail::load_window window{2, 3};
+    for (bool const sum_alone : {false, true}) {
+      CAPTURE(sum_alone);
+      window_recorder recorder{2, 3, {.passes = 1, .buckets = 1}};
+      recorder.record_logical(0, std::vector<load_t>{max_layer_tokens / 4 * 3, 0, 0}).or_throw();
+      recorder.end_pass(true);
+      auto const result = sum_alone ? window.reduce_sum(recorder, me, patience) : window.reduce(recorder, me, patience);
+      CHECK(result.ok());
+      auto const row = window.loads().row(0);
+      CHECK(row[0] > max_layer_tokens / 2);
+      CHECK(row[0] <= max_layer_tokens);
+    }
+  });
+}
+
 TEST_CASE("a rank that does not come fails the reduction, and says who") {
   on_two_ranks([](in_process_endpoint& me) {
     if (me.rank() == 1) { return; }

@@ -55,18 +55,27 @@ topology const where{{2, 1, 3, 0}};
 placement const initial = trivial_placement({2, 5, 6});
 
 struct rank_with_open_vote {
-  explicit rank_with_open_vote(in_process_endpoint& endpoint) : control{endpoint}, transport{&endpoint} {
+  explicit rank_with_open_vote(in_process_endpoint& endpoint, index_t shares_every = 0)
+      : share_interval{shares_every}, control{endpoint}, transport{&endpoint} {
     weights.add_to(store);
     moved.start().or_throw();
   }
 
+  index_t share_interval;
   reticent_control control;
   in_process_endpoint* transport;
   patterned_weights weights{where, transport->rank(), initial, {{24, 24}}};
   hooked_store store{where, 2};
   rebalancer<frail_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, hooked_store, reticent_control>
-      moved{where, initial,    {frail_recorder{2, 5}, {}, layers_per_chunk{2}, {.interval = 1, .timeout = patience}},
-            store, *transport, control};
+      moved{where,
+            initial,
+            {frail_recorder{2, 5},
+             {},
+             layers_per_chunk{2},
+             {.interval = 1, .share_interval = share_interval, .timeout = patience}},
+            store,
+            *transport,
+            control};
 };
 
 template <class Body>
@@ -165,6 +174,30 @@ TEST_CASE("a store that throws in a commit leaves a rank that nothing settles: a
       CHECK(self.moved.undecided_layers().empty());
       CHECK(self.moved.settle(decision::commit).code() == errc::invalid_option);
       CHECK(self.moved.resume().code() == errc::out_of_memory);
+    });
+  }
+}
+
+TEST_CASE("the same where no bytes move: shares, and another topology") {
+  for (bool const of_shares : {false, true}) {
+    CAPTURE(of_shares);
+    in_process_group group{2};
+    group.run([&](in_process_endpoint& me) {
+      rank_with_open_vote self{me, of_shares ? 1 : 0};
+      if (me.rank() == 1) {
+        self.store.at = [](char const* point) {
+          if (std::string_view{point} == "in commit") { throw std::bad_alloc{}; }
+        };
+      }
+      auto const result = of_shares ? self.moved.on_forward_pass_end() : self.moved.set_topology(where, initial);
+      if (me.rank() == 0) {
+        CHECK(result.ok());
+        CHECK(self.moved.epoch(0) == 1);
+        return;
+      }
+      CHECK(result.code() == errc::out_of_memory);
+      CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+      CHECK(self.moved.undecided_layers().empty());
     });
   }
 }
