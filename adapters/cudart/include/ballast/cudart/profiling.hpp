@@ -20,11 +20,27 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
+namespace detail {
+
+/// Looks for a profiler once. NVTX does so by itself in its first call, and writes pointers that a second thread may be
+/// reading without a lock.
+inline void find_profiler() noexcept {
+  [[maybe_unused]] static bool const looked = [] {
+    nvtxInitialize(nullptr);
+    return true;
+  }();
+}
+
+}  // namespace detail
+
 /// A named range on the timeline of NVIDIA's profilers, from construction to destruction. Free where none is attached.
 class profiler_range {
 public:
   /// @param name  copied.
-  explicit profiler_range(char const* name) noexcept { nvtxRangePushA(name); }
+  explicit profiler_range(char const* name) noexcept {
+    detail::find_profiler();
+    nvtxRangePushA(name);
+  }
   profiler_range(profiler_range const&) = delete;
   profiler_range& operator=(profiler_range const&) = delete;
   ~profiler_range() { nvtxRangePop(); }
@@ -43,6 +59,7 @@ public:
                                         " bytes, balancedness ", what.balancedness);
     append_time(text, ", device: receive ", what.device_receive);
     append_time(text, ", device: commit ", what.device_commit);
+    detail::find_profiler();
     nvtxMarkA(text.c_str());
     if (next_ != nullptr) { next_->on_event(what); }
   }
