@@ -5,6 +5,8 @@
 #include <ballast/placement/moves.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -55,11 +57,13 @@ struct options {
     add_text(app, "--steps", steps, "plan for the sum of the steps [A, B), written A:B (all steps)", "A:B");
     topology.add_to(app);
     policy.add_to(app, "(required, but not used with --score)");
-    add_text(
-        app, "--current", current,
-        "placement to count moves from, and to keep where a layer got no tokens; a file of this\ntool, or any JSON "
-        "with its key physical_to_logical_map (slot p holds expert p mod E)",
-        "FILE");
+    add_text(app, "--current", current,
+             "placement to move from: ranks and slots of the plan take the names that move least, and\nlayers without "
+             "tokens "
+             "keep theirs; a file of this tool, or any JSON with its key\nphysical_to_logical_map (slot p holds expert "
+             "p mod "
+             "E, and the plan as it is)",
+             "FILE");
     add_text(
         app, "--shares", shares,
         "how replicas share their expert's tokens: even, optimal, or, with --score, stored (even;\noptimal for the "
@@ -200,7 +204,10 @@ struct planned {
   if (auto result = ballast::plan(policy, in.loads_view(), out.current, in.where, out.next); !result.ok()) {
     return result;
   }
-  if (options.current) { ballast::keep_idle_layers(in.loads_view(), out.current, out.next); }
+  if (options.current) {
+    ballast::keep_idle_layers(in.loads_view(), out.current, out.next);
+    ballast::relabel(out.current, in.where, out.next, {.scope = ballast::interchangeable(policy)});
+  }
   if (!out.optimal) {
     out.next.drop_shares();
     return {};

@@ -38,6 +38,8 @@
 #include <ballast/placement/survivors.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/optional_parts.hpp>

@@ -7,6 +7,7 @@
 #include <ballast/load/history.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 
@@ -43,6 +44,10 @@ public:
   }
   /// Whether layers without tokens are to stay as they are; see `ballast::follows_loads`.
   [[nodiscard]] bool follows_loads() const noexcept { return policy_ != nullptr && policy_->follows_loads(); }
+  /// What may change names in the plans of the policy inside.
+  [[nodiscard]] relabel_scope interchangeable() const noexcept {
+    return policy_ != nullptr ? policy_->interchangeable() : relabel_scope::none;
+  }
   void describe(digest& out) const {
     if (policy_ != nullptr) { policy_->describe(out); }
   }
@@ -67,6 +72,7 @@ private:
     [[nodiscard]] virtual status plan(load_history_view history, placement const& current, topology const& where,
                                       placement& next) const = 0;
     [[nodiscard]] virtual bool follows_loads() const noexcept = 0;
+    [[nodiscard]] virtual relabel_scope interchangeable() const noexcept = 0;
     virtual void describe(digest& out) const = 0;
     virtual void for_each_option(void* to, visit_option visit) const = 0;
   };
@@ -81,6 +87,7 @@ private:
       return policy_.plan(history, current, where, next);
     }
     [[nodiscard]] bool follows_loads() const noexcept override { return ballast::follows_loads<Policy>; }
+    [[nodiscard]] relabel_scope interchangeable() const noexcept override { return ballast::interchangeable(policy_); }
     void describe(digest& out) const override { policy_.describe(out); }
     void for_each_option([[maybe_unused]] void* to, [[maybe_unused]] visit_option visit) const override {
       if constexpr (detail::names_options<Policy>) {

@@ -18,6 +18,7 @@
 #include <ballast/policies/detail/balanced/region_planner.hpp>
 #include <ballast/policies/detail/balanced/two_slots.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -361,6 +362,12 @@ struct basic_balanced_placement {
     return {};
   }
 
+  /// See `ballast::interchangeable`.
+  [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept {
+    // Another cost may be another one on each rank.
+    if (!detail::cost_is_load<Cost>) { return relabel_scope::slots; }
+    return num_groups > 1 ? relabel_scope::nodes : relabel_scope::all;
+  }
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
     out.add(std::string_view{"balanced_placement"});

@@ -11,6 +11,7 @@
 #include <ballast/policies/balanced.hpp>
 #include <ballast/policies/headroom.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -78,6 +79,8 @@ struct balanced_shares_placement {
     if (auto result = with_room.validate(); !result.ok()) { return result; }
     return packed.validate();
   }
+  /// See `ballast::interchangeable`.
+  [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return packed.interchangeable(); }
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
     out.add(std::string_view{"balanced_shares"});

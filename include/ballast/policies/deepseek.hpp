@@ -13,6 +13,7 @@
 #include <ballast/policies/detail/deepseek/float32.hpp>
 #include <ballast/policies/detail/deepseek/tournament.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -420,6 +421,10 @@ struct deepseek_placement {
     return {};
   }
 
+  /// See `ballast::interchangeable`.
+  [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept {
+    return num_groups > 1 ? relabel_scope::nodes : relabel_scope::all;
+  }
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
     out.add(std::string_view{"deepseek_placement"});

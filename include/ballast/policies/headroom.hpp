@@ -11,6 +11,7 @@
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -310,6 +311,8 @@ struct headroom_placement {
     if (exchanges_per_layer < 0) { return refuse("exchanges_per_layer", exchanges_per_layer, "at least 0"); }
     return {};
   }
+  /// See `ballast::interchangeable`.
+  [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return relabel_scope::all; }
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
     out.add(std::string_view{"headroom"});

@@ -16,6 +16,7 @@
 #include <ballast/policies/detail/incremental/replica_map.hpp>
 #include <ballast/policies/detail/incremental/share_move_search.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -151,6 +152,8 @@ struct basic_incremental_placement {
     }
     return worth.validate();
   }
+  /// See `ballast::interchangeable`. Its ranks are those of the placement in force.
+  [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return relabel_scope::slots; }
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
     out.add(std::string_view{"incremental_placement"});

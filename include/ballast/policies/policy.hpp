@@ -8,6 +8,7 @@
 #include <ballast/load/history.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -27,7 +28,8 @@ BALLAST_BEGIN_NAMESPACE
 /// result depends on the arguments and on the policy's own data members alone, bit for bit, on every machine: every
 /// rank plans for itself. `next` never aliases `current`. A policy with `p.validate() -> status` refuses options that
 /// make no sense there, naming the value; it is asked before the first plan. `p.describe(digest)` mixes in the policy's
-/// name and every option that can change a plan.
+/// name and every option that can change a plan. A rebalancer gives slots and ranks of the plan other names where that
+/// saves bytes, as far as `interchangeable` allows.
 template <class P>
 concept placement_policy = std::copyable<P> && requires(P const& p, load_history_view history, placement const& current,
                                                         topology const& where, placement& next, digest& out) {

@@ -6,6 +6,7 @@
 #include <ballast/matrix_view.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/detail/relabel/assignment.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
@@ -20,8 +21,8 @@ BALLAST_BEGIN_NAMESPACE
 
 /// What `relabel` may exchange, and what bytes cost.
 struct relabel_options {
-  index_t cross_node_price = 8;     ///< cost of an expert from another node, where one from the same node costs 1; >= 1
-  bool keep_nodes_together = true;  ///< ranks that share a node in the target go on doing so; false: any rank anywhere
+  index_t cross_node_price = 8;  ///< cost of an expert from another node, where one from the same node costs 1; >= 1
+  relabel_scope scope = relabel_scope::nodes;
 };
 
 namespace detail {
@@ -49,11 +50,10 @@ public:
                    target.logical_of_slot(layer).begin())) {
       return;
     }
-    count_overlaps(current, target, layer);
-    if (options_.keep_nodes_together && where_.num_nodes() > 1) {
-      match_nodes();
-    } else {
-      match_all_ranks();
+    if (options_.scope == relabel_scope::none) { return; }
+    if (options_.scope > relabel_scope::slots) {
+      count_overlaps(current, target, layer);
+      match();
     }
     rewrite(current, target, layer);
   }
@@ -105,6 +105,15 @@ private:
     return kept(from, to) + cost_t{options_.cross_node_price - 1} * near(from, where_.node_of_rank(to));
   }
 
+  void match() {
+    if (options_.scope == relabel_scope::all || where_.num_nodes() == 1) {
+      match_all_ranks();
+    } else if (options_.scope == relabel_scope::nodes) {
+      match_nodes();
+    } else {
+      match_ranks_of_nodes();
+    }
+  }
   void match_all_ranks() {
     auto const size = static_cast<index_t>(live_.size());
     costs_.clear();
@@ -145,7 +154,17 @@ private:
     }
   }
 
-  [[nodiscard]] cost_t match_node_pair(index_t from, index_t to, std::span<index_t> columns) {
+  void match_ranks_of_nodes() {
+    for (index_t node = 0; node < where_.num_nodes(); ++node) {
+      auto const ranks = live_ranks_of(node);
+      column_.resize(ranks.size());
+      match_node_pair(node, node, column_);
+      for (std::size_t i = 0; i < ranks.size(); ++i) {
+        source_[static_cast<std::size_t>(ranks[static_cast<std::size_t>(column_[i])])] = ranks[i];
+      }
+    }
+  }
+  cost_t match_node_pair(index_t from, index_t to, std::span<index_t> columns) {
     auto const sources = live_ranks_of(from);
     auto const sinks = live_ranks_of(to);
     // Nodes with different numbers of live ranks cannot take each other's place.
@@ -222,7 +241,7 @@ private:
 
 }  // namespace detail
 
-/// Permute slots within ranks, ranks within nodes, and nodes, layer by layer, so that `target` costs the fewest bytes
+/// Permute slots, ranks and nodes, as far as the scope allows, layer by layer, so that `target` costs the fewest bytes
 /// from `current`. Loads stay as balanced as they were: equal ranks change names only.
 ///
 /// An expert that a rank keeps stays in its slot. Dead ranks keep their content; live ranks take the content of live
@@ -231,7 +250,7 @@ private:
 /// @param current  [L, P] the placement in force.
 /// @param where    R ranks, N nodes, S slots a rank.
 /// @param target   in/out: [L, P] of the same shape.
-/// @param options  what bytes cost, and whether ranks may leave their node.
+/// @param options  what bytes cost, and what may change names.
 /// @pre both placements have the topology's P slots and the same shape; `options.cross_node_price >= 1`
 /// @complexity O(P S + R^3) a layer at worst, nearer O(P S + R^2); allocates scratch of O(R^2) once.
 /// @throws std::bad_alloc

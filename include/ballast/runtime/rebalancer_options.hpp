@@ -7,6 +7,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/gate.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -22,9 +23,11 @@ struct rebalancer_options {
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; in [0, 1], 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks; ranks may differ
   pass_gate gate{};                        ///< which passes count
-  bool relay = false;                      ///< see `transfer_options`
-  std::int64_t max_message_bytes = 0;      ///< longer messages travel in pieces; 0: no limit
-  index_t rounds_per_batch = 0;            ///< rounds that the transport is given at once; 0: all of a group
+  /// What may change names in a plan to save bytes, where the policy allows it; `none` takes plans as they are.
+  relabel_scope relabel = relabel_scope::all;
+  bool relay = false;                  ///< see `transfer_options`
+  std::int64_t max_message_bytes = 0;  ///< longer messages travel in pieces; 0: no limit
+  index_t rounds_per_batch = 0;        ///< rounds that the transport is given at once; 0: all of a group
   bool asynchronous = false;  ///< bytes travel while passes run; commits follow the words of `outgoing` and `incoming`
   bool verify = false;        ///< compare checksums of every moved expert before it is committed
   bool adopt_first_plan = false;  ///< when plans differ, every rank takes rank 0's instead of failing
@@ -46,6 +49,9 @@ struct rebalancer_options {
     bool const in_range = utilization_threshold >= 0 && utilization_threshold <= 1;  // a NaN is not
     if (!in_range) { return refuse("utilization_threshold is ", utilization_threshold, ", must be in [0, 1]"); }
     if (timeout <= 0) { return refuse("timeout is ", timeout, " ns, must be positive"); }
+    if (relabel > relabel_scope::all) {
+      return refuse("relabel is ", static_cast<int>(relabel), ", must be one of none, slots, ranks, nodes, all");
+    }
     return gate.validate();
   }
 
@@ -58,6 +64,7 @@ struct rebalancer_options {
     visit("utilization_threshold", option_bits(utilization_threshold));
     visit("gate.phases", option_bits(gate.phases));
     visit("gate.min_tokens", option_bits(gate.min_tokens));
+    visit("relabel", option_bits(static_cast<index_t>(relabel)));
     visit("relay", option_bits(relay));
     visit("max_message_bytes", option_bits(max_message_bytes));
     visit("rounds_per_batch", option_bits(rounds_per_batch));

@@ -8,6 +8,8 @@
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/plan_message.hpp>
 #include <ballast/runtime/observer.hpp>
@@ -16,6 +18,7 @@
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -66,7 +69,8 @@ template <class Core>
 
 // ---- the plan ----
 
-/// Let the policy fill `next` in. Layers without a token stay as they are.
+/// Let the policy fill `next` in, and name its ranks and slots so that the least has to move. Layers without a token
+/// stay as they are.
 template <class Core>
 [[nodiscard]] status plan_next(Core& core) {
   auto& books = core.books;
@@ -75,6 +79,10 @@ template <class Core>
   auto planned = ask_policy(core.policy, books.window().history(), in_force, books.where(), core.next);
   if (planned.ok() && splits_anew) { core.next.drop_shares(); }
   if (planned.ok()) { planned = validate_plan(in_force, books.where(), core.next); }
+  if (planned.ok()) {
+    relabel(in_force, books.where(), core.next,
+            {.scope = std::min(interchangeable(core.policy), core.options.relabel)});
+  }
   if (planned.ok() && splits_anew) { planned = core.shares.solve_for(core.next, books); }
   if (planned.ok() && plans_from_loads(core.policy)) { keep_idle_layers(books.loads(), in_force, core.next); }
   return planned;
