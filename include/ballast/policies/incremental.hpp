@@ -11,6 +11,7 @@
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/rank_cost.hpp>
+#include <ballast/policies/detail/incremental/incremental_planner.hpp>
 #include <ballast/policies/detail/incremental/move_search.hpp>
 #include <ballast/policies/detail/incremental/rehome.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
@@ -39,6 +40,7 @@ struct move_cost_model {
   std::int64_t link_bytes_per_second = 8'000'000'000;  ///< what a rank may receive without slowing its passes down
   std::int64_t layer_nanoseconds = 200'000;            ///< expert computation of one layer and pass, in balance
   std::int64_t passes_until_next_plan = 1'000;         ///< for which a plan pays off
+  std::int64_t plans_per_layout = 8;                   ///< for which a layout from scratch pays off
 
   /// Refuse values that give no price, naming the first.
   [[nodiscard]] status validate() const {
@@ -51,7 +53,8 @@ struct move_cost_model {
     for (auto const& one : {option{"bytes_per_expert", bytes_per_expert, 0, std::int64_t{1} << 40},
                             option{"link_bytes_per_second", link_bytes_per_second, 1'000'000, std::int64_t{1} << 50},
                             option{"layer_nanoseconds", layer_nanoseconds, 1, std::int64_t{1} << 36},
-                            option{"passes_until_next_plan", passes_until_next_plan, 1, std::int64_t{1} << 26}}) {
+                            option{"passes_until_next_plan", passes_until_next_plan, 1, std::int64_t{1} << 26},
+                            option{"plans_per_layout", plans_per_layout, 0, 1'000}}) {
       if (one.value < one.least || one.value > one.most) {
         return {errc::invalid_option, detail::concat("move_cost_model: ", one.name, " is ", one.value, ", must be in [",
                                                      one.least, ", ", one.most, "]")};
@@ -77,6 +80,7 @@ struct move_cost_model {
     visit("link_bytes_per_second", detail::option_bits(link_bytes_per_second));
     visit("layer_nanoseconds", detail::option_bits(layer_nanoseconds));
     visit("passes_until_next_plan", detail::option_bits(passes_until_next_plan));
+    visit("plans_per_layout", detail::option_bits(plans_per_layout));
   }
 };
 
@@ -172,27 +176,21 @@ struct basic_incremental_placement {
   }
 
 private:
-  static constexpr int max_rounds = 8;
-
+  [[nodiscard]] detail::incremental_limits planner_limits(topology const& where) const {
+    detail::incremental_limits result;
+    result.of_search.retries = retries_for(where);
+    result.of_search.work = work_per_layer;
+    result.of_search.ranks = where.num_live_ranks();
+    result.budget = max_moves_per_layer;
+    result.plans_per_layout = worth.plans_per_layout;
+    result.price = stop_when_not_worth ? worth.price(where.num_live_ranks()) : 0;
+    return result;
+  }
   [[nodiscard]] status plan_even(load_history_view history, placement const& current, topology const& where,
                                  placement& next) const {
-    detail::replica_map map;
-    detail::move_search<Cost> search{where, cost};
-    std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
+    detail::incremental_planner<Cost> planner{where, history.num_logical(), cost, planner_limits(where)};
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      sum_buckets(history, layer, loads);
-      for (auto& load : loads) { load *= detail::load_unit; }
-      map.open(where, current.logical_of_slot(layer), loads);
-      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
-      auto const out = next.edit(layer).logical_of_slot;
-      // The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is
-      // not: then the same loads move nothing when they come again.
-      for (auto rounds = max_moves_per_layer < 0 && retries_for(where) > 0 ? max_rounds : 1; rounds > 0; --rounds) {
-        search.run(map, limits(search.level_of(map).mean, where));
-        write_layer(map, out);
-        if (map.moves() == 0) { break; }
-        map.open(where, out, loads);
-      }
+      if (auto result = planner.plan_even(history, current, layer, next); !result.ok()) { return result; }
     }
     detail::finish_plan(current, where, next);
     return {};

@@ -63,6 +63,7 @@ struct move_limits {
                            ///< gain beyond its moves is below half a price
   index_t retries = 0;     ///< times to undo a few changes and search again, see `retries_at`
   std::int64_t work = 0;   ///< candidates to look at
+  bool may_double = false;  ///< further copies of an expert on a rank that has one, as a way to empty a slot
 
   /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
   /// moves for three ranks on they cost more than the price.
@@ -418,6 +419,7 @@ private:
   /// Find an expert of the costliest rank that is nowhere else: a second copy of it there is a way to empty a slot.
   void find_filler() {
     filler_ = none;
+    if (!limits_.may_double) { return; }
     for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1) && filler_ == none; ++slot) {
       if (map_->copies(map_->expert(slot)) == 1) { filler_ = map_->expert(slot); }
     }
@@ -469,6 +471,7 @@ private:
   void look_at_copy(index_t into, index_t expert) {
     if (map_->expert(into) == expert || map_->copies(map_->expert(into)) < 2) { return; }
     auto const rank = map_->rank_of(into);
+    if (!limits_.may_double && map_->holds(rank, expert)) { return; }
     auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
     touched_.clear();
     map_->for_each_copy(expert, [&](index_t slot) { add(map_->rank_of(slot), less); });
