@@ -76,7 +76,7 @@ struct options {
   if (auto result = ballast::cudart::to_status(found, "cudaGetDeviceCount"); !result.ok()) { return result; }
   auto const ranks = given.ranks != 0 ? given.ranks : how.num_devices > 1 ? how.num_devices : 4;
   bool const card_each = how.num_devices >= ranks;
-  auto const& transport = *given.transport;
+  auto const transport = given.transport.value_or("auto");
   if (ranks < 2 || ranks > 64) { return refuse("ranks are ", ranks, ", must be from 2 to 64"); }
   if (transport != "auto" && transport != "nccl" && transport != "peer") {
     return refuse("transport is '", transport, "', must be auto, nccl or peer");
