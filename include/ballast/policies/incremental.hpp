@@ -12,10 +12,6 @@
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/policies/detail/incremental/incremental_planner.hpp>
-#include <ballast/policies/detail/incremental/move_search.hpp>
-#include <ballast/policies/detail/incremental/rehome.hpp>
-#include <ballast/policies/detail/incremental/replica_map.hpp>
-#include <ballast/policies/detail/incremental/share_move_search.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -133,8 +129,7 @@ struct basic_incremental_placement {
     if (auto result = validate(); !result.ok()) { return result; }
     next = current;
     next.drop_shares();
-    return shares == share_mode::even ? plan_even(history, current, where, next)
-                                      : plan_optimal(history, current, where, next);
+    return plan_layers(history, current, where, next);
   }
 
   /// Refuse options out of their range, naming the value.
@@ -186,69 +181,23 @@ private:
     result.price = stop_when_not_worth ? worth.price(where.num_live_ranks()) : 0;
     return result;
   }
-  [[nodiscard]] status plan_even(load_history_view history, placement const& current, topology const& where,
-                                 placement& next) const {
+  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                   placement& next) const {
     detail::incremental_planner<Cost> planner{where, history.num_logical(), cost, planner_limits(where)};
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      if (auto result = planner.plan_even(history, current, layer, next); !result.ok()) { return result; }
+      auto result = shares == share_mode::even ? planner.plan_even(history, current, layer, next)
+                                               : planner.plan_optimal(history, current, layer, next);
+      if (!result.ok()) { return result; }
     }
     detail::finish_plan(current, where, next);
-    return {};
-  }
-  [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, topology const& where,
-                                    placement& next) const {
-    detail::replica_map map;
-    detail::share_move_search search{where};
+    if (shares == share_mode::even) { return {}; }
     share_solver solver;
-    std::vector<load_t> tokens(static_cast<std::size_t>(history.num_logical()));
-    std::vector<load_t> loads(tokens.size());
-    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      sum_buckets(history, layer, tokens);
-      load_t total = 0;
-      for (std::size_t e = 0; e < tokens.size(); ++e) {
-        loads[e] = tokens[e] * detail::load_unit;
-        total += loads[e];
-      }
-      map.open(where, current.logical_of_slot(layer), loads);
-      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
-      auto const out = next.edit(layer).logical_of_slot;
-      write_layer(map, out);
-      if (auto result = solver.open(where, out, tokens); !result.ok()) { return result; }
-      search.run(map, solver, limits(total / where.num_live_ranks(), where));
-      write_layer(map, out);
-    }
-    detail::finish_plan(current, where, next);
     return optimal_shares(where, next, history, solver);
-  }
-  static void write_layer(detail::replica_map const& map, std::span<index_t> out) {
-    for (index_t slot = 0; slot < map.num_slots(); ++slot) {
-      if (map.expert(slot) != detail::replica_map::none) { out[static_cast<std::size_t>(slot)] = map.expert(slot); }
-    }
-  }
-  [[nodiscard]] index_t budget() const noexcept {
-    return max_moves_per_layer >= 0 ? max_moves_per_layer : std::numeric_limits<index_t>::max();
   }
   [[nodiscard]] index_t retries_for(topology const& where) const noexcept {
     constexpr std::int64_t few = 320;
     auto const slots = std::max(std::int64_t{where.num_slots()}, few);
     return static_cast<index_t>(retries_per_layer * few * few / (slots * slots));
-  }
-  [[nodiscard]] detail::move_limits limits(load_t mean, topology const& where) const {
-    detail::move_limits result;
-    result.retries = retries_for(where);
-    result.work = work_per_layer;
-    result.ranks = where.num_live_ranks();
-    result.goal = mean + (mean >> 13);
-    result.least_gain = mean >> 11;
-    result.max_moves = budget();
-    if (max_moves_per_layer >= 0) {
-      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 12));
-    } else {
-      // What a new split gives for nothing leaves less of a reason to move.
-      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 7));
-      if (stop_when_not_worth) { result.price = (mean >> 20) * worth.price(where.num_live_ranks()); }
-    }
-    return result;
   }
 };
 

@@ -2,8 +2,10 @@
 #ifndef BALLAST_POLICIES_DETAIL_INCREMENTAL_INCREMENTAL_PLANNER_HPP
 #define BALLAST_POLICIES_DETAIL_INCREMENTAL_INCREMENTAL_PLANNER_HPP
 
+#include <ballast/contract.hpp>
 #include <ballast/detail/index.hpp>
 #include <ballast/load/history.hpp>
+#include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/policies/detail/headroom/headroom_planner.hpp>
@@ -64,9 +66,42 @@ public:
     return {};
   }
 
+  /// Plan a layer for the shares that suit it best: never worse than the plan for even shares, split anew.
+  [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, index_t layer,
+                                    placement& next) {
+    if (auto result = open(history, current, layer); !result.ok()) { return result; }
+    auto const rehomed = map_;
+    auto const start = split(map_);
+    auto const done = start_.mean + (start_.mean >> balanced_shift);
+    if (start <= done) {
+      write(next, layer);
+      return {};
+    }
+    // A layer far from balance is brought near it by the faster search.
+    auto few_moves = std::numeric_limits<load_t>::max();
+    if (start <= start_.mean + start_.mean / far) {
+      few_moves = search_for_split(map_);
+      if (few_moves <= done) {
+        write(next, layer);
+        return {};
+      }
+    }
+    auto const split_moves = map_;
+    map_ = rehomed;
+    search_for_moves();
+    if (limits_.plans_per_layout > 0) { look_at_fresh_layout(current, layer, next); }
+    if (split(map_) > done) { static_cast<void>(search_for_split(map_)); }
+    if (few_moves <= split(map_)) { map_ = split_moves; }
+    write(next, layer);
+    return {};
+  }
+
 private:
   static constexpr index_t none = replica_map::none;
   static constexpr int max_rounds = 8;
+  /// A busiest rank so little above the mean, as a power of two, is as good as balance.
+  static constexpr int balanced_shift = 10;
+  static constexpr load_t far = 16;
   /// Second copies on a rank waste slots that later loads want. They must lower the busiest rank by so much, a part of
   /// the mean, and only a budget that binds is a reason for them.
   static constexpr load_t worth_of_doubles = 24;
@@ -145,6 +180,27 @@ private:
     limits.may_double = true;
     search_.run(other_, limits);
     if (max - search_.level_of(other_).max > worth) { std::swap(map_, other_); }
+  }
+
+  // ---- moves for the best split ----
+
+  /// Load of the busiest rank under the best shares.
+  [[nodiscard]] load_t split(replica_map const& map) {
+    open_solver(map);
+    return solver_.solve();
+  }
+  void open_solver(replica_map const& map) {
+    row_.assign(map.logical_of_slot().begin(), map.logical_of_slot().end());
+    keep_dead_slots(row_);
+    auto const opened = solver_.open(where_, row_, tokens_);
+    BALLAST_ASSERT(opened.ok(), "incremental_planner: a map that lost an expert");
+  }
+  [[nodiscard]] load_t search_for_split(replica_map& map) {
+    auto limits = limits_at(start_.mean);
+    limits.good_enough = start_.mean + (start_.mean >> balanced_shift);
+    open_solver(map);
+    share_search_.run(map, solver_, limits);
+    return split(map);
   }
 
   // ---- a layout from scratch ----
@@ -285,6 +341,7 @@ private:
   headroom_planner fresh_;
   relabeler relabeler_;
   layout_stress stress_;
+  share_solver solver_;
   typename move_search<Cost>::level start_{};
   replica_map map_;                 ///< the plan so far
   replica_map other_;               ///< one to compare it with

@@ -55,14 +55,14 @@ struct move_search_numbers {
 /// How far a search may go in one layer.
 struct move_limits {
   index_t max_moves = std::numeric_limits<index_t>::max();  ///< pairs (rank, expert) that may be new
-  load_t price = 0;        ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
-  index_t ranks = 1;       ///< that receive moves
-  load_t good_enough = 0;  ///< a layer at or below this largest rank cost stays as it is
-  load_t goal = 0;         ///< rank cost at which to stop
-  load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
-                           ///< gain beyond its moves is below half a price
-  index_t retries = 0;     ///< times to undo a few changes and search again, see `retries_at`
-  std::int64_t work = 0;   ///< candidates to look at
+  load_t price = 0;         ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
+  index_t ranks = 1;        ///< that receive moves
+  load_t good_enough = 0;   ///< a layer at or below this largest rank cost stays as it is
+  load_t goal = 0;          ///< rank cost at which to stop
+  load_t least_gain = 0;    ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
+                            ///< gain beyond its moves is below half a price
+  index_t retries = 0;      ///< times to undo a few changes and search again, see `retries_at`
+  std::int64_t work = 0;    ///< candidates to look at
   bool may_double = false;  ///< further copies of an expert on a rank that has one, as a way to empty a slot
 
   /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
