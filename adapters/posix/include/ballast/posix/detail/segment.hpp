@@ -2,9 +2,10 @@
 #ifndef BALLAST_POSIX_DETAIL_SEGMENT_HPP
 #define BALLAST_POSIX_DETAIL_SEGMENT_HPP
 
+#include <ballast/detail/owned_descriptor.hpp>
+#include <ballast/detail/shared_mapping.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
-#include <ballast/posix/detail/shared_mapping.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -26,6 +27,9 @@
 BALLAST_BEGIN_NAMESPACE
 namespace posix::detail {
 
+using ballast::detail::owned_descriptor;
+using ballast::detail::shared_mapping;
+
 [[nodiscard]] inline status system_failure(std::string_view what, int error) {
   return {errc::transport_failed, ballast::detail::concat(what, ": ", std::strerror(error))};
 }
@@ -37,7 +41,7 @@ public:
   /// Make a nameless segment for `num_ranks` ranks.
   [[nodiscard]] status create(index_t num_ranks, process_identity creator, std::uint64_t job) {
     segment made;
-    made.file_ = file_handle{::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    made.file_ = owned_descriptor{::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
     if (!made.file_.is_open()) { return system_failure("process_group: cannot make shared memory in /dev/shm", errno); }
     auto const ranks = static_cast<std::size_t>(num_ranks);
     auto const bytes = segment_bytes(ranks);
@@ -62,7 +66,7 @@ public:
   /// Map the segment of that name. @return false when there is none, or it is not one of ours
   [[nodiscard]] bool open(std::string const& path) {
     segment found;
-    found.file_ = file_handle{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
+    found.file_ = owned_descriptor{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
     struct ::stat facts{};
     if (!found.file_.is_open() || ::fstat(found.file_.get(), &facts) != 0 || facts.st_uid != ::geteuid()) {
       return false;
@@ -127,7 +131,7 @@ private:
     return memory_.data() != nullptr ? status{} : system_failure("process_group: cannot map the shared memory", errno);
   }
 
-  file_handle file_;
+  owned_descriptor file_;
   shared_mapping memory_;
 };
 
