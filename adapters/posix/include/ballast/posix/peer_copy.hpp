@@ -3,6 +3,7 @@
 #define BALLAST_POSIX_PEER_COPY_HPP
 
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/peer_map.hpp>
 #include <ballast/posix/detail/read_permission.hpp>
@@ -596,10 +597,8 @@ private:
       return;
     }
     if (error != EPERM && error != ENOSYS) {
-      failure_ = {errc::transport_failed,
-                  ballast::detail::concat("peer_copy: rank ", rank(), " cannot read rank ", active_peer(), ": ",
-                                          std::strerror(error)),
-                  active_peer()};
+      auto const what = ballast::detail::concat("peer_copy: rank ", rank(), " cannot read rank ", active_peer());
+      failure_ = ballast::detail::system_failure(errc::transport_failed, what, error, active_peer());
       return;
     }
     is_readable_[static_cast<std::size_t>(active_peer())] = 0;

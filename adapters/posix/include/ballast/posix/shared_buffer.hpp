@@ -4,6 +4,7 @@
 
 #include <ballast/detail/owned_descriptor.hpp>
 #include <ballast/detail/shared_mapping.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 
@@ -13,7 +14,6 @@
 
 #include <cerrno>
 #include <cstddef>
-#include <cstring>
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
@@ -36,8 +36,8 @@ public:
     if (data() != nullptr) { return {errc::busy, "shared_buffer: already allocated"}; }
     if (bytes == 0) { return {errc::invalid_option, "shared_buffer: of 0 bytes"}; }
     auto const refuse = [&](int error) {
-      return status{errc::out_of_memory,
-                    ballast::detail::concat("shared_buffer: no ", bytes, " bytes: ", std::strerror(error))};
+      auto const what = ballast::detail::concat("shared_buffer: no ", bytes, " bytes");
+      return ballast::detail::system_failure(errc::out_of_memory, what, error);
     };
     // Asking for more than there is would take all before it failed, and cost other processes their lives.
     auto const page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));

@@ -4,9 +4,9 @@
 
 #include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
-#include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/owned_descriptor.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -31,6 +31,7 @@ BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
 using ballast::detail::owned_descriptor;
+using ballast::detail::system_failure;
 
 /// What all ranks know of an exchange before it begins.
 struct descriptor_plan {
@@ -268,7 +269,7 @@ private:
 /// Descriptors that are open and on their way at once: few beside what a process, and all processes of a user, may
 /// have.
 [[nodiscard]] inline std::size_t portion_of_descriptors() noexcept {
-  return std::clamp<std::size_t>(descriptor_limit() / 4, 1, descriptor_channels::most_per_message);
+  return std::clamp<std::size_t>(ballast::detail::descriptor_limit() / 4, 1, descriptor_channels::most_per_message);
 }
 
 /// This rank's turn: portion after portion, to one peer after the other.

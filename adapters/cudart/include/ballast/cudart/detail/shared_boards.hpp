@@ -4,12 +4,12 @@
 
 #include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
-#include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/cudart/peer_directory.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/owned_descriptor.hpp>
 #include <ballast/detail/process_watch.hpp>
 #include <ballast/detail/shared_mapping.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -113,10 +113,12 @@ private:
     auto const count = static_cast<std::size_t>(num_ranks) * static_cast<std::size_t>(num_ranks);
     auto const bytes = count * sizeof(pair_board);
     ballast::detail::owned_descriptor const file{::shm_open(name, flags | O_RDWR | O_CLOEXEC, 0600)};
-    if (!file.is_open()) { return system_failure("shm_open"); }
-    if (flags != 0 && ::ftruncate(file.get(), static_cast<::off_t>(bytes)) != 0) { return system_failure("ftruncate"); }
+    if (!file.is_open()) { return ballast::detail::system_failure("shm_open"); }
+    if (flags != 0 && ::ftruncate(file.get(), static_cast<::off_t>(bytes)) != 0) {
+      return ballast::detail::system_failure("ftruncate");
+    }
     memory_ = ballast::detail::shared_mapping{file.get(), bytes, PROT_READ | PROT_WRITE};
-    if (memory_.data() == nullptr) { return system_failure("mmap"); }
+    if (memory_.data() == nullptr) { return ballast::detail::system_failure("mmap"); }
     num_ranks_ = num_ranks;
     if (flags != 0) {
       for (std::size_t i = 0; i < count; ++i) { ::new (static_cast<void*>(boards() + i)) pair_board; }

@@ -5,6 +5,7 @@
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/owned_descriptor.hpp>
 #include <ballast/detail/process_watch.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/job.hpp>
 #include <ballast/posix/detail/segment.hpp>
@@ -46,7 +47,9 @@ public:
     made.member_of(0).claimed.store(1);
     auto const path = path_of(name_, job_.number());
     while (!made.publish(path)) {
-      if (errno != EEXIST) { return system_failure("process_group: cannot publish the segment", errno); }
+      if (errno != EEXIST) {
+        return system_failure(errc::transport_failed, "process_group: cannot publish the segment", errno);
+      }
       segment other;
       bool const is_ours = other.open(path);
       if (is_ours && is_over(other)) {
