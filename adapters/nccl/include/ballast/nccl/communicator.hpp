@@ -159,11 +159,7 @@ public:
   }
 
   /// `ncclSuccess`, `ncclInProgress`, or what has gone wrong. Waits for nobody. @pre `get()` is not null
-  [[nodiscard]] ncclResult_t query() const noexcept {
-    ncclResult_t state = ncclSuccess;
-    auto const result = ncclCommGetAsyncError(handle_, &state);
-    return result == ncclSuccess ? state : result;
-  }
+  [[nodiscard]] ncclResult_t query() const noexcept { return detail::state_of(handle_); }
 
   /// Give the communicator up: abort it where it is ours alone, otherwise only never use it again.
   ///
