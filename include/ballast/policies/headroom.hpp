@@ -22,6 +22,7 @@
 #include <string_view>
 
 BALLAST_BEGIN_NAMESPACE
+
 /// Plans from scratch for engines that split tokens by share: chooses and spreads replicas so that re-splitting alone
 /// keeps later loads balanced, and writes the shares that are optimal for these loads.
 ///

@@ -5,6 +5,7 @@
 #include <ballast/contract.hpp>
 #include <ballast/detail/index.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -42,10 +43,8 @@ public:
         counts_(loads_.size()),
         rank_of_(loads_.size()),
         slot_of_(loads_.size()),
-        given_up_(loads_.size()) {
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (where.is_live(rank)) { live_ranks_.push_back(rank); }
-    }
+        given_up_(loads_.size()),
+        live_ranks_{live_ranks(where)} {
     auto const ranks = live_ranks_.size();
     filled_.resize(ranks);
     even_load_.resize(ranks);

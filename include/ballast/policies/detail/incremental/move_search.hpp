@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/index.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
 #include <ballast/topology.hpp>
@@ -88,10 +89,9 @@ template <rank_cost Cost>
 class move_search {
 public:
   move_search(topology const& where, Cost const& cost)
-      : cost_{cost}, ranks_per_node_{where.num_nodes() > 1 ? where.ranks_per_node() : 0} {
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (where.is_live(rank)) { live_ranks_.push_back(rank); }
-    }
+      : cost_{cost},
+        ranks_per_node_{where.num_nodes() > 1 ? where.ranks_per_node() : 0},
+        live_ranks_{live_ranks(where)} {
     auto const ranks = static_cast<std::size_t>(where.num_ranks());
     rank_cost_.resize(ranks);
     excess_.resize(ranks);
