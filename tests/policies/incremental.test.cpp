@@ -182,6 +182,123 @@ TEST_CASE("plans for optimal shares are valid, within the budget, and no layer i
   }
 }
 
+namespace {
+/// Slots of a layer that hold an expert which an earlier slot of their rank holds too.
+index_t doubled_slots(topology const& where, placement const& in, index_t layer) {
+  index_t doubled = 0;
+  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+    auto const held = in.logical_of_slot(layer).subspan(static_cast<std::size_t>(where.first_slot(rank)),
+                                                        static_cast<std::size_t>(where.slots_per_rank()));
+    for (auto slot = held.begin(); slot != held.end(); ++slot) {
+      doubled += std::find(held.begin(), slot, *slot) != slot ? 1 : 0;
+    }
+  }
+  return doubled;
+}
+}  // namespace
+
+TEST_CASE("without a budget no slot is wasted on an expert that its rank holds already") {
+  ballast_test::generator random{15};
+  for (int i = 0; i < 300; ++i) {
+    CAPTURE(i);
+    random_case const in{random};
+    incremental_placement policy;
+    policy.shares = random.below(2) == 0 ? share_mode::even : share_mode::optimal;
+    policy.stop_when_not_worth = random.below(2) == 0;
+    auto const made = planned(policy, in.view(), in.current, in.where);
+    for (index_t layer = 0; layer < 2; ++layer) {
+      CHECK(doubled_slots(in.where, made, layer) <= doubled_slots(in.where, in.current, layer));
+    }
+  }
+}
+
+TEST_CASE("an expert that its rank keeps stays in its slot") {
+  ballast_test::generator random{16};
+  for (int i = 0; i < 200; ++i) {
+    CAPTURE(i);
+    random_case const in{random};
+    incremental_placement policy;
+    policy.max_moves_per_layer = random.between(-1, 8);
+    policy.shares = random.below(2) == 0 ? share_mode::even : share_mode::optimal;
+    auto const made = planned(policy, in.view(), in.current, in.where);
+    for (index_t layer = 0; layer < 2; ++layer) {
+      auto const row = made.logical_of_slot(layer);
+      auto const held = in.current.logical_of_slot(layer);
+      for (index_t slot = 0; slot < in.where.num_slots(); ++slot) {
+        auto const at = static_cast<std::size_t>(slot);
+        if (row[at] == held[at]) { continue; }
+        // The rank has no copy left that could be in this slot instead of elsewhere.
+        auto const first = static_cast<std::size_t>(in.where.first_slot(in.where.rank_of_slot(slot)));
+        auto const size = static_cast<std::size_t>(in.where.slots_per_rank());
+        auto const copies = [&](std::span<index_t const> of) {
+          return std::count(of.begin() + static_cast<std::ptrdiff_t>(first),
+                            of.begin() + static_cast<std::ptrdiff_t>(first + size), held[at]);
+        };
+        CHECK(copies(row) < copies(held));
+      }
+    }
+  }
+}
+
+TEST_CASE("optimal shares are at least as good as the same policy's even plan, split anew") {
+  ballast_test::generator random{17};
+  for (int i = 0; i < 400; ++i) {
+    CAPTURE(i);
+    random_case const in{random};
+    incremental_placement policy;
+    policy.max_moves_per_layer = random.between(-1, 8);
+    auto const even = planned(policy, in.view(), in.current, in.where);
+    policy.shares = share_mode::optimal;
+    auto const optimal = planned(policy, in.view(), in.current, in.where);
+    share_solver solver;
+    for (index_t layer = 0; layer < 2; ++layer) {
+      auto const reached = [&](placement split) {
+        split.drop_shares();
+        optimal_shares(in.where, split, in.view(), solver).or_throw();
+        return balance_of(in.where, split, layer, in.view().row(layer));
+      };
+      // A thousandth above the mean counts as balance.
+      auto const balance = reached(optimal);
+      CHECK(balance.max <= std::max(reached(even).max, balance.mean * (1 + 1.0 / 1024)) * (1 + 1e-9));
+    }
+  }
+}
+
+namespace {
+/// Blocks of sixteen neighbours, of which some are hotter than the others, as routing by groups makes them.
+std::vector<load_t> block_loads(index_t layers, index_t experts, std::uint64_t seed, std::uint64_t heat_seed) {
+  auto loads = skewed_loads(layers, experts, seed);
+  ballast_test::generator random{heat_seed};
+  for (std::size_t block = 0; block < loads.size() / 16; ++block) {
+    auto const percent = load_t{100} + 50 * random.below(4);
+    for (auto& load : std::span{loads}.subspan(block * 16, 16)) { load = load * percent / 100; }
+  }
+  return loads;
+}
+}  // namespace
+
+TEST_CASE("a layout that no few moves mend is started afresh, once, and stands up to other loads") {
+  topology const where{{16, 1, 9, 0}};
+  auto const now = block_loads(6, 128, 61, 62);
+  auto const later = block_loads(6, 128, 61, 63);
+  auto const start = trivial_placement({6, 128, 144});
+  auto const fresh = planned(incremental_placement{}, {now, 1, 6, 128}, start, where);
+  auto const mended = planned(incremental_placement{.worth = {.plans_per_layout = 0}}, {now, 1, 6, 128}, start, where);
+  CHECK(count_moves(where, start, fresh) > 2 * count_moves(where, start, mended));
+  CHECK(balancedness(where, fresh, {now, 6, 128}) >= 0.985);
+  CHECK(balancedness(where, fresh, {later, 6, 128}) > balancedness(where, mended, {later, 6, 128}) + 0.02);
+  CHECK(re_split(where, fresh, {later, 6, 128}) > re_split(where, mended, {later, 6, 128}) + 0.02);
+  // The same loads again move nothing, and what drift does is mended by few moves.
+  CHECK(planned(incremental_placement{}, {now, 1, 6, 128}, fresh, where) == fresh);
+  auto const followed = planned(incremental_placement{}, {later, 1, 6, 128}, fresh, where);
+  CHECK(count_moves(where, fresh, followed) < count_moves(where, start, fresh) / 3);
+  // A move that costs too much is not made for a layout either, and a budget binds.
+  auto const dear = incremental_placement{.worth = {.passes_until_next_plan = 5}};
+  CHECK(count_moves(where, start, planned(dear, {now, 1, 6, 128}, start, where)) < count_moves(where, start, mended));
+  CHECK(most_moves(where, start,
+                   planned(incremental_placement{.max_moves_per_layer = 20}, {now, 1, 6, 128}, start, where)) <= 20);
+}
+
 TEST_CASE("a second copy of an expert on its rank is there only where the layer would be worse without") {
   topology const where{{16, 1, 9, 0}};
   auto const before = skewed_loads(6, 128, 51);
@@ -293,6 +410,7 @@ TEST_CASE("options out of range are refused, and every option is in the digest")
                                     value({.worth = {.link_bytes_per_second = 1'000'000}}),
                                     value({.worth = {.layer_nanoseconds = 1}}),
                                     value({.worth = {.passes_until_next_plan = 1}}),
+                                    value({.worth = {.plans_per_layout = 1}}),
                                     value({.stop_when_not_worth = false}),
                                     value({.shares = share_mode::optimal}),
                                     value({.retries_per_layer = 1}),
@@ -402,14 +520,18 @@ TEST_CASE("of moves that are about as good, those inside a node are preferred") 
 // ---- against every plan there is ----
 
 namespace {
-/// Smallest largest rank load that at most `max_moves` moves reach, by trying every map of the slots.
-double best_within(topology const& where, std::span<load_t const> loads, placement const& current, index_t max_moves) {
+/// Smallest largest rank load that at most `max_moves` moves reach, by trying every map of the slots, or every one
+/// without a new second copy on a rank.
+double best_within(topology const& where, std::span<load_t const> loads, placement const& current, index_t max_moves,
+                   bool with_doubles) {
+  auto const doubled = doubled_slots(where, current, 0);
   auto const experts = current.num_logical();
   std::vector<index_t> map(static_cast<std::size_t>(where.num_slots()));
   double best = balance_of(where, current, 0, loads).max;
   placement trial;
   for (;;) {
-    if (trial.assign(current.shape(), map).ok() && count_moves(where, current, trial, 0) <= max_moves) {
+    if (trial.assign(current.shape(), map).ok() && count_moves(where, current, trial, 0) <= max_moves &&
+        (with_doubles || doubled_slots(where, trial, 0) <= doubled)) {
       best = std::min(best, balance_of(where, trial, 0, loads).max);
     }
     std::size_t digit = 0;
@@ -433,16 +555,16 @@ TEST_CASE("small layers come close to the best that so many moves allow") {
     for (index_t moves = 1; moves <= 3; ++moves) {
       auto const made =
           planned(incremental_placement{.max_moves_per_layer = moves}, {loads, 1, 1, experts}, current, where);
-      auto const best = best_within(where, loads, current, moves);
+      auto const best = best_within(where, loads, current, moves, false);
       auto const reached = balance_of(where, made, 0, loads).max;
-      CHECK(reached >= best * (1 - 1e-9));
+      CHECK(reached >= best_within(where, loads, current, moves, true) * (1 - 1e-9));
       worst = std::max(worst, reached / best);
       exact += reached <= best * 1.001;
       ++cases;
     }
   }
   MESSAGE(exact << " of " << cases << " plans are the best there are, the worst is " << worst << " times the best");
-  CHECK(exact * 10 >= cases * 7);
+  CHECK(exact * 20 >= cases * 13);
   CHECK(worst < 1.4);
 }
 
@@ -458,9 +580,9 @@ TEST_CASE("plans are the same on every compiler and machine") {
     planned(policy, {after, 1, 6, 128}, current, where).describe(out);
     return out.value();
   };
-  CHECK(pinned({}) == 14859081312101539226u);
-  CHECK(pinned({.max_moves_per_layer = 12}) == 3980090422691238098u);
-  CHECK(pinned({.max_moves_per_layer = 4, .shares = share_mode::optimal}) == 15843567048188797355u);
+  CHECK(pinned({}) == 1995494462550054826u);
+  CHECK(pinned({.max_moves_per_layer = 12}) == 11358885381796606855u);
+  CHECK(pinned({.max_moves_per_layer = 4, .shares = share_mode::optimal}) == 4539068369094584920u);
 }
 
 // ---- what it is for ----

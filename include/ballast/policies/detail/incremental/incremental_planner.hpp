@@ -90,8 +90,10 @@ public:
     map_ = rehomed;
     search_for_moves();
     if (limits_.plans_per_layout > 0) { look_at_fresh_layout(current, layer, next); }
-    if (split(map_) > done) { static_cast<void>(search_for_split(map_)); }
-    if (few_moves <= split(map_)) { map_ = split_moves; }
+    auto reached = split(map_);
+    if (reached > done) { reached = search_for_split(map_); }
+    if (few_moves <= reached) { map_ = split_moves; }
+    if (start <= std::min(few_moves, reached)) { map_ = rehomed; }
     write(next, layer);
     return {};
   }
@@ -104,15 +106,10 @@ private:
   static constexpr load_t far = 16;
   /// Second copies on a rank waste slots that later loads want. They must lower the busiest rank by so much, a part of
   /// the mean, and only a budget that binds is a reason for them.
-  static constexpr load_t worth_of_doubles = 24;
+  static constexpr load_t worth_of_doubles = 8;
   /// A layout from scratch is for layers that no few moves mend: it must stand up to other loads by so much better, an
   /// eighth of the mean. What drift does to a good layout stays below.
   static constexpr load_t least_relief = layout_stress::unit / 8;
-  /// Where a budget does not reach the layout from scratch, so much of it goes there, and the layer may be so much
-  /// worse meanwhile than with all of it spent on the loads at hand, a part of the mean.
-  static constexpr index_t part_for_layout = 2;
-  static constexpr load_t patience = 32;
-  static constexpr std::size_t steps_compared = 16;
 
   // ---- a layer as it is ----
 
@@ -215,12 +212,9 @@ private:
     relabeler_.run(current, next, layer);
     other_.open(where_, row, loads_);
     auto const moves = arrivals(row);
-    if (!is_worth(stress - stress_(where_, other_), moves) || search_.level_of(other_).max > start_.max) { return; }
-    if (moves <= budget()) {
-      std::swap(map_, other_);
-      return;
-    }
-    go_towards(row, stress);
+    if (moves > budget() || search_.level_of(other_).max > start_.max) { return; }
+    if (!is_worth(stress - stress_(where_, other_), moves)) { return; }
+    std::swap(map_, other_);
   }
   [[nodiscard]] bool is_worth(load_t relief, index_t moves) const {
     if (relief < least_relief) { return false; }
@@ -228,80 +222,6 @@ private:
     cost.price = (start_.mean >> 20) * limits_.price;
     return start_.mean / layout_stress::unit * relief * limits_.plans_per_layout > cost.price_of(moves);
   }
-  /// Spend a part of the budget on the way to a layout, the rest on the loads at hand.
-  void go_towards(std::span<index_t const> target, load_t stress) {
-    other_.open(where_, start_row_, loads_);
-    if (auto result = rehome(other_, budget(), 0); !result.ok()) { return; }
-    while (other_.moves() < limits_.budget / part_for_layout && step_towards(target)) {}
-    search_.run(other_, limits_at(start_.mean));
-    bool const is_better = stress_(where_, other_) < stress;
-    if (is_better && search_.level_of(other_).max <= search_.level_of(map_).max + start_.mean / patience) {
-      std::swap(map_, other_);
-    }
-  }
-  /// Of the heaviest experts that are not where they shall be, bring the one that helps most.
-  [[nodiscard]] bool step_towards(std::span<index_t const> target) {
-    list_missing(target);
-    step best;
-    for (auto const slot : missing_) {
-      auto one = step_into(slot, target);
-      if (one.slot == none) { continue; }
-      auto const undone = make(one);
-      one.stress = stress_(where_, other_);
-      make(undone);
-      if (best.slot == none || one.stress < best.stress) { best = one; }
-    }
-    if (best.slot == none) { return false; }
-    make(best);
-    return true;
-  }
-  /// Slots whose wanted expert its rank does not hold yet, the heaviest first.
-  void list_missing(std::span<index_t const> target) {
-    missing_.clear();
-    for (index_t slot = 0; slot < other_.num_slots(); ++slot) {
-      auto const wanted = target[static_cast<std::size_t>(slot)];
-      if (other_.expert(slot) == none || other_.holds(other_.rank_of(slot), wanted)) { continue; }
-      missing_.push_back(slot);
-    }
-    auto const load = [&](index_t slot) { return other_.load(target[static_cast<std::size_t>(slot)]); };
-    auto const middle = missing_.begin() + static_cast<std::ptrdiff_t>(std::min(steps_compared, missing_.size()));
-    std::partial_sort(missing_.begin(), middle, missing_.end(),
-                      [&](index_t a, index_t b) { return load(a) != load(b) ? load(a) > load(b) : a < b; });
-    missing_.erase(middle, missing_.end());
-  }
-  struct step {
-    index_t slot = none;
-    index_t expert = none;
-    index_t other_slot = none;  ///< where what was in the slot goes, if it has no other copy
-    index_t other_expert = none;
-    load_t stress = 0;
-  };
-  [[nodiscard]] step step_into(index_t slot, std::span<index_t const> target) const {
-    step result{slot, target[static_cast<std::size_t>(slot)], none, none, 0};
-    auto const leaving = other_.expert(slot);
-    if (other_.copies(leaving) > 1) { return result; }
-    for (index_t to = 0; to < other_.num_slots(); ++to) {
-      if (target[static_cast<std::size_t>(to)] != leaving || other_.expert(to) == none) { continue; }
-      auto const replaced = other_.expert(to);
-      bool const is_spare = other_.copies(replaced) > 1 || replaced == result.expert;
-      if (!is_spare || other_.moves() + 2 > limits_.budget) { continue; }
-      result.other_slot = to;
-      result.other_expert = leaving;
-      return result;
-    }
-    return {};
-  }
-  /// @return what undoes it.
-  step make(step const& one) {
-    step undone{one.slot, other_.expert(one.slot), one.other_slot, none, 0};
-    if (one.other_slot != none) {
-      undone.other_expert = other_.expert(one.other_slot);
-      other_.assign(one.other_slot, one.other_expert);
-    }
-    other_.assign(one.slot, one.expert);
-    return undone;
-  }
-
   // ---- the row ----
 
   void keep_dead_slots(std::vector<index_t>& row) const {
@@ -349,7 +269,6 @@ private:
   std::vector<load_t> tokens_;      ///< [E]
   std::vector<index_t> start_row_;  ///< [P] of the placement in force
   std::vector<index_t> row_;        ///< [P]
-  std::vector<index_t> missing_;
 };
 
 }  // namespace detail

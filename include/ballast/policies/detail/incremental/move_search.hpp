@@ -82,9 +82,10 @@ struct move_limits {
 /// - a copy of one of its experts in a slot whose expert has another copy,
 /// - one of its experts leaving for such a slot, a second copy of another one filling its place,
 /// - an exchange with a lighter expert of another rank.
-/// Changes without a move (a copy beside one that is there, one undone) come first. A copy beside another wastes the
-/// slot, but is a way to shift load without bytes. The target follows from the excess
-/// and the moves that are left. What stays in the end is the beginning of all changes that was worth most.
+/// Changes without a move (one undone, a copy beside one that is there) come first. A copy beside another wastes the
+/// slot; it is a way to shift load without bytes for who wants that, see `move_limits::may_double`. The target follows
+/// from the excess and the moves that are left. What stays in the end is the beginning of all changes that was worth
+/// most.
 template <rank_cost Cost>
 class move_search {
 public:
@@ -141,6 +142,10 @@ public:
     for (index_t i = 0; i < retries_at(best.max) && best.max > limits.goal && work_ > 0; ++i) {
       journal_.clear();
       undo_some();
+      if (!limits_.may_double && has_doubled()) {
+        rewind(0);
+        continue;
+      }
       best_ = {best.worth, best.max, 0};
       descend(best.max - (best.max - mean_) / numbers::retry_depth);
       if (best_.length > 0) { best = best_; }
@@ -257,6 +262,13 @@ private:
       ++chosen;
     }
     for (std::size_t i = 0; i < chosen; ++i) { assign(changed_[i], map_->expert_before(changed_[i])); }
+    changed_.resize(chosen);
+  }
+  /// Whether a slot that was given back what it held now holds what its rank has elsewhere by now.
+  [[nodiscard]] bool has_doubled() const {
+    return std::any_of(changed_.begin(), changed_.end(), [this](index_t slot) {
+      return map_->copies_on(map_->rank_of(slot), map_->expert(slot)) > 1;
+    });
   }
   [[nodiscard]] index_t busiest_rank() const {
     auto const cost = [this](index_t rank) { return cost_(rank, map_->rank_load(rank)); };
