@@ -31,6 +31,7 @@
 #include <ballast/migration/waypoints.hpp>
 #include <ballast/parts.hpp>
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/dealt.hpp>
 #include <ballast/placement/group_split.hpp>
 #include <ballast/placement/moves.hpp>
 #include <ballast/placement/placement.hpp>

@@ -89,6 +89,7 @@ struct nonsense<headroom_placement> {
     for (index_t const v : {0, -1, least}) { result.push_back(wrong("id_blocks", v, headroom_placement{v})); }
     for (index_t const v : {-1, 1000001, huge}) {
       result.push_back(wrong("tolerance_ppm", v, headroom_placement{.tolerance_ppm = v}));
+      result.push_back(wrong("even_tolerance_ppm", v, headroom_placement{.even_tolerance_ppm = v}));
     }
     for (index_t const v : {-1, least}) {
       result.push_back(wrong("exchanges_per_layer", v, headroom_placement{.exchanges_per_layer = v}));
@@ -128,6 +129,9 @@ struct nonsense<incremental_placement> {
     for (std::int64_t const v : {std::int64_t{0}, std::int64_t{-1}, INT64_MAX}) {
       add("worth.layer_nanoseconds", v, [v](auto& p) { p.worth.layer_nanoseconds = v; });
       add("worth.passes_until_next_plan", v, [v](auto& p) { p.worth.passes_until_next_plan = v; });
+    }
+    for (std::int64_t const v : {std::int64_t{-1}, std::int64_t{1001}, INT64_MAX}) {
+      add("worth.plans_per_layout", v, [v](auto& p) { p.worth.plans_per_layout = v; });
     }
     return result;
   }

@@ -10,6 +10,7 @@
 #include <ballast/load/regime.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel_scope.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -24,8 +25,6 @@ BALLAST_BEGIN_NAMESPACE
 /// `docs/shares.md`.
 template <placement_policy Policy>
 struct regime_placement {
-  static constexpr bool follows_loads = ballast::follows_loads<Policy>;
-
   [[no_unique_address]] Policy policy{};
   index_t change_percent = default_change_percent;  ///< as in `since_last_change`
 
@@ -46,8 +45,11 @@ struct regime_placement {
       return {errc::invalid_option,
               detail::concat("regime: change_percent is ", change_percent, ", must be at most ", most)};
     }
-    return policy.validate();
+    return validate_policy(policy);
   }
+  /// As the other policy says.
+  [[nodiscard]] bool follows_loads() const noexcept { return detail::plans_from_loads(policy); }
+  [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return ballast::interchangeable(policy); }
   /// Mix name and options into what the ranks compare.
   void describe(digest& out) const {
     out.add(std::string_view{"regime"});
