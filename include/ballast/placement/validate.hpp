@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
@@ -144,6 +145,25 @@ private:
 
 }  // namespace detail
 
+namespace detail {
+
+/// The same as `validate_placement`, of some layers.
+[[nodiscard]] inline status validate_layers(placement const& in, placement_shape const& expected,
+                                            std::span<index_t const> layers) {
+  if (in.shape() != expected) {
+    return {errc::invalid_placement, concat("placement: ", shape_text(in.shape()), ", must be ", shape_text(expected))};
+  }
+  placement_checker checker;
+  for (auto const layer : layers) {
+    unchecked_layer const content{in, layer};
+    if (!checker.is_consistent(content)) { return placement_checker::explain(content, layer); }
+    if (auto result = placement_checker::check_shares(content, layer); !result.ok()) { return result; }
+  }
+  return {};
+}
+
+}  // namespace detail
+
 /// Check a whole placement that somebody else filled in, naming the first layer and the slot or expert that is wrong.
 ///
 /// It has the expected sizes; each slot holds an expert in [0, E), every expert of every layer has a slot, the inverse
@@ -155,17 +175,9 @@ private:
 /// @complexity O(L (P + E)); one allocation of [P] on success.
 /// @throws std::bad_alloc
 [[nodiscard]] inline status validate_placement(placement const& in, placement_shape const& expected) {
-  if (in.shape() != expected) {
-    return {errc::invalid_placement,
-            detail::concat("placement: ", detail::shape_text(in.shape()), ", must be ", detail::shape_text(expected))};
-  }
-  detail::placement_checker checker;
-  for (index_t layer = 0; layer < in.num_layers(); ++layer) {
-    detail::unchecked_layer const content{in, layer};
-    if (!checker.is_consistent(content)) { return detail::placement_checker::explain(content, layer); }
-    if (auto result = detail::placement_checker::check_shares(content, layer); !result.ok()) { return result; }
-  }
-  return {};
+  std::vector<index_t> layers(static_cast<std::size_t>(in.num_layers()));
+  std::iota(layers.begin(), layers.end(), 0);
+  return detail::validate_layers(in, expected, layers);
 }
 
 /// Check that every expert of every layer has a slot on a live rank, naming the first that has none.

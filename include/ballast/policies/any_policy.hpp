@@ -14,6 +14,7 @@
 #include <concepts>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -42,6 +43,13 @@ public:
                             placement& next) const {
     return policy_ == nullptr ? none() : policy_->plan(history, current, where, next);
   }
+  /// Some layers alone, of a policy that `plans_by_layer`; another one refuses.
+  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                   std::span<index_t const> layers, placement& next) const {
+    return policy_ == nullptr ? none() : policy_->plan_layers(history, current, where, layers, next);
+  }
+  /// Whether the policy inside is a `layerwise_policy`.
+  [[nodiscard]] bool plans_by_layer() const noexcept { return policy_ != nullptr && policy_->plans_by_layer(); }
   /// Whether layers without tokens are to stay as they are; see `ballast::follows_loads`.
   [[nodiscard]] bool follows_loads() const noexcept { return policy_ != nullptr && policy_->follows_loads(); }
   /// What may change names in the plans of the policy inside.
@@ -71,6 +79,9 @@ private:
     [[nodiscard]] virtual status validate() const = 0;
     [[nodiscard]] virtual status plan(load_history_view history, placement const& current, topology const& where,
                                       placement& next) const = 0;
+    [[nodiscard]] virtual status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                             std::span<index_t const> layers, placement& next) const = 0;
+    [[nodiscard]] virtual bool plans_by_layer() const noexcept = 0;
     [[nodiscard]] virtual bool follows_loads() const noexcept = 0;
     [[nodiscard]] virtual relabel_scope interchangeable() const noexcept = 0;
     virtual void describe(digest& out) const = 0;
@@ -86,6 +97,17 @@ private:
                               placement& next) const override {
       return policy_.plan(history, current, where, next);
     }
+    [[nodiscard]] status plan_layers([[maybe_unused]] load_history_view history,
+                                     [[maybe_unused]] placement const& current, [[maybe_unused]] topology const& where,
+                                     [[maybe_unused]] std::span<index_t const> layers,
+                                     [[maybe_unused]] placement& next) const override {
+      if constexpr (layerwise_policy<Policy>) {
+        return policy_.plan_layers(history, current, where, layers, next);
+      } else {
+        return {errc::invalid_option, "any_policy: the policy inside does not plan layer by layer"};
+      }
+    }
+    [[nodiscard]] bool plans_by_layer() const noexcept override { return detail::plans_by_layer(policy_); }
     [[nodiscard]] bool follows_loads() const noexcept override { return detail::plans_from_loads(policy_); }
     [[nodiscard]] relabel_scope interchangeable() const noexcept override { return ballast::interchangeable(policy_); }
     void describe(digest& out) const override { policy_.describe(out); }

@@ -7,7 +7,6 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
-#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/detail/headroom/headroom_planner.hpp>
 #include <ballast/policies/policy.hpp>
@@ -17,8 +16,7 @@
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
-#include <algorithm>
-#include <cstddef>
+#include <span>
 #include <string_view>
 
 BALLAST_BEGIN_NAMESPACE
@@ -40,20 +38,23 @@ struct headroom_placement {
 
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
+    return detail::plan_every_layer(*this, history, current, where, next);
+  }
+  /// See `layerwise_policy`.
+  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                   std::span<index_t const> layers, placement& next) const {
     if (auto result = validate(); !result.ok()) { return result; }
-    next.resize(current.shape());
     detail::headroom_planner planner{
-        where, history.num_logical(), {id_blocks, tolerance_ppm, exchanges_per_layer, even_tolerance_ppm}};
-    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      auto const out = next.edit(layer).logical_of_slot;
-      auto const held = current.logical_of_slot(layer);
-      std::copy(held.begin(), held.end(), out.begin());
-      sum_buckets(history, layer, planner.loads());
-      if (auto result = planner.plan_layer(layer, out); !result.ok()) { return result; }
-    }
-    detail::finish_plan(current, where, next);
+        where, current.num_logical(), {id_blocks, tolerance_ppm, exchanges_per_layer, even_tolerance_ppm}};
     share_solver solver;
-    return optimal_shares(where, next, history, solver);
+    for (auto const layer : layers) {
+      sum_buckets(history, layer, planner.loads());
+      if (auto result = planner.plan_layer(layer, next.edit(layer).logical_of_slot); !result.ok()) { return result; }
+      next.index_replicas(layer);
+      auto split = detail::split_planned_layer(where, next, layer, planner.loads(), solver);
+      if (!split.ok()) { return split; }
+    }
+    return {};
   }
 
   /// Refuse options out of their range, naming the value.
@@ -87,7 +88,7 @@ struct headroom_placement {
     visit("even_tolerance_ppm", detail::option_bits(even_tolerance_ppm));
   }
 };
-static_assert(placement_policy<headroom_placement>);
+static_assert(layerwise_policy<headroom_placement>);
 
 BALLAST_END_NAMESPACE
 

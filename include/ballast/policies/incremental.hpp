@@ -126,10 +126,19 @@ struct basic_incremental_placement {
   /// @determinism integer arithmetic; limits count candidates, never time.
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
+    return detail::plan_every_layer(*this, history, current, where, next);
+  }
+  /// See `layerwise_policy`.
+  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                   std::span<index_t const> layers, placement& next) const {
     if (auto result = validate(); !result.ok()) { return result; }
-    next = current;
-    next.drop_shares();
-    return plan_layers(history, current, where, next);
+    detail::incremental_planner<Cost> planner{where, history.num_logical(), cost, planner_limits(where)};
+    for (auto const layer : layers) {
+      auto result = shares == share_mode::even ? planner.plan_even(history, current, layer, next)
+                                               : planner.plan_optimal(history, current, layer, next);
+      if (!result.ok()) { return result; }
+    }
+    return {};
   }
 
   /// Refuse options out of their range, naming the value.
@@ -181,19 +190,6 @@ private:
     result.price = stop_when_not_worth ? worth.price(where.num_live_ranks()) : 0;
     return result;
   }
-  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
-                                   placement& next) const {
-    detail::incremental_planner<Cost> planner{where, history.num_logical(), cost, planner_limits(where)};
-    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      auto result = shares == share_mode::even ? planner.plan_even(history, current, layer, next)
-                                               : planner.plan_optimal(history, current, layer, next);
-      if (!result.ok()) { return result; }
-    }
-    detail::finish_plan(current, where, next);
-    if (shares == share_mode::even) { return {}; }
-    share_solver solver;
-    return optimal_shares(where, next, history, solver);
-  }
   [[nodiscard]] index_t retries_for(topology const& where) const noexcept {
     constexpr std::int64_t few = 320;
     auto const slots = std::max(std::int64_t{where.num_slots()}, few);
@@ -203,7 +199,7 @@ private:
 
 /// One token, one unit of cost, on every rank.
 using incremental_placement = basic_incremental_placement<>;
-static_assert(placement_policy<incremental_placement>);
+static_assert(layerwise_policy<incremental_placement>);
 
 BALLAST_END_NAMESPACE
 

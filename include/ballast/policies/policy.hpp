@@ -7,6 +7,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/policies/relabel_scope.hpp>
@@ -18,7 +19,10 @@
 #include <concepts>
 #include <cstddef>
 #include <exception>
+#include <numeric>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 
@@ -39,7 +43,49 @@ concept placement_policy = std::copyable<P> && requires(P const& p, load_history
   { p.describe(out) } -> std::same_as<void>;
 };
 
+/// A policy that plans layer by layer, so that the ranks of a group can share the work: each plans some layers and gets
+/// the rows of the others.
+///
+/// @par Semantics
+/// `p.plan_layers(history, current, where, layers, next)` plans the layers named, ascending, and no others. `next`
+/// comes in with the rows of `current` and without shares; the slots of dead ranks stay as they are. The plan of a
+/// layer depends on that layer's loads and row alone: planning all of them gives what `plan` gives, but for the even
+/// shares that `plan` writes where ranks are dead. Replicas are ranked by ascending slot.
+template <class P>
+concept layerwise_policy =
+    placement_policy<P> && requires(P const& p, load_history_view history, placement const& current,
+                                    topology const& where, std::span<index_t const> layers, placement& next) {
+      { p.plan_layers(history, current, where, layers, next) } -> std::same_as<status>;
+    };
+
 namespace detail {
+
+/// Whether a policy plans layer by layer; one that holds another may know it only while the program runs.
+template <class P>
+[[nodiscard]] bool plans_by_layer([[maybe_unused]] P const& policy) noexcept {
+  if constexpr (!layerwise_policy<P>) {
+    return false;
+  } else if constexpr (requires {
+                         { policy.plans_by_layer() } -> std::same_as<bool>;
+                       }) {
+    return policy.plans_by_layer();
+  } else {
+    return true;
+  }
+}
+
+/// Plan all layers of a layerwise policy.
+template <class Policy>
+[[nodiscard]] status plan_every_layer(Policy const& policy, load_history_view history, placement const& current,
+                                      topology const& where, placement& next) {
+  std::vector<index_t> layers(static_cast<std::size_t>(current.num_layers()));
+  std::iota(layers.begin(), layers.end(), 0);
+  next = current;
+  next.drop_shares();
+  if (auto result = policy.plan_layers(history, current, where, layers, next); !result.ok()) { return result; }
+  if (!next.has_shares()) { finish_plan(current, where, next); }
+  return {};
+}
 
 template <class P>
 concept validates_itself = requires(P const& policy) {
@@ -66,6 +112,10 @@ struct optional_policy_members {
       names_what_is_interchangeable<Policy> || !requires { &Policy::interchangeable; },
       "Policy has a member interchangeable, but not the one of a placement_policy: relabel_scope interchangeable() "
       "const");
+  static_assert(
+      layerwise_policy<Policy> || !requires { &Policy::plan_layers; },
+      "Policy has a member plan_layers, but is no layerwise_policy: status plan_layers(load_history_view, placement "
+      "const&, topology const&, std::span<index_t const>, placement&) const");
   static_assert(!misnames_options<Policy>,
                 "Policy has a member for_each_option, but does not names_options: void for_each_option(Visit) const");
   static constexpr bool fit = true;

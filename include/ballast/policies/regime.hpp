@@ -15,6 +15,7 @@
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
+#include <span>
 #include <string_view>
 
 BALLAST_BEGIN_NAMESPACE
@@ -47,6 +48,14 @@ struct regime_placement {
     }
     return validate_policy(policy);
   }
+  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                   std::span<index_t const> layers, placement& next) const
+    requires layerwise_policy<Policy>
+  {
+    if (auto result = validate(); !result.ok()) { return result; }
+    return policy.plan_layers(since_last_change(history, change_percent), current, where, layers, next);
+  }
+  [[nodiscard]] bool plans_by_layer() const noexcept { return detail::plans_by_layer(policy); }
   /// As the other policy says.
   [[nodiscard]] bool follows_loads() const noexcept { return detail::plans_from_loads(policy); }
   [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return ballast::interchangeable(policy); }

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -249,17 +250,26 @@ private:
 /// @param current  [L, P] the placement in force.
 /// @param where    R ranks, N nodes, S slots a rank.
 /// @param target   in/out: [L, P] of the same shape.
+/// @param layers   those to look at; the others stay as they are.
 /// @param options  what bytes cost, and what may change names.
 /// @pre both placements have the topology's P slots and the same shape; `options.cross_node_price >= 1`
 /// @complexity O(P S + R^3) a layer at worst, nearer O(P S + R^2); allocates scratch of O(R^2) once.
 /// @throws std::bad_alloc
 /// @determinism exact integer assignment; ties go to the lowest rank.
-inline void relabel(placement const& current, topology const& where, placement& target, relabel_options options = {}) {
+inline void relabel(placement const& current, topology const& where, placement& target, std::span<index_t const> layers,
+                    relabel_options options) {
   BALLAST_EXPECTS(current.shape() == target.shape(), "relabel: placements differ in shape");
   BALLAST_EXPECTS(target.num_slots() == where.num_slots(), "relabel: placement and topology differ in slots");
   BALLAST_EXPECTS(options.cross_node_price >= 1, "relabel: cross_node_price must be at least 1");
   detail::relabeler relabeler{where, options};
-  for (index_t layer = 0; layer < target.num_layers(); ++layer) { relabeler.run(current, target, layer); }
+  for (auto const layer : layers) { relabeler.run(current, target, layer); }
+}
+
+/// The same for all layers.
+inline void relabel(placement const& current, topology const& where, placement& target, relabel_options options = {}) {
+  std::vector<index_t> layers(static_cast<std::size_t>(target.num_layers()));
+  std::iota(layers.begin(), layers.end(), 0);
+  relabel(current, where, target, layers, options);
 }
 
 BALLAST_END_NAMESPACE

@@ -23,6 +23,11 @@ struct rebalancer_options {
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; in [0, 1], 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks; ranks may differ
   pass_gate gate{};                        ///< which passes count
+  /// Under a `layerwise_policy` each rank plans some of the layers and gets the rows of the others; false: every rank
+  /// plans all of them, and the plans are compared.
+  bool plan_in_parts = true;
+  /// Layers of another rank that each rank plans as well when it plans in parts, to compare what comes out.
+  index_t checked_layers = 0;
   /// What may change names in a plan to save bytes, where the policy allows it; `none` takes plans as they are.
   relabel_scope relabel = relabel_scope::all;
   bool relay = false;                  ///< see `transfer_options`
@@ -49,6 +54,7 @@ struct rebalancer_options {
     bool const in_range = utilization_threshold >= 0 && utilization_threshold <= 1;  // a NaN is not
     if (!in_range) { return refuse("utilization_threshold is ", utilization_threshold, ", must be in [0, 1]"); }
     if (timeout <= 0) { return refuse("timeout is ", timeout, " ns, must be positive"); }
+    if (checked_layers < 0) { return refuse("checked_layers is ", checked_layers, ", must not be negative"); }
     if (relabel > relabel_scope::all) {
       return refuse("relabel is ", static_cast<int>(relabel), ", must be one of none, slots, ranks, nodes, all");
     }
@@ -64,6 +70,8 @@ struct rebalancer_options {
     visit("utilization_threshold", option_bits(utilization_threshold));
     visit("gate.phases", option_bits(gate.phases));
     visit("gate.min_tokens", option_bits(gate.min_tokens));
+    visit("plan_in_parts", option_bits(plan_in_parts));
+    visit("checked_layers", option_bits(checked_layers));
     visit("relabel", option_bits(static_cast<index_t>(relabel)));
     visit("relay", option_bits(relay));
     visit("max_message_bytes", option_bits(max_message_bytes));

@@ -636,6 +636,20 @@ private:
   return {};
 }
 
+namespace detail {
+
+/// Split one layer of a plan from even shares, whatever shares it has: the same split whichever layers came before.
+[[nodiscard]] inline status split_planned_layer(topology const& where, placement& in_out, index_t layer,
+                                                std::span<load_t const> loads, share_solver& solver) {
+  if (auto result = solver.open(where, in_out.logical_of_slot(layer), loads); !result.ok()) { return result; }
+  static_cast<void>(solver.solve());
+  if (!in_out.has_shares()) { in_out.make_shares_even(); }
+  solver.write_shares(in_out.edit_shares(layer));
+  return {};
+}
+
+}  // namespace detail
+
 /// Re-split every layer of a placement for new loads; the map stays as it is.
 ///
 /// @param where      R ranks, P slots.

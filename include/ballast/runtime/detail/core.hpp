@@ -38,6 +38,7 @@ namespace detail {
 template <class Recorder, class Policy, class Schedule, class Transport, class Store, class Control>
 struct rebalancer_core {
   using recorder_type = Recorder;
+  using policy_type = Policy;
   using control_type = Control;
 
   struct told_word {

@@ -6,12 +6,14 @@
 #include <ballast/detail/clock.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/plan_message.hpp>
+#include <ballast/runtime/detail/plan_parts.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/rebalancer_state.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -19,6 +21,9 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
+#include <cstddef>
+#include <numeric>
+#include <span>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -69,6 +74,99 @@ template <class Core>
 
 // ---- the plan ----
 
+/// Slots and ranks take the names that move least, as far as policy and options allow.
+template <class Core>
+void relabel_layers(Core& core, std::span<index_t const> layers) {
+  auto const scope = std::min(interchangeable(core.policy), core.options.relabel);
+  relabel(core.books.in_force(), core.books.where(), core.next, layers, {.scope = scope});
+}
+
+/// Let the policy plan some layers into `next`.
+template <class Core>
+[[nodiscard]] status plan_some_layers(Core& core, std::span<index_t const> layers) {
+  auto& books = core.books;
+  auto planned = guarded([&] {
+    return core.policy.plan_layers(books.window().history(), books.in_force(), books.where(), layers, core.next);
+  });
+  if (!planned.ok()) { return planned; }
+  if (auto result = validate_layers(core.next, books.in_force().shape(), layers); !result.ok()) {
+    return {errc::policy_failed, concat("plan: the policy broke its promise: ", result.message()), result.rank()};
+  }
+  detail::relabel_layers(core, layers);
+  return {};
+}
+
+/// Plan some layers of the next rank as well, and compare.
+template <class Core>
+[[nodiscard]] status check_part(Core& core, plan_parts const& parts) {
+  auto const& in_force = core.books.in_force();
+  auto const other = parts.rank_after(core.rank());
+  auto layers = parts.layers_of(other);
+  layers.resize(std::min(layers.size(), static_cast<std::size_t>(core.options.checked_layers)));
+  core.next = in_force;
+  core.next.drop_shares();
+  if (auto planned = detail::plan_some_layers(core, layers); !planned.ok()) { return planned; }
+  for (auto const layer : layers) {
+    if (parts.agrees(core.next, layer)) { continue; }
+    return {errc::disagreement,
+            concat("plan: rank ", core.rank(), " and rank ", other, " plan layer ", layer, " differently"), other};
+  }
+  return {};
+}
+
+/// Each rank plans its part of the layers, and all put the parts together. What they plan on is compared before:
+/// afterwards all rows are equal, whatever came of them.
+template <class Core>
+[[nodiscard]] status plan_in_parts(Core& core) {
+  auto& books = core.books;
+  auto const history = books.window().history();
+  auto planned = guarded([&] { return validate_policy(core.policy); });
+  if (planned.ok()) { planned = validate_plan_inputs(history, books.in_force(), books.where()); }
+  digest inputs;
+  books.in_force().describe(inputs);
+  inputs.add(history.tokens());
+  if (auto agreed = core.agree_on("loads and placement", inputs.value()); !agreed.ok()) { return agreed; }
+
+  plan_parts parts{books.where(), books.in_force().shape()};
+  auto const mine = parts.layers_of(core.rank());
+  core.next = books.in_force();
+  core.next.drop_shares();
+  if (planned.ok()) { planned = detail::plan_some_layers(core, mine); }
+  if (planned.ok()) { parts.write(core.next, mine); }
+  if (auto told = core.ranks.control().all_gather(parts.mine(), parts.all(), core.options.timeout); !told.ok()) {
+    return told;
+  }
+  if (planned.ok() && core.options.checked_layers > 0) { planned = detail::check_part(core, parts); }
+  if (planned.ok()) { planned = parts.read(core.next); }
+  if (planned.ok() && !core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }
+  return planned;
+}
+
+template <class Core>
+[[nodiscard]] status plan_as_a_whole(Core& core) {
+  auto& books = core.books;
+  auto planned = ask_policy(core.policy, books.window().history(), books.in_force(), books.where(), core.next);
+  if (planned.ok()) { planned = validate_plan(books.in_force(), books.where(), core.next); }
+  if (!planned.ok()) { return planned; }
+  std::vector<index_t> layers(static_cast<std::size_t>(core.next.num_layers()));
+  std::iota(layers.begin(), layers.end(), 0);
+  detail::relabel_layers(core, layers);
+  return {};
+}
+
+template <class Core>
+[[nodiscard]] status ask_for_plan(Core& core) {
+  if constexpr (layerwise_policy<typename Core::policy_type>) {
+    bool const helps = core.options.plan_in_parts && core.books.where().num_live_ranks() > 1;
+    if (helps && plans_by_layer(core.policy)) {
+      auto planned = detail::plan_in_parts(core);
+      // Rank 0's plan is the remedy for ranks that differ, and it has to have all of it.
+      if (planned.code() != errc::disagreement || !core.options.adopt_first_plan) { return planned; }
+    }
+  }
+  return detail::plan_as_a_whole(core);
+}
+
 /// Let the policy fill `next` in, and name its ranks and slots so that the least has to move. Layers without a token
 /// stay as they are.
 template <class Core>
@@ -76,13 +174,9 @@ template <class Core>
   auto& books = core.books;
   auto const& in_force = books.in_force();
   bool const splits_anew = core.options.share_interval > 0;
-  auto planned = ask_policy(core.policy, books.window().history(), in_force, books.where(), core.next);
+  auto planned = detail::ask_for_plan(core);
   if (planned.ok() && splits_anew) { core.next.drop_shares(); }
   if (planned.ok()) { planned = validate_plan(in_force, books.where(), core.next); }
-  if (planned.ok()) {
-    relabel(in_force, books.where(), core.next,
-            {.scope = std::min(interchangeable(core.policy), core.options.relabel)});
-  }
   if (planned.ok() && splits_anew) { planned = core.shares.solve_for(core.next, books); }
   if (planned.ok() && plans_from_loads(core.policy)) { keep_idle_layers(books.loads(), in_force, core.next); }
   return planned;

@@ -73,18 +73,12 @@ public:
     auto const rehomed = map_;
     auto const start = split(map_);
     auto const done = start_.mean + (start_.mean >> balanced_shift);
-    if (start <= done) {
-      write(next, layer);
-      return {};
-    }
+    if (start <= done) { return write_split(next, layer); }
     // A layer far from balance is brought near it by the faster search.
     auto few_moves = std::numeric_limits<load_t>::max();
     if (start <= start_.mean + start_.mean / far) {
       few_moves = search_for_split(map_);
-      if (few_moves <= done) {
-        write(next, layer);
-        return {};
-      }
+      if (few_moves <= done) { return write_split(next, layer); }
     }
     auto const split_moves = map_;
     map_ = rehomed;
@@ -94,8 +88,7 @@ public:
     if (reached > done) { reached = search_for_split(map_); }
     if (few_moves <= reached) { map_ = split_moves; }
     if (start <= std::min(few_moves, reached)) { map_ = rehomed; }
-    write(next, layer);
-    return {};
+    return write_split(next, layer);
   }
 
 private:
@@ -239,6 +232,11 @@ private:
       align(std::span{start_row_}.subspan(first, per_rank), std::span{row_}.subspan(first, per_rank),
             out.subspan(first, per_rank));
     }
+    next.index_replicas(layer);
+  }
+  [[nodiscard]] status write_split(placement& next, index_t layer) {
+    write(next, layer);
+    return split_planned_layer(where_, next, layer, tokens_, solver_);
   }
   void align(std::span<index_t const> held, std::span<index_t> wanted, std::span<index_t> out) {
     for (std::size_t slot = 0; slot < held.size(); ++slot) {

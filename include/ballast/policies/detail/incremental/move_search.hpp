@@ -266,9 +266,8 @@ private:
   }
   /// Whether a slot that was given back what it held now holds what its rank has elsewhere by now.
   [[nodiscard]] bool has_doubled() const {
-    return std::any_of(changed_.begin(), changed_.end(), [this](index_t slot) {
-      return map_->copies_on(map_->rank_of(slot), map_->expert(slot)) > 1;
-    });
+    return std::any_of(changed_.begin(), changed_.end(),
+                       [this](index_t slot) { return map_->copies_on(map_->rank_of(slot), map_->expert(slot)) > 1; });
   }
   [[nodiscard]] index_t busiest_rank() const {
     auto const cost = [this](index_t rank) { return cost_(rank, map_->rank_load(rank)); };

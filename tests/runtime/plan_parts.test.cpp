@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// Plans that the ranks make together: each some layers, all of them the same plan in the end.
+#include <ballast/policies/any_policy.hpp>
+#include <ballast/policies/headroom.hpp>
+#include <ballast/policies/incremental.hpp>
+#include <ballast/schedule/schedules.hpp>
+#include <ballast/transport/in_process.hpp>
+
+#include "../support/cohort.hpp"
+#include "../support/random.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using namespace ballast;
+using namespace ballast_test;
+
+constexpr index_t num_ranks = 4;
+constexpr index_t num_layers = 6;
+constexpr index_t num_experts = 24;
+placement_shape const shape{num_layers, num_experts, 32};
+
+std::vector<load_t> some_loads() {
+  generator random{5};
+  std::vector<load_t> loads(std::size_t{num_layers} * std::size_t{num_experts});
+  for (auto& load : loads) { load = 100 + load_t{1000} * random.below(8) * random.below(3); }
+  return loads;
+}
+
+/// Another policy, and what a test wants to know or to spoil.
+template <class Policy>
+struct watched {
+  static constexpr bool follows_loads = true;
+
+  Policy policy{};
+  index_t rank = 0;
+  std::function<void(index_t, std::span<index_t const>)> on_layers;
+  std::function<status(index_t, std::span<index_t const>, placement&)> spoil;
+
+  [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
+                            placement& next) const {
+    if (auto result = policy.plan(history, current, where, next); !result.ok()) { return result; }
+    return spoil ? spoil(rank, {}, next) : status{};
+  }
+  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                   std::span<index_t const> layers, placement& next) const {
+    if (on_layers) { on_layers(rank, layers); }
+    if (auto result = policy.plan_layers(history, current, where, layers, next); !result.ok()) { return result; }
+    return spoil ? spoil(rank, layers, next) : status{};
+  }
+  [[nodiscard]] relabel_scope interchangeable() const noexcept { return policy.interchangeable(); }
+  void describe(digest& out) const { policy.describe(out); }
+};
+
+struct outcome {
+  std::vector<placement> planned{num_ranks};
+  std::vector<status> ended{num_ranks};
+};
+
+/// One cycle on four ranks, of which one may be dead from the start.
+template <class Policy>
+outcome one_cycle(Policy const& policy, rebalancer_options options, index_t dead = -1) {
+  topology where{{num_ranks, 1, 8, 0}};
+  auto const initial = trivial_placement(shape);
+  if (dead >= 0) { where.set_live(dead, false); }
+  options.interval = 1;
+  options.timeout = patience;
+  outcome result;
+  in_process_group group{num_ranks};
+  if (dead >= 0) { group.expel(dead); }
+  group.run([&](in_process_endpoint& wire) {
+    if (wire.rank() == dead) { return; }
+    auto mine = policy;
+    if constexpr (requires { mine.rank; }) { mine.rank = wire.rank(); }
+    member<Policy, layers_per_chunk<>> part{where, initial, mine, layers_per_chunk<>{num_layers}, wire, options};
+    part.moved.start().or_throw();
+    auto const loads = some_loads();
+    auto& ended = result.ended[static_cast<std::size_t>(wire.rank())];
+    for (int pass = 0; pass < 2 && ended.ok(); ++pass) {
+      for (index_t layer = 0; layer < num_layers; ++layer) {
+        auto const row = matrix_view<load_t const>{loads, num_layers, num_experts}.row(layer);
+        part.moved.record_logical(layer, row).or_throw();
+      }
+      ended = part.moved.on_forward_pass_end({.tokens = 1});
+    }
+    if (ended.ok()) { CHECK(part.first_error().empty()); }
+    result.planned[static_cast<std::size_t>(wire.rank())] = part.moved.current();
+  });
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("ranks that plan in parts come to the plan that each would have made alone") {
+  auto const same_in_parts = [](auto const& policy, index_t dead) {
+    CAPTURE(dead);
+    auto const parts = one_cycle(policy, {.plan_in_parts = true, .checked_layers = 2}, dead);
+    auto const whole = one_cycle(policy, {.plan_in_parts = false}, dead);
+    for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+      if (static_cast<index_t>(rank) == dead) { continue; }
+      CHECK(parts.ended[rank].ok());
+      CHECK(whole.ended[rank].ok());
+      CHECK(parts.planned[rank] == whole.planned[rank]);
+      CHECK_FALSE(parts.planned[rank] == trivial_placement(shape));
+    }
+  };
+  for (index_t const dead : {-1, 3}) {
+    same_in_parts(incremental_placement{}, dead);
+    same_in_parts(incremental_placement{.max_moves_per_layer = 8, .shares = share_mode::optimal}, dead);
+    same_in_parts(headroom_placement{}, dead);
+    same_in_parts(any_policy{headroom_placement{}}, dead);
+  }
+}
+
+TEST_CASE("each rank plans its own layers alone, and every layer is planned once") {
+  std::mutex lock;
+  std::vector<index_t> planned;
+  watched<headroom_placement> policy;
+  policy.on_layers = [&](index_t rank, std::span<index_t const> layers) {
+    std::lock_guard const guard{lock};
+    for (auto const layer : layers) { CHECK(layer % num_ranks == rank); }
+    planned.insert(planned.end(), layers.begin(), layers.end());
+  };
+  auto const result = one_cycle(policy, {});
+  for (auto const& ended : result.ended) { CHECK(ended.ok()); }
+  std::sort(planned.begin(), planned.end());
+  CHECK(planned == std::vector<index_t>{0, 1, 2, 3, 4, 5});
+}
+
+TEST_CASE("a rank that cannot plan its layers is named to all, and nothing moves") {
+  watched<headroom_placement> policy;
+  policy.spoil = [](index_t rank, std::span<index_t const>, placement&) {
+    return rank == 2 ? status{errc::invalid_load, "rank 2 has a headache"} : status{};
+  };
+  auto result = one_cycle(policy, {});
+  for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+    auto const& ended = result.ended[rank];
+    CAPTURE(ended.message());
+    REQUIRE_FALSE(ended.ok());
+    CHECK(ended.message().find(rank == 2 ? "headache" : "rank 2 could not plan its layers") != std::string::npos);
+    CHECK(result.planned[rank] == trivial_placement(shape));
+  }
+  // A row that lost an expert is found where it was planned.
+  policy.spoil = [](index_t rank, std::span<index_t const> layers, placement& next) {
+    if (rank != 1) { return status{}; }
+    for (auto& expert : next.edit(layers.front()).logical_of_slot) { expert = expert == 7 ? 8 : expert; }
+    next.index_replicas(layers.front());
+    return status{};
+  };
+  result = one_cycle(policy, {});
+  for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+    REQUIRE_FALSE(result.ended[rank].ok());
+    CHECK(result.planned[rank] == trivial_placement(shape));
+  }
+  CHECK(result.ended[1].code() == errc::policy_failed);
+  CHECK(result.ended[1].message().find("expert 7") != std::string::npos);
+  CHECK(result.ended[0].message().find("rank 1 could not plan its layers") != std::string::npos);
+}
+
+TEST_CASE("a policy that plans otherwise on one rank is found by who plans its layers as well") {
+  watched<headroom_placement> policy;
+  policy.spoil = [](index_t rank, std::span<index_t const> layers, placement& next) {
+    for (auto const layer : layers) {
+      if (rank != 3) { continue; }
+      auto const map = next.edit(layer).logical_of_slot;
+      std::rotate(map.begin(), map.begin() + 8, map.end());
+      next.index_replicas(layer);
+      next.make_shares_even();
+    }
+    return status{};
+  };
+  auto const unseen = one_cycle(policy, {});
+  for (auto const& ended : unseen.ended) { CHECK(ended.ok()); }
+  auto const seen = one_cycle(policy, {.checked_layers = 1});
+  for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+    REQUIRE_FALSE(seen.ended[rank].ok());
+    CHECK(seen.planned[rank] == trivial_placement(shape));
+  }
+  CHECK(seen.ended[2].message().find("rank 2 and rank 3 plan layer 3 differently") != std::string::npos);
+}
