@@ -51,6 +51,21 @@ TEST_CASE("an expelled rank is refused by every call, and the membership grows")
   CHECK(expelled.start({}, {}).code() == stale);
 }
 
+TEST_CASE("a rank expels another, as a process does") {
+  ballast::in_process_group group{3};
+  auto& self = group.endpoint(0);
+  auto const before = self.membership();
+  for (int again = 0; again < 2; ++again) { CHECK(self.expel(2).ok()); }
+  CHECK(self.membership() == before + 1);
+  CHECK(self.is_expelled(2));
+  CHECK_FALSE(self.is_expelled(1));
+  CHECK(group.endpoint(1).expel(2).ok());
+  for (ballast::index_t const none : {0, -1, 3}) {
+    CHECK(self.expel(none).code() == make_error_code(errc::invalid_option));
+  }
+  CHECK(group.endpoint(2).expel(0).code() == make_error_code(errc::stale_membership));
+}
+
 TEST_CASE("ranks that call different collectives are told so") {
   ballast::in_process_group group{2};
   std::array<ballast::status, 2> results;

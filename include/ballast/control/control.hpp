@@ -44,7 +44,8 @@ struct vote_result {
 ///   whatever call they make next, also when they have voted since.
 /// - `membership()` is a number that grows when the group expels a rank; calls of an expelled rank fail with
 ///   `errc::stale_membership`. Calls of the others go on without it: it adds nothing to sums, and in `all_gather` the
-///   words of the lowest live rank stand in for its own, so that comparisons hold.
+///   words of the lowest live rank stand in for its own, so that comparisons hold. A plane that can tell which ranks
+///   those are has `is_expelled(rank) -> bool`.
 template <class C>
 concept control_plane =
     requires(C& c, C const& k, std::span<std::int64_t> values, std::span<std::uint64_t const> mine,

@@ -80,6 +80,12 @@ struct in_process_state {
     if (!at(rank).dead()) { at(rank).died = ++deaths; }
     wake_all();
   }
+  void expel(index_t rank) {
+    if (at(rank).expelled) { return; }
+    at(rank).expelled = true;
+    ++membership;
+    bury(rank);
+  }
 
   std::mutex mutex;
   std::vector<rank_state> ranks;
@@ -166,6 +172,28 @@ public:
   [[nodiscard]] std::uint64_t membership() const {
     std::lock_guard const lock{state_->mutex};
     return state_->membership;
+  }
+
+  /// Whether `expel` has shut that rank out. @param rank in [0, R)
+  [[nodiscard]] bool is_expelled(index_t rank) const {
+    BALLAST_EXPECTS(rank >= 0 && rank < num_ranks(), "is_expelled: rank out of range");
+    std::lock_guard const lock{state_->mutex};
+    return state_->at(rank).expelled;
+  }
+  /// Shut a rank out, as `in_process_group::expel`: any rank may, also several the same one.
+  ///
+  /// @param rank  another rank. Expelling it again changes nothing.
+  /// @return `errc::stale_membership` when this rank was expelled itself, `errc::invalid_option` for this rank and for
+  ///         none of the group.
+  [[nodiscard]] status expel(index_t rank) {
+    std::lock_guard const lock{state_->mutex};
+    if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
+    if (rank < 0 || rank >= num_ranks() || rank == rank_) {
+      return {errc::invalid_option,
+              detail::concat("in_process: rank ", rank_, " of ", num_ranks(), " cannot expel rank ", rank)};
+    }
+    state_->expel(rank);
+    return {};
   }
 
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
@@ -674,10 +702,7 @@ public:
   /// that waits for it fails.
   void expel(index_t rank) {
     std::lock_guard const lock{state_.mutex};
-    if (state_.at(rank).expelled) { return; }
-    state_.at(rank).expelled = true;
-    ++state_.membership;
-    state_.bury(rank);
+    state_.expel(rank);
   }
 
 private:
