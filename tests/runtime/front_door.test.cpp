@@ -141,9 +141,30 @@ TEST_CASE("assigning a rebalancer ends the one that was there: its memory is giv
     CHECK(refused.code() == errc::invalid_option);
     CHECK(refused.message().find("was moved from") != std::string::npos);
   }
+  // Calls that return no status have nothing else to say it with. Those that are noexcept end the program here.
+  CHECK_BREAKS_CONTRACT(next.epoch(0));
+  CHECK_BREAKS_CONTRACT(next.disable());
   CHECK(held.start().ok());
   CHECK(held.options().interval == rebalancer_options{}.interval);
   CHECK(held.on_forward_pass_end().ok());
+}
+
+TEST_CASE("two rebalancers do not use one store at the same time") {
+  lonely_rank one;
+  auto const make = [&] {
+    return make_rebalancer(one.where, initial, rebalancing{window_recorder{num_layers, num_logical}, keep_placement{}},
+                           one.store, one.me);
+  };
+  std::optional<decltype(make())> first{make()};
+  auto second = make();
+  first->start().or_throw();
+  auto const refused = second.start();
+  CHECK(refused.code() == errc::invalid_option);
+  CHECK(refused.message() == "rebalancer: another rebalancer has started on this store and uses it still");
+  CHECK(first->start().code() == errc::busy);
+  CHECK(first->on_forward_pass_end().ok());
+  first.reset();
+  CHECK(second.start().ok());
 }
 
 #if !defined(__clang__) || __clang_major__ >= 17  // clang 16 does not deduce from named members
