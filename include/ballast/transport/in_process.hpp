@@ -176,7 +176,7 @@ public:
 
   /// Whether `expel` has shut that rank out. @param rank in [0, R)
   [[nodiscard]] bool is_expelled(index_t rank) const {
-    BALLAST_EXPECTS(rank >= 0 && rank < num_ranks(), "is_expelled: rank out of range");
+    BALLAST_EXPECTS_BELOW(rank, num_ranks(), "is_expelled: rank");
     std::lock_guard const lock{state_->mutex};
     return state_->at(rank).expelled;
   }
@@ -229,7 +229,7 @@ public:
   }
 
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
-    BALLAST_EXPECTS(root >= 0 && root < num_ranks(), "broadcast: root out of range");
+    BALLAST_EXPECTS_BELOW(root, num_ranks(), "broadcast: root");
     auto const mine = rank_ == root ? std::span<std::byte const>{bytes} : std::span<std::byte const>{};
     return meet("broadcast", mine, timeout, [&](collective const& meeting) -> status {
       if (meeting.expected[static_cast<std::size_t>(root)] == 0) {
@@ -660,7 +660,7 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(endpoints_.size()); }
   /// @pre `0 <= rank < num_ranks()`
   [[nodiscard]] in_process_endpoint& endpoint(index_t rank) {
-    BALLAST_EXPECTS(rank >= 0 && rank < num_ranks(), "in_process_group: rank out of range");
+    BALLAST_EXPECTS_BELOW(rank, num_ranks(), "in_process_group: rank");
     return endpoints_[static_cast<std::size_t>(rank)];
   }
 
