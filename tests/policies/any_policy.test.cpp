@@ -38,6 +38,12 @@ std::vector<std::pair<std::string, std::uint64_t>> options_of(auto const& policy
 // It ignores the loads, so it also plans for layers without any.
 struct stays_put : ballast_test::keep_placement {};
 
+// It knows only while the program runs whether it does.
+struct learns_late : ballast_test::keep_placement {
+  bool follows = false;
+  [[nodiscard]] bool follows_loads() const { return follows; }
+};
+
 }  // namespace
 
 TEST_CASE("a policy chosen at run time plans, is compared and names its options as the one inside") {
@@ -77,6 +83,11 @@ TEST_CASE("options that make no sense are refused as by the policy inside") {
 TEST_CASE("it knows whether the policy inside follows loads") {
   CHECK(any_policy{deepseek_placement{}}.follows_loads());
   CHECK_FALSE(any_policy{stays_put{}}.follows_loads());
+  for (bool const follows : {false, true}) {
+    learns_late inside;
+    inside.follows = follows;
+    CHECK(any_policy{inside}.follows_loads() == follows);
+  }
   CHECK(detail::plans_from_loads(any_policy{deepseek_placement{}}));
   CHECK(detail::plans_from_loads(deepseek_placement{}));
   CHECK_FALSE(detail::plans_from_loads(any_policy{stays_put{}}));

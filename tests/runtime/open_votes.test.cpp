@@ -14,6 +14,8 @@
 
 #include <cstdint>
 #include <new>
+#include <span>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
@@ -51,6 +53,23 @@ struct frail_recorder : window_recorder {
   }
 };
 
+/// A store that fails after it has written, when it is told to.
+struct tearing_store : hooked_store {
+  using hooked_store::hooked_store;
+  bool tears = false;
+  [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
+                              epoch_t epoch) {
+    auto result = hooked_store::commit(layer, copies, tables, epoch);
+    return tears ? status{errc::internal, "torn"} : result;
+  }
+};
+
+/// Counts the failures that it is told.
+struct failure_counter : observer {
+  int failures = 0;
+  void on_event(event const& what) override { failures += what.kind == event_kind::failed ? 1 : 0; }
+};
+
 topology const where{{2, 1, 3, 0}};
 placement const initial = trivial_placement({2, 5, 6});
 
@@ -65,14 +84,16 @@ struct rank_with_open_vote {
   reticent_control control;
   in_process_endpoint* transport;
   patterned_weights weights{where, transport->rank(), initial, {{24, 24}}};
-  hooked_store store{where, 2};
-  rebalancer<frail_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, hooked_store, reticent_control>
+  tearing_store store{where, 2};
+  failure_counter watcher;
+  rebalancer<frail_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, tearing_store, reticent_control>
       moved{where,
             initial,
             {frail_recorder{2, 5},
              {},
              layers_per_chunk{2},
-             {.interval = 1, .share_interval = share_interval, .timeout = patience}},
+             {.interval = 1, .share_interval = share_interval, .timeout = patience},
+             &watcher},
             store,
             *transport,
             control};
@@ -144,6 +165,7 @@ TEST_CASE("what is thrown at a rank that is lost leaves it lost") {
     CHECK(self.moved.on_forward_pass_end().code() == errc::out_of_memory);
     CHECK(self.moved.state() == rebalancer_state::cohort_lost);
     CHECK(self.moved.undecided_layers().size() == 2);
+    CHECK(self.watcher.failures == 1);
     self.moved.recorder().fails = false;
     self.moved.settle(decision::commit).or_throw();
     CHECK(self.weights.first_error(self.moved.current()) == "");
@@ -174,6 +196,30 @@ TEST_CASE("a store that throws in a commit leaves a rank that nothing settles: a
       CHECK(self.moved.undecided_layers().empty());
       CHECK(self.moved.settle(decision::commit).code() == errc::invalid_option);
       CHECK(self.moved.resume().code() == errc::out_of_memory);
+    });
+  }
+}
+
+TEST_CASE("a rank with a torn layer says so once, whatever is thrown at it afterwards") {
+  for (bool const throws : {false, true}) {
+    CAPTURE(throws);
+    on_two_ranks([&](rank_with_open_vote& self, auto const&) {
+      if (self.transport->rank() == 1) {
+        self.store.tears = !throws;
+        self.store.at = [&](char const* point) {
+          if (throws && std::string_view{point} == "in commit") { throw std::runtime_error{"torn"}; }
+        };
+      }
+      self.moved.on_forward_pass_end().or_throw();
+      auto const result = self.moved.on_forward_pass_end();
+      if (self.transport->rank() == 0) { return; }
+      CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+      CHECK(self.watcher.failures == 1);
+      self.moved.recorder().fails = true;
+      CHECK(self.moved.on_forward_pass_end().code() == errc::out_of_memory);
+      CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+      CHECK(self.moved.failure().message() == result.message());
+      CHECK(self.watcher.failures == 1);
     });
   }
 }

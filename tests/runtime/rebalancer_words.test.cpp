@@ -148,6 +148,24 @@ TEST_CASE("a rank that misses the last words of a cycle commits too") {
   });
 }
 
+TEST_CASE("a rank that catches up hears by the same words that a third has failed") {
+  on_three_ranks(asynchronous(), [](engine& all, index_t rank) {
+    auto& moved = all.self.moved;
+    auto const ready = all.until_ready();
+    if (rank != 2) { moved.incoming(ready).or_throw(); }
+    if (rank == 1) {
+      moved.record_top_k(num_layers, std::vector<index_t>{0});
+      CHECK(moved.on_forward_pass_end().code() == errc::invalid_load);
+    }
+    auto const result = moved.incoming(all.words());
+    CHECK(moved.epoch(0) == 1);
+    CHECK(moved.state() == rebalancer_state::failed);
+    CHECK_FALSE(result.ok());
+    moved.resume().or_throw();
+    expect_it_moves(all);
+  });
+}
+
 TEST_CASE("disable between telling and hearing waits for the words") {
   on_three_ranks(asynchronous(), [](engine& all, index_t) {
     auto& moved = all.self.moved;

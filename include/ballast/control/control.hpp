@@ -44,8 +44,7 @@ struct vote_result {
 ///   whatever call they make next, also when they have voted since.
 /// - `membership()` is a number that grows when the group expels a rank; calls of an expelled rank fail with
 ///   `errc::stale_membership`. Calls of the others go on without it: it adds nothing to sums, and in `all_gather` the
-///   words of the lowest live rank stand in for its own, so that comparisons hold. A plane that can tell which ranks
-///   those are has `is_expelled(rank) -> bool`.
+///   words of the lowest live rank stand in for its own, so that comparisons hold.
 template <class C>
 concept control_plane =
     requires(C& c, C const& k, std::span<std::int64_t> values, std::span<std::uint64_t const> mine,
@@ -79,6 +78,13 @@ concept regrouping_plane = control_plane<C> && requires(C& c, nanoseconds_t time
   { c.regroup(timeout) } -> std::same_as<status>;
   { c.give_up(why) } -> std::same_as<void>;
   { c.trouble() } -> std::same_as<status>;
+};
+
+/// A control plane that can tell which ranks the group has expelled: `is_expelled(rank)`, of a rank in [0, R). A
+/// rebalancer then plans nothing while its topology has such a rank alive.
+template <class C>
+concept expelling_plane = control_plane<C> && requires(C const& k, index_t rank) {
+  { k.is_expelled(rank) } -> std::same_as<bool>;
 };
 
 /// One of the things that ranks compare before they act.

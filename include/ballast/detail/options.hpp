@@ -26,6 +26,12 @@ struct option_visitor {
 template <class T>
 concept names_options = requires(T const& part, option_visitor visit) { part.for_each_option(visit); };
 
+/// A part that names its options in a way that nobody would hear: not const, or to another visitor.
+template <class T>
+concept misnames_options =
+    !names_options<T> &&
+    (requires { &T::for_each_option; } || requires(T& part, option_visitor visit) { part.for_each_option(visit); });
+
 /// An option's value as the ranks compare it.
 template <std::integral T>
 [[nodiscard]] constexpr std::uint64_t option_bits(T value) noexcept {

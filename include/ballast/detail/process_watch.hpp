@@ -3,6 +3,7 @@
 #define BALLAST_DETAIL_PROCESS_WATCH_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/detail/owned_descriptor.hpp>
 
 #include <fcntl.h>
 #include <poll.h>
@@ -16,7 +17,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <utility>
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
@@ -38,11 +38,10 @@ struct process_facts {
 [[nodiscard]] inline process_facts facts_of(std::int64_t pid) {
   char path[40];
   std::snprintf(path, sizeof path, "/proc/%lld/stat", static_cast<long long>(pid));
-  int const file = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) { return {0, 0, errno == EMFILE || errno == ENFILE || errno == ENOMEM}; }
+  owned_descriptor const file{::open(path, O_RDONLY | O_CLOEXEC)};
+  if (!file.is_open()) { return {0, 0, errno == EMFILE || errno == ENFILE || errno == ENOMEM}; }
   char text[1024];
-  auto const size = ::read(file, text, sizeof text - 1);
-  ::close(file);
+  auto const size = ::read(file.get(), text, sizeof text - 1);
   if (size <= 0) { return {}; }
   text[size] = '\0';
   // The command's name, field 2, may hold spaces and parentheses; state and parent follow its last parenthesis.
@@ -74,23 +73,14 @@ public:
   /// @param use_pidfd  false: read /proc instead, as on kernels before 5.3.
   explicit process_watch(process_identity who, bool use_pidfd = true) : who_{who} {
 #if defined(SYS_pidfd_open)
-    if (use_pidfd) { file_ = static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(who.pid), 0U)); }
+    if (use_pidfd) {
+      file_ = owned_descriptor{static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(who.pid), 0U))};
+    }
 #else
     static_cast<void>(use_pidfd);
 #endif
     // The descriptor is for whoever has the number now; that it is the right one has to be checked after opening it.
     dead_ = is_gone();
-  }
-  process_watch(process_watch&& other) noexcept
-      : who_{other.who_}, file_{std::exchange(other.file_, -1)}, dead_{other.dead_} {}
-  process_watch& operator=(process_watch&& other) noexcept {
-    std::swap(who_, other.who_);
-    std::swap(file_, other.file_);
-    std::swap(dead_, other.dead_);
-    return *this;
-  }
-  ~process_watch() {
-    if (file_ >= 0) { ::close(file_); }
   }
 
   [[nodiscard]] process_identity const& who() const noexcept { return who_; }
@@ -100,8 +90,8 @@ public:
   /// @complexity one system call while the process lives, none after its death.
   [[nodiscard]] bool dead() {
     if (dead_) { return true; }
-    if (file_ >= 0) {
-      ::pollfd question{file_, POLLIN, 0};
+    if (file_.is_open()) {
+      ::pollfd question{file_.get(), POLLIN, 0};
       dead_ = ::poll(&question, 1, 0) > 0;
     } else {
       dead_ = is_gone();
@@ -116,7 +106,7 @@ private:
   }
 
   process_identity who_;
-  int file_ = -1;
+  owned_descriptor file_;
   bool dead_ = true;
 };
 

@@ -86,7 +86,7 @@ private:
                               placement& next) const override {
       return policy_.plan(history, current, where, next);
     }
-    [[nodiscard]] bool follows_loads() const noexcept override { return ballast::follows_loads<Policy>; }
+    [[nodiscard]] bool follows_loads() const noexcept override { return detail::plans_from_loads(policy_); }
     [[nodiscard]] relabel_scope interchangeable() const noexcept override { return ballast::interchangeable(policy_); }
     void describe(digest& out) const override { policy_.describe(out); }
     void for_each_option([[maybe_unused]] void* to, [[maybe_unused]] visit_option visit) const override {

@@ -57,10 +57,11 @@ public:
   };
 
   balanced_planner(topology const& where, index_t num_logical, Cost const& cost, options chosen)
-      : where_{where}, cost_{cost}, options_{chosen}, loads_(static_cast<std::size_t>(num_logical)) {
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (where.is_live(rank)) { live_ranks_.push_back(rank); }
-    }
+      : where_{where},
+        cost_{cost},
+        options_{chosen},
+        loads_(static_cast<std::size_t>(num_logical)),
+        live_ranks_{live_ranks(where)} {
     all_experts_.resize(loads_.size());
     std::iota(all_experts_.begin(), all_experts_.end(), index_t{0});
     ranks_of_node_.assign(static_cast<std::size_t>(where.num_nodes()), 0);

@@ -3,13 +3,13 @@
 #define BALLAST_POLICIES_HEADROOM_HPP
 
 #include <ballast/contract.hpp>
-#include <ballast/detail/index.hpp>
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/policies/detail/headroom/headroom_planner.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -19,257 +19,9 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
-#include <limits>
-#include <numeric>
-#include <span>
 #include <string_view>
-#include <utility>
-#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
-namespace detail {
-
-/// Plans layer after layer with the same scratch memory.
-class headroom_planner {
-public:
-  headroom_planner(topology const& where, index_t num_logical, index_t id_blocks, index_t tolerance_ppm,
-                   index_t exchanges)
-      : where_{where},
-        id_blocks_{std::min(id_blocks, num_logical)},
-        tolerance_ppm_{tolerance_ppm},
-        exchanges_{exchanges},
-        loads_(static_cast<std::size_t>(num_logical)),
-        order_(loads_.size()),
-        counts_(loads_.size()),
-        rank_of_(loads_.size()),
-        slot_of_(loads_.size()),
-        given_up_(loads_.size()) {
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (where.is_live(rank)) { live_ranks_.push_back(rank); }
-    }
-    auto const ranks = live_ranks_.size();
-    filled_.resize(ranks);
-    rank_load_.resize(ranks);
-    block_load_.resize(ranks * static_cast<std::size_t>(id_blocks_));
-    shared_.resize(ranks * ranks);
-  }
-
-  /// Fill the live slots of one layer in. `out` holds any valid ids elsewhere.
-  [[nodiscard]] status plan_layer(load_history_view history, index_t layer, std::span<index_t> out) {
-    sum_buckets(history, layer, loads_);
-    if (num_logical() <= where_.slots_per_rank()) {
-      hold_everything(out);
-      return {};
-    }
-    clear();
-    count_replicas();
-    for (auto const expert : order_) {
-      if (count(expert) > 1) { spread(expert, layer, out); }
-    }
-    for (auto const expert : order_) {
-      if (count(expert) == 1) { put_single(expert, out); }
-    }
-    return exchange(out);
-  }
-
-private:
-  [[nodiscard]] index_t num_logical() const noexcept { return static_cast<index_t>(loads_.size()); }
-  [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(live_ranks_.size()); }
-  [[nodiscard]] index_t& count(index_t expert) { return at(counts_, expert); }
-  [[nodiscard]] index_t block_of(index_t expert) const {
-    return static_cast<index_t>(std::int64_t{expert} * id_blocks_ / num_logical());
-  }
-  [[nodiscard]] load_t& block_load(index_t rank, index_t expert) {
-    return at(block_load_, rank * id_blocks_ + block_of(expert));
-  }
-
-  void hold_everything(std::span<index_t> out) {
-    for (auto const rank : live_ranks_) {
-      for (index_t i = 0; i < where_.slots_per_rank(); ++i) {
-        out[static_cast<std::size_t>(where_.first_slot(rank) + i)] = i % num_logical();
-      }
-    }
-  }
-  void clear() {
-    std::iota(order_.begin(), order_.end(), 0);
-    std::sort(order_.begin(), order_.end(), [this](index_t a, index_t b) {
-      return at(loads_, a) != at(loads_, b) ? at(loads_, a) > at(loads_, b) : a < b;
-    });
-    std::fill(counts_.begin(), counts_.end(), 1);
-    std::fill(filled_.begin(), filled_.end(), 0);
-    std::fill(rank_load_.begin(), rank_load_.end(), load_t{0});
-    std::fill(block_load_.begin(), block_load_.end(), load_t{0});
-    std::fill(shared_.begin(), shared_.end(), 0);
-  }
-
-  [[nodiscard]] index_t num_spare() const { return num_ranks() * where_.slots_per_rank() - num_logical(); }
-  /// Fewer spare slots than ranks cannot connect all ranks: then replicas serve the given loads more than the next.
-  [[nodiscard]] bool is_sparse() const { return num_spare() < num_ranks(); }
-
-  /// Give spare slots to the largest load / (c (c + 4)), close to load^(3/4) / c: between "as many experts as possible
-  /// with two replicas", which connects ranks best, and load / c, which makes the heaviest replica lightest.
-  void count_replicas() {
-    auto const divisor = [this](index_t expert) {
-      return is_sparse() ? load_t{count(expert)} : load_t{count(expert)} * (count(expert) + 4);
-    };
-    index_t replicated = 0;  // `order_[0 .. replicated)` have two or more
-    for (auto spare = num_spare(); spare > 0; --spare) {
-      auto best = replicated < num_logical() ? at(order_, replicated) : index_t{-1};
-      for (index_t i = replicated - 1; i >= 0; --i) {
-        auto const expert = at(order_, i);
-        if (count(expert) == num_ranks()) { continue; }
-        // load / divisor(expert) >= load of best / divisor(best), without rounding
-        if (best < 0 || (at(loads_, expert) + 1) * divisor(best) >= (at(loads_, best) + 1) * divisor(expert)) {
-          best = expert;
-        }
-      }
-      if (replicated < num_logical() && best == at(order_, replicated)) { ++replicated; }
-      ++count(best);
-    }
-  }
-
-  /// Put the replicas of an expert on ranks that hold the fewest replicated experts, that do not share an expert yet,
-  /// and that a hash picks: a random regular graph is well connected, and so load finds a way from any rank to any.
-  void spread(index_t expert, index_t layer, std::span<index_t> out) {
-    chosen_.clear();
-    auto const seed = digest{}.add(layer).add(expert).value();
-    for (index_t i = 0; i < count(expert); ++i) {
-      index_t best = -1;
-      std::uint64_t best_key = std::numeric_limits<std::uint64_t>::max();
-      for (index_t rank = 0; rank < num_ranks(); ++rank) {
-        if (std::find(chosen_.begin(), chosen_.end(), rank) != chosen_.end()) { continue; }
-        auto const key = spread_key(seed, rank);
-        if (key < best_key) {
-          best = rank;
-          best_key = key;
-        }
-      }
-      chosen_.push_back(best);
-    }
-    auto const part = at(loads_, expert) * key_unit / count(expert);
-    for (auto const rank : chosen_) {
-      for (auto const other : chosen_) { at(shared_, rank * num_ranks() + other) += rank != other ? 1 : 0; }
-      // Half, where shares are free to leave: ranks are balanced rather by what cannot.
-      at(rank_load_, rank) += is_sparse() ? part : part / 2;
-      put(expert, rank, part, out);
-    }
-  }
-  [[nodiscard]] std::uint64_t spread_key(std::uint64_t seed, index_t rank) {
-    std::uint64_t shared = 0;
-    for (auto const other : chosen_) { shared += static_cast<std::uint64_t>(at(shared_, rank * num_ranks() + other)); }
-    auto const draw = (seed ^ static_cast<std::uint64_t>(rank) * 0x9e3779b97f4a7c15u) * 0xd6e8feb86659fd93u >> 44;
-    return static_cast<std::uint64_t>(at(filled_, rank)) << 40 | std::min<std::uint64_t>(shared, 0xfffff) << 20 | draw;
-  }
-
-  /// Largest first, to the rank where this load and the loads of the same block are smallest: neighbours in id drift
-  /// together, so a rank that holds a little of each block drifts least.
-  void put_single(index_t expert, std::span<index_t> out) {
-    index_t best = -1;
-    load_t best_key = 0;
-    for (index_t rank = 0; rank < num_ranks(); ++rank) {
-      if (at(filled_, rank) == where_.slots_per_rank()) { continue; }
-      auto const key = at(rank_load_, rank) + 2 * block_load(rank, expert);
-      if (best < 0 || key < best_key) {
-        best = rank;
-        best_key = key;
-      }
-    }
-    auto const load = at(loads_, expert) * key_unit;
-    at(rank_load_, best) += load;
-    at(rank_of_, expert) = at(live_ranks_, best);
-    at(slot_of_, expert) = put(expert, best, load, out);
-  }
-  index_t put(index_t expert, index_t rank, load_t load, std::span<index_t> out) {
-    auto const slot = where_.first_slot(at(live_ranks_, rank)) + at(filled_, rank)++;
-    out[static_cast<std::size_t>(slot)] = expert;
-    block_load(rank, expert) += load;
-    return slot;
-  }
-
-  /// Exchange single experts across the edge of the bottleneck until these loads can be split evenly over the ranks.
-  [[nodiscard]] status exchange(std::span<index_t> out) {
-    if (auto result = solver_.open(where_, out, loads_); !result.ok()) { return result; }
-    auto busiest = solver_.solve();
-    auto const total = std::accumulate(loads_.begin(), loads_.end(), load_t{0}) * load_unit;
-    auto const mean = total / num_ranks();
-    auto const target = mean + mean / 1'000'000 * tolerance_ppm_ + 1;
-    std::fill(given_up_.begin(), given_up_.end(), 0);
-    index_t failures = 0;
-    for (index_t i = 0; i < exchanges_ && busiest > target; ++i) {
-      auto const [inside, outside] = best_exchange(busiest - mean);
-      if (inside < 0) { break; }
-      before_ = solver_;
-      solver_.replace(at(slot_of_, inside), outside);
-      solver_.replace(at(slot_of_, outside), inside);
-      if (auto const now = solver_.solve(); now < busiest) {
-        busiest = now;
-        std::swap(at(slot_of_, inside), at(slot_of_, outside));
-        std::swap(at(rank_of_, inside), at(rank_of_, outside));
-        std::fill(given_up_.begin(), given_up_.end(), 0);
-      } else {
-        std::swap(solver_, before_);
-        // Try a few partners before another expert of the bottleneck.
-        at(given_up_, ++failures % 4 == 0 ? inside : outside) = 1;
-      }
-    }
-    std::copy(solver_.logical_of_slot().begin(), solver_.logical_of_slot().end(), out.begin());
-    return {};
-  }
-  /// The single expert of the bottleneck and the one outside it whose difference comes closest to what the bottleneck
-  /// has too much; -1 if there are none.
-  [[nodiscard]] std::pair<index_t, index_t> best_exchange(load_t excess_of_rank) {
-    load_t size = 0;
-    for (auto const rank : live_ranks_) { size += solver_.is_bottleneck(rank) ? 1 : 0; }
-    auto const wanted = excess_of_rank / load_unit * size;
-    std::pair<index_t, index_t> best{-1, -1};
-    auto best_error = std::numeric_limits<load_t>::max();
-    inside_.clear();
-    outside_.clear();
-    for (auto const expert : order_) {
-      if (count(expert) > 1 || at(given_up_, expert) != 0) { continue; }
-      (solver_.is_bottleneck(at(rank_of_, expert)) ? inside_ : outside_).push_back(expert);
-    }
-    // Both descend, so the best partner only moves down the list.
-    for (std::size_t i = 0, o = 0; i < inside_.size(); ++i) {
-      auto const load = at(loads_, inside_[i]);
-      auto const error = [&](std::size_t k) { return magnitude(load - at(loads_, outside_[k]) - wanted); };
-      while (o + 1 < outside_.size() && error(o + 1) <= error(o)) { ++o; }
-      if (o < outside_.size() && at(loads_, outside_[o]) < load && error(o) < best_error) {
-        best = {inside_[i], outside_[o]};
-        best_error = error(o);
-      }
-    }
-    return best;
-  }
-
-  [[nodiscard]] static load_t magnitude(load_t value) { return value < 0 ? -value : value; }
-
-  static constexpr load_t key_unit = 64;  // sums of three loads of `max_layer_tokens` stay far below 2^63
-
-  topology const& where_;
-  index_t id_blocks_;
-  index_t tolerance_ppm_;
-  index_t exchanges_;
-  std::vector<load_t> loads_;            // [E] tokens
-  std::vector<index_t> order_;           // [E] experts, heaviest first
-  std::vector<index_t> counts_;          // [E]
-  std::vector<index_t> rank_of_;         // [E] of single experts
-  std::vector<index_t> slot_of_;         // [E] of single experts
-  std::vector<unsigned char> given_up_;  // [E] single experts whose exchange did not help
-  std::vector<index_t> live_ranks_;
-  std::vector<index_t> filled_;     // [live ranks] slots in use
-  std::vector<load_t> rank_load_;   // [live ranks]
-  std::vector<load_t> block_load_;  // [live ranks, id blocks]
-  std::vector<index_t> shared_;     // [live ranks, live ranks] experts that both hold
-  std::vector<index_t> chosen_;
-  std::vector<index_t> inside_;
-  std::vector<index_t> outside_;
-  share_solver solver_;
-  share_solver before_;
-};
-
-}  // namespace detail
 
 /// Plans from scratch for engines that split tokens by share: chooses and spreads replicas so that re-splitting alone
 /// keeps later loads balanced, and writes the shares that are optimal for these loads.
@@ -281,18 +33,23 @@ struct headroom_placement {
 
   index_t id_blocks = 8;              ///< spread each of so many blocks of consecutive experts over all ranks
   index_t tolerance_ppm = 50;         ///< stop when the busiest rank is this close to the mean, in 1 / 1000000
-  index_t exchanges_per_layer = 256;  ///< most exchanges tried in a layer
+  index_t exchanges_per_layer = 256;  ///< most exchanges tried in a layer, for even and for optimal shares each
+  /// The same for even shares, which are balanced first: what they leave to do is little, and engines may split evenly
+  /// until they refresh the shares.
+  index_t even_tolerance_ppm = 10'000;
 
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
     if (auto result = validate(); !result.ok()) { return result; }
     next.resize(current.shape());
-    detail::headroom_planner planner{where, history.num_logical(), id_blocks, tolerance_ppm, exchanges_per_layer};
+    detail::headroom_planner planner{
+        where, history.num_logical(), {id_blocks, tolerance_ppm, exchanges_per_layer, even_tolerance_ppm}};
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
       auto const out = next.edit(layer).logical_of_slot;
       auto const held = current.logical_of_slot(layer);
       std::copy(held.begin(), held.end(), out.begin());
-      if (auto result = planner.plan_layer(history, layer, out); !result.ok()) { return result; }
+      sum_buckets(history, layer, planner.loads());
+      if (auto result = planner.plan_layer(layer, out); !result.ok()) { return result; }
     }
     detail::finish_plan(current, where, next);
     share_solver solver;
@@ -307,6 +64,9 @@ struct headroom_placement {
     if (id_blocks < 1) { return refuse("id_blocks", id_blocks, "at least 1"); }
     if (tolerance_ppm < 0 || tolerance_ppm > 1000000) {
       return refuse("tolerance_ppm", tolerance_ppm, "in [0, 1000000]");
+    }
+    if (even_tolerance_ppm < 0 || even_tolerance_ppm > 1000000) {
+      return refuse("even_tolerance_ppm", even_tolerance_ppm, "in [0, 1000000]");
     }
     if (exchanges_per_layer < 0) { return refuse("exchanges_per_layer", exchanges_per_layer, "at least 0"); }
     return {};
@@ -324,6 +84,7 @@ struct headroom_placement {
     visit("id_blocks", detail::option_bits(id_blocks));
     visit("tolerance_ppm", detail::option_bits(tolerance_ppm));
     visit("exchanges_per_layer", detail::option_bits(exchanges_per_layer));
+    visit("even_tolerance_ppm", detail::option_bits(even_tolerance_ppm));
   }
 };
 static_assert(placement_policy<headroom_placement>);

@@ -12,10 +12,7 @@
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/rank_cost.hpp>
-#include <ballast/policies/detail/incremental/move_search.hpp>
-#include <ballast/policies/detail/incremental/rehome.hpp>
-#include <ballast/policies/detail/incremental/replica_map.hpp>
-#include <ballast/policies/detail/incremental/share_move_search.hpp>
+#include <ballast/policies/detail/incremental/incremental_planner.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -40,6 +37,7 @@ struct move_cost_model {
   std::int64_t link_bytes_per_second = 8'000'000'000;  ///< what a rank may receive without slowing its passes down
   std::int64_t layer_nanoseconds = 200'000;            ///< expert computation of one layer and pass, in balance
   std::int64_t passes_until_next_plan = 1'000;         ///< for which a plan pays off
+  std::int64_t plans_per_layout = 8;                   ///< for which a layout from scratch pays off
 
   /// Refuse values that give no price, naming the first.
   [[nodiscard]] status validate() const {
@@ -52,7 +50,8 @@ struct move_cost_model {
     for (auto const& one : {option{"bytes_per_expert", bytes_per_expert, 0, std::int64_t{1} << 40},
                             option{"link_bytes_per_second", link_bytes_per_second, 1'000'000, std::int64_t{1} << 50},
                             option{"layer_nanoseconds", layer_nanoseconds, 1, std::int64_t{1} << 36},
-                            option{"passes_until_next_plan", passes_until_next_plan, 1, std::int64_t{1} << 26}}) {
+                            option{"passes_until_next_plan", passes_until_next_plan, 1, std::int64_t{1} << 26},
+                            option{"plans_per_layout", plans_per_layout, 0, 1'000}}) {
       if (one.value < one.least || one.value > one.most) {
         return {errc::invalid_option, detail::concat("move_cost_model: ", one.name, " is ", one.value, ", must be in [",
                                                      one.least, ", ", one.most, "]")};
@@ -78,6 +77,7 @@ struct move_cost_model {
     visit("link_bytes_per_second", detail::option_bits(link_bytes_per_second));
     visit("layer_nanoseconds", detail::option_bits(layer_nanoseconds));
     visit("passes_until_next_plan", detail::option_bits(passes_until_next_plan));
+    visit("plans_per_layout", detail::option_bits(plans_per_layout));
   }
 };
 
@@ -132,8 +132,7 @@ struct basic_incremental_placement {
     if (auto result = validate(); !result.ok()) { return result; }
     next = current;
     next.drop_shares();
-    return shares == share_mode::even ? plan_even(history, current, where, next)
-                                      : plan_optimal(history, current, where, next);
+    return plan_layers(history, current, where, next);
   }
 
   /// Refuse options out of their range, naming the value.
@@ -175,85 +174,33 @@ struct basic_incremental_placement {
   }
 
 private:
-  static constexpr int max_rounds = 8;
-
-  [[nodiscard]] status plan_even(load_history_view history, placement const& current, topology const& where,
-                                 placement& next) const {
-    detail::replica_map map;
-    detail::move_search<Cost> search{where, cost};
-    std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
+  [[nodiscard]] detail::incremental_limits planner_limits(topology const& where) const {
+    detail::incremental_limits result;
+    result.of_search.retries = retries_for(where);
+    result.of_search.work = work_per_layer;
+    result.of_search.ranks = where.num_live_ranks();
+    result.budget = max_moves_per_layer;
+    result.plans_per_layout = worth.plans_per_layout;
+    result.price = stop_when_not_worth ? worth.price(where.num_live_ranks()) : 0;
+    return result;
+  }
+  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
+                                   placement& next) const {
+    detail::incremental_planner<Cost> planner{where, history.num_logical(), cost, planner_limits(where)};
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      sum_buckets(history, layer, loads);
-      for (auto& load : loads) { load *= detail::load_unit; }
-      map.open(where, current.logical_of_slot(layer), loads);
-      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
-      auto const out = next.edit(layer).logical_of_slot;
-      // The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is
-      // not: then the same loads move nothing when they come again.
-      for (auto rounds = max_moves_per_layer < 0 && retries_for(where) > 0 ? max_rounds : 1; rounds > 0; --rounds) {
-        search.run(map, limits(search.level_of(map).mean, where));
-        write_layer(map, out);
-        if (map.moves() == 0) { break; }
-        map.open(where, out, loads);
-      }
+      auto result = shares == share_mode::even ? planner.plan_even(history, current, layer, next)
+                                               : planner.plan_optimal(history, current, layer, next);
+      if (!result.ok()) { return result; }
     }
     detail::finish_plan(current, where, next);
-    return {};
-  }
-  [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, topology const& where,
-                                    placement& next) const {
-    detail::replica_map map;
-    detail::share_move_search search{where};
+    if (shares == share_mode::even) { return {}; }
     share_solver solver;
-    std::vector<load_t> tokens(static_cast<std::size_t>(history.num_logical()));
-    std::vector<load_t> loads(tokens.size());
-    for (index_t layer = 0; layer < history.num_layers(); ++layer) {
-      sum_buckets(history, layer, tokens);
-      load_t total = 0;
-      for (std::size_t e = 0; e < tokens.size(); ++e) {
-        loads[e] = tokens[e] * detail::load_unit;
-        total += loads[e];
-      }
-      map.open(where, current.logical_of_slot(layer), loads);
-      if (auto result = detail::rehome(map, budget(), layer); !result.ok()) { return result; }
-      auto const out = next.edit(layer).logical_of_slot;
-      write_layer(map, out);
-      if (auto result = solver.open(where, out, tokens); !result.ok()) { return result; }
-      search.run(map, solver, limits(total / where.num_live_ranks(), where));
-      write_layer(map, out);
-    }
-    detail::finish_plan(current, where, next);
     return optimal_shares(where, next, history, solver);
-  }
-  static void write_layer(detail::replica_map const& map, std::span<index_t> out) {
-    for (index_t slot = 0; slot < map.num_slots(); ++slot) {
-      if (map.expert(slot) != detail::replica_map::none) { out[static_cast<std::size_t>(slot)] = map.expert(slot); }
-    }
-  }
-  [[nodiscard]] index_t budget() const noexcept {
-    return max_moves_per_layer >= 0 ? max_moves_per_layer : std::numeric_limits<index_t>::max();
   }
   [[nodiscard]] index_t retries_for(topology const& where) const noexcept {
     constexpr std::int64_t few = 320;
     auto const slots = std::max(std::int64_t{where.num_slots()}, few);
     return static_cast<index_t>(retries_per_layer * few * few / (slots * slots));
-  }
-  [[nodiscard]] detail::move_limits limits(load_t mean, topology const& where) const {
-    detail::move_limits result;
-    result.retries = retries_for(where);
-    result.work = work_per_layer;
-    result.ranks = where.num_live_ranks();
-    result.goal = mean + (mean >> 13);
-    result.least_gain = mean >> 11;
-    result.max_moves = budget();
-    if (max_moves_per_layer >= 0) {
-      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 12));
-    } else {
-      // What a new split gives for nothing leaves less of a reason to move.
-      result.good_enough = mean + (mean >> (shares == share_mode::even ? 11 : 7));
-      if (stop_when_not_worth) { result.price = (mean >> 20) * worth.price(where.num_live_ranks()); }
-    }
-    return result;
   }
 };
 

@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_POLICY_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
@@ -17,6 +18,7 @@
 #include <concepts>
 #include <cstddef>
 #include <exception>
+#include <type_traits>
 
 BALLAST_BEGIN_NAMESPACE
 
@@ -37,12 +39,45 @@ concept placement_policy = std::copyable<P> && requires(P const& p, load_history
   { p.describe(out) } -> std::same_as<void>;
 };
 
+namespace detail {
+
+template <class P>
+concept validates_itself = requires(P const& policy) {
+  { policy.validate() } -> std::same_as<status>;
+};
+template <class P>
+concept tells_whether_it_follows_loads = requires(P const& policy) {
+  { policy.follows_loads() } -> std::same_as<bool>;
+};
+
+/// Refuses a policy with a member that is named like an optional one and is none: it would be taken for a policy
+/// without it. Members that are overloaded or templates are not seen.
+template <class Policy>
+struct optional_policy_members {
+  static_assert(
+      validates_itself<Policy> || !requires { &Policy::validate; },
+      "Policy has a member validate, but not the one of a placement_policy: status validate() const");
+  static_assert(
+      requires { typename std::bool_constant<Policy::follows_loads>; } || tells_whether_it_follows_loads<Policy> ||
+          !requires { &Policy::follows_loads; },
+      "Policy has a member follows_loads, but not the one of a placement_policy: static constexpr bool "
+      "follows_loads, or bool follows_loads() const");
+  static_assert(
+      names_what_is_interchangeable<Policy> || !requires { &Policy::interchangeable; },
+      "Policy has a member interchangeable, but not the one of a placement_policy: relabel_scope interchangeable() "
+      "const");
+  static_assert(!misnames_options<Policy>,
+                "Policy has a member for_each_option, but does not names_options: void for_each_option(Visit) const");
+  static constexpr bool fit = true;
+};
+
+}  // namespace detail
+
 /// Ask a policy whether its options make sense; one without `validate()` says nothing.
 template <placement_policy Policy>
 [[nodiscard]] status validate_policy(Policy const& policy) {
-  if constexpr (requires {
-                  { policy.validate() } -> std::same_as<status>;
-                }) {
+  static_assert(detail::optional_policy_members<Policy>::fit);
+  if constexpr (detail::validates_itself<Policy>) {
     return policy.validate();
   } else {
     return {};
@@ -206,9 +241,7 @@ namespace detail {
 /// The same of a policy that may know it only while the program runs.
 template <class Policy>
 [[nodiscard]] bool plans_from_loads([[maybe_unused]] Policy const& policy) noexcept {
-  if constexpr (requires {
-                  { policy.follows_loads() } -> std::same_as<bool>;
-                }) {
+  if constexpr (tells_whether_it_follows_loads<Policy>) {
     return policy.follows_loads();
   } else {
     return follows_loads<Policy>;

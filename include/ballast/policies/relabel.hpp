@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/matrix_view.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/detail/relabel/assignment.hpp>
 #include <ballast/policies/relabel_scope.hpp>
@@ -30,10 +31,8 @@ namespace detail {
 /// Relabels layer after layer with the same scratch memory.
 class relabeler {
 public:
-  relabeler(topology const& where, relabel_options options) : where_{where}, options_{options} {
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (where.is_live(rank)) { live_.push_back(rank); }
-    }
+  relabeler(topology const& where, relabel_options options)
+      : where_{where}, options_{options}, live_{live_ranks(where)} {
     auto const num_ranks = static_cast<std::size_t>(where.num_ranks());
     auto const num_nodes = static_cast<std::size_t>(where.num_nodes());
     first_live_.assign(num_nodes + 1, 0);

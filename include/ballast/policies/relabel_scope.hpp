@@ -29,14 +29,19 @@ enum class relabel_scope : unsigned char {
   return "?";
 }
 
+namespace detail {
+template <class P>
+concept names_what_is_interchangeable = requires(P const& policy) {
+  { policy.interchangeable() } -> std::same_as<relabel_scope>;
+};
+}  // namespace detail
+
 /// What may change names in a policy's plans without making them worse: `policy.interchangeable() -> relabel_scope`,
 /// where the policy says so. Of one that does not, only the slots of a rank: who knows what its ranks are to it.
 /// @throws nothing
 template <class Policy>
-[[nodiscard]] constexpr relabel_scope interchangeable(Policy const& policy) noexcept {
-  if constexpr (requires {
-                  { policy.interchangeable() } -> std::same_as<relabel_scope>;
-                }) {
+[[nodiscard]] constexpr relabel_scope interchangeable([[maybe_unused]] Policy const& policy) noexcept {
+  if constexpr (detail::names_what_is_interchangeable<Policy>) {
     return policy.interchangeable();
   } else {
     return relabel_scope::slots;

@@ -2,7 +2,9 @@
 #ifndef BALLAST_RUNTIME_OPTIONAL_PARTS_HPP
 #define BALLAST_RUNTIME_OPTIONAL_PARTS_HPP
 
+#include <ballast/placement/placement.hpp>
 #include <ballast/status.hpp>
+#include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
 #include <concepts>
@@ -19,6 +21,28 @@ template <class S, class Transport>
 concept connecting_store = requires(S& s, Transport& transport, Transport const& same) {
   { s.connect(same) } -> std::same_as<status>;
   { s.disconnect(transport) } noexcept -> std::same_as<void>;
+};
+
+/// A store whose tables have to be told where a rebalancer starts from.
+///
+/// @par Semantics
+/// `publish(layer, tables, epoch)` is called by `start` for every layer, with epoch 0: it publishes the layer's row of
+/// `tables`, as `commit` without copies does.
+template <class S>
+concept publishing_store = requires(S& s, index_t layer, placement const& tables, epoch_t epoch) {
+  { s.publish(layer, tables, epoch) } -> std::same_as<status>;
+};
+
+/// A store whose tables depend on which ranks are alive.
+///
+/// @par Semantics
+/// `set_topology(where)` is called by `set_topology` of the rebalancer, before the tables of all layers are published
+/// anew, and once more with the topology before that when the ranks do not agree.
+template <class S>
+concept topology_following_store = requires(S& s, topology const& where) {
+  { s.set_topology(where) } -> std::same_as<status>;
+} || requires(S& s, topology const& where) {
+  { s.set_topology(where) } -> std::same_as<void>;
 };
 
 /// A recorder whose counts take a while to reach the host.

@@ -11,6 +11,7 @@
 #include <ballast/runtime/detail/core.hpp>
 #include <ballast/runtime/detail/guard.hpp>
 #include <ballast/runtime/detail/operator_calls.hpp>
+#include <ballast/runtime/detail/optional_members.hpp>
 #include <ballast/runtime/detail/recovery.hpp>
 #include <ballast/runtime/detail/start_up.hpp>
 #include <ballast/runtime/detail/step.hpp>
@@ -23,6 +24,7 @@
 #include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
+#include <ballast/transport/detail/optional_members.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
@@ -72,6 +74,12 @@ class rebalancer {
   static_assert(data_transport<Transport>, "rebalancer: Transport must be a data_transport");
   static_assert(expert_store<Store>, "rebalancer: Store must be an expert_store");
   static_assert(control_plane<Control>, "rebalancer: Control must be a control_plane");
+  static_assert(detail::optional_recorder_members<Recorder>::fit && detail::optional_policy_members<Policy>::fit &&
+                detail::optional_schedule_members<Schedule>::fit &&
+                detail::optional_transport_members<Transport>::fit &&
+                detail::optional_repair_members<Transport, Control>::fit &&
+                detail::optional_store_members<Store, Transport>::fit &&
+                detail::optional_control_members<Control>::fit);
 
 public:
   /// @param where    ranks, nodes, slots.
@@ -338,6 +346,10 @@ template <class Recorder, class Policy, class Schedule, class Store, class Cohor
     return ballast::make_rebalancer(std::move(where), std::move(initial), std::move(parts), store, ranks.wires(),
                                     ranks.control());
   } else {
+    static_assert(!(
+                      requires { &Cohort::wires; } || requires { &Cohort::control; }),
+                  "make_rebalancer: Cohort has a member wires or control, but not both: Transport& wires(), Control& "
+                  "control()");
     return ballast::make_rebalancer(std::move(where), std::move(initial), std::move(parts), store, ranks, ranks);
   }
 }

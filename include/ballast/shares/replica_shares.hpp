@@ -3,6 +3,7 @@
 #define BALLAST_SHARES_REPLICA_SHARES_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/matrix_view.hpp>
@@ -62,7 +63,7 @@ public:
     if (auto result = check(where, logical_of_slot, loads, start); !result.ok()) { return result; }
     reset(where, logical_of_slot, loads);
     for (index_t expert = 0; expert < num_logical(); ++expert) {
-      if (at(head_, expert) == none) {
+      if (detail::at(head_, expert) == none) {
         return {errc::missing_expert, detail::concat("shares: no live rank holds expert ", expert)};
       }
       if (start.empty()) {
@@ -103,7 +104,8 @@ public:
   ///      stays missing (its tokens are counted nowhere) until a later `replace` brings it back
   /// @complexity O(S + replicas), no allocation.
   void replace(index_t slot, index_t expert) {
-    BALLAST_EXPECTS(slot >= 0 && slot < num_slots() && at(next_, slot) != none, "share_solver: not a live slot");
+    BALLAST_EXPECTS(slot >= 0 && slot < num_slots() && detail::at(next_, slot) != none,
+                    "share_solver: not a live slot");
     BALLAST_EXPECTS_BELOW(expert, num_logical(), "share_solver: expert");
     remove(slot);
     insert(slot, expert);
@@ -126,7 +128,7 @@ public:
   /// ranks to others lowers the optimum.
   [[nodiscard]] std::span<unsigned char const> bottleneck_ranks() const noexcept { return in_bottleneck_; }
   /// True if a rank belongs to the bottleneck. @pre in range
-  [[nodiscard]] bool is_bottleneck(index_t rank) const { return at(in_bottleneck_, rank) != 0; }
+  [[nodiscard]] bool is_bottleneck(index_t rank) const { return detail::at(in_bottleneck_, rank) != 0; }
 
   /// Write the split as shares that sum to `share_one` for every expert, zero on dead ranks. Experts without load are
   /// split evenly, and so is everything if rounding would make the split worse than that.
@@ -148,19 +150,11 @@ private:
   using flag = unsigned char;
   static constexpr index_t none = -1;
 
-  template <class T>
-  [[nodiscard]] static T& at(std::vector<T>& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
-  template <class T>
-  [[nodiscard]] static T const& at(std::vector<T> const& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-  }
   [[nodiscard]] static load_t divide_up(load_t a, load_t b) { return (a + b - 1) / b; }
   [[nodiscard]] index_t num_logical() const noexcept { return static_cast<index_t>(head_.size()); }
   [[nodiscard]] index_t num_slots() const noexcept { return static_cast<index_t>(next_.size()); }
   [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(rank_load_.size()); }
-  [[nodiscard]] load_t units(index_t expert) const { return at(tokens_, expert) * detail::load_unit; }
+  [[nodiscard]] load_t units(index_t expert) const { return detail::at(tokens_, expert) * detail::load_unit; }
 
   // ---- the graph: the live slots of an expert are a ring ----
 
@@ -216,52 +210,52 @@ private:
     for (auto const tokens : loads) { total_ += tokens * detail::load_unit; }
     live_.assign(ranks, 0);
     for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      at(live_, rank) = where.is_live(rank) ? 1 : 0;
+      detail::at(live_, rank) = where.is_live(rank) ? 1 : 0;
       for (index_t slot = rank * slots_per_rank_; slot < (rank + 1) * slots_per_rank_; ++slot) {
-        at(rank_of_slot_, slot) = rank;
-        if (at(live_, rank) != 0) { link(slot); }
+        detail::at(rank_of_slot_, slot) = rank;
+        if (detail::at(live_, rank) != 0) { link(slot); }
       }
     }
     // Rings start at their lowest slot, as `placement::make_shares_even` does.
-    for (auto& head : head_) { head = head == none ? none : at(next_, head); }
+    for (auto& head : head_) { head = head == none ? none : detail::at(next_, head); }
   }
   /// Append to the ring of the slot's expert; `head_` is then its last slot.
   void link(index_t slot) {
-    auto& last = at(head_, at(logical_of_slot_, slot));
+    auto& last = detail::at(head_, detail::at(logical_of_slot_, slot));
     if (last == none) {
-      at(next_, slot) = slot;
+      detail::at(next_, slot) = slot;
     } else {
-      at(next_, slot) = at(next_, last);
-      at(next_, last) = slot;
+      detail::at(next_, slot) = detail::at(next_, last);
+      detail::at(next_, last) = slot;
     }
     last = slot;
   }
   void remove(index_t slot) {
-    auto const expert = at(logical_of_slot_, slot);
-    auto const load = at(flow_, slot);
-    at(rank_load_, at(rank_of_slot_, slot)) -= load;
-    at(flow_, slot) = 0;
-    auto const successor = at(next_, slot);
+    auto const expert = detail::at(logical_of_slot_, slot);
+    auto const load = detail::at(flow_, slot);
+    detail::at(rank_load_, detail::at(rank_of_slot_, slot)) -= load;
+    detail::at(flow_, slot) = 0;
+    auto const successor = detail::at(next_, slot);
     if (successor == slot) {
-      at(head_, expert) = none;
+      detail::at(head_, expert) = none;
       return;
     }
     auto before = successor;
-    while (at(next_, before) != slot) { before = at(next_, before); }
-    at(next_, before) = successor;
-    at(head_, expert) = before;
+    while (detail::at(next_, before) != slot) { before = detail::at(next_, before); }
+    detail::at(next_, before) = successor;
+    detail::at(head_, expert) = before;
     add_flow(successor, load);
   }
   void insert(index_t slot, index_t expert) {
-    at(logical_of_slot_, slot) = expert;
-    auto const was_missing = at(head_, expert) == none;
+    detail::at(logical_of_slot_, slot) = expert;
+    auto const was_missing = detail::at(head_, expert) == none;
     link(slot);
     if (was_missing) { add_flow(slot, units(expert)); }
   }
-  [[nodiscard]] load_t load_at(index_t slot) const { return at(rank_load_, at(rank_of_slot_, slot)); }
+  [[nodiscard]] load_t load_at(index_t slot) const { return detail::at(rank_load_, detail::at(rank_of_slot_, slot)); }
   void add_flow(index_t slot, load_t load) {
-    at(flow_, slot) += load;
-    at(rank_load_, at(rank_of_slot_, slot)) += load;
+    detail::at(flow_, slot) += load;
+    detail::at(rank_load_, detail::at(rank_of_slot_, slot)) += load;
   }
 
   // ---- where to start ----
@@ -271,7 +265,7 @@ private:
     auto slot = head;
     do {
       visit_slot(slot);
-      slot = at(next_, slot);
+      slot = detail::at(next_, slot);
     } while (slot != head);
   }
   [[nodiscard]] index_t count_replicas(index_t head) const {
@@ -280,8 +274,8 @@ private:
     return count;
   }
   void split_evenly(index_t expert) {
-    auto const head = at(head_, expert);
-    if (at(next_, head) == head) { return add_flow(head, units(expert)); }
+    auto const head = detail::at(head_, expert);
+    if (detail::at(next_, head) == head) { return add_flow(head, units(expert)); }
     auto const count = load_t{count_replicas(head)};
     auto rest = units(expert) % count;
     for_each_replica(head, [&](index_t slot) {
@@ -290,11 +284,11 @@ private:
     });
   }
   void split_as(index_t expert, std::span<share_t const> shares) {
-    auto const head = at(head_, expert);
+    auto const head = detail::at(head_, expert);
     auto rest = units(expert);
-    if (at(next_, head) == head) { return add_flow(head, rest); }
+    if (detail::at(next_, head) == head) { return add_flow(head, rest); }
     for_each_replica(head, [&](index_t slot) {
-      auto const wanted = detail::shared_load(at(tokens_, expert), shares[static_cast<std::size_t>(slot)]);
+      auto const wanted = detail::shared_load(detail::at(tokens_, expert), shares[static_cast<std::size_t>(slot)]);
       auto const load = std::min(rest, wanted);
       add_flow(slot, load);
       rest -= load;
@@ -311,13 +305,13 @@ private:
       auto const first = rank * slots_per_rank_;
       auto end = first;
       for (index_t slot = first; slot < first + slots_per_rank_; ++slot) {
-        auto const next = at(next_, slot);
+        auto const next = detail::at(next_, slot);
         if (next == none || next == slot) { continue; }
-        auto const expert = at(logical_of_slot_, slot);
-        if (at(head_, expert) == slot) { replicated_.push_back(slot); }
-        if (at(tokens_, expert) > 0) { at(movable_, end++) = slot; }
+        auto const expert = detail::at(logical_of_slot_, slot);
+        if (detail::at(head_, expert) == slot) { replicated_.push_back(slot); }
+        if (detail::at(tokens_, expert) > 0) { detail::at(movable_, end++) = slot; }
       }
-      at(num_movable_, rank) = end - first;
+      detail::at(num_movable_, rank) = end - first;
     }
   }
   /// Look at what cannot leave a rank, and a pair of ranks with a common expert: often the bottleneck already, and
@@ -326,25 +320,27 @@ private:
     std::copy(rank_load_.begin(), rank_load_.end(), scratch_.begin());
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
       auto const first = rank * slots_per_rank_;
-      for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
-        at(scratch_, rank) -= at(flow_, at(movable_, m));
+      for (index_t m = first; m < first + detail::at(num_movable_, rank); ++m) {
+        detail::at(scratch_, rank) -= detail::at(flow_, detail::at(movable_, m));
       }
     }
-    for (index_t rank = 0; rank < num_ranks(); ++rank) { raise_bound(at(scratch_, rank), rank, rank); }
+    for (index_t rank = 0; rank < num_ranks(); ++rank) { raise_bound(detail::at(scratch_, rank), rank, rank); }
     for (auto const head : replicated_) {
-      auto const other = at(next_, head);
-      auto const a = at(rank_of_slot_, head);
-      auto const b = at(rank_of_slot_, other);
-      if (at(next_, other) != head || a == b) { continue; }
-      raise_bound(divide_up(at(scratch_, a) + at(scratch_, b) + units(at(logical_of_slot_, head)), 2), a, b);
+      auto const other = detail::at(next_, head);
+      auto const a = detail::at(rank_of_slot_, head);
+      auto const b = detail::at(rank_of_slot_, other);
+      if (detail::at(next_, other) != head || a == b) { continue; }
+      raise_bound(
+          divide_up(detail::at(scratch_, a) + detail::at(scratch_, b) + units(detail::at(logical_of_slot_, head)), 2),
+          a, b);
     }
   }
   void raise_bound(load_t load, index_t a, index_t b) {
     if (load <= bound_) { return; }
     bound_ = load;
     std::fill(in_bottleneck_.begin(), in_bottleneck_.end(), flag{0});
-    at(in_bottleneck_, a) = 1;
-    at(in_bottleneck_, b) = 1;
+    detail::at(in_bottleneck_, a) = 1;
+    detail::at(in_bottleneck_, b) = 1;
   }
   /// Come close to `target` cheaply, which leaves little for the searches to do.
   void level_out(load_t target) {
@@ -355,11 +351,11 @@ private:
   void level_out_neighbours() {
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
       auto const first = rank * slots_per_rank_;
-      for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
-        auto const slot = at(movable_, m);
-        auto const other = at(next_, slot);
+      for (index_t m = first; m < first + detail::at(num_movable_, rank); ++m) {
+        auto const slot = detail::at(movable_, m);
+        auto const other = detail::at(next_, slot);
         auto const half = (load_at(slot) - load_at(other)) / 2;
-        move(slot, other, std::clamp(half, -at(flow_, other), at(flow_, slot)));
+        move(slot, other, std::clamp(half, -detail::at(flow_, other), detail::at(flow_, slot)));
       }
     }
   }
@@ -369,28 +365,29 @@ private:
     std::fill(reached_.begin(), reached_.end(), flag{0});
     index_t end = 0;
     for (index_t root = 0, i = 0; root < num_ranks(); ++root) {
-      if (at(reached_, root) == 0) { visit(root, 0, end); }
-      for (; i < end; ++i) { visit_children(at(queue_, i), end); }
+      if (detail::at(reached_, root) == 0) { visit(root, 0, end); }
+      for (; i < end; ++i) { visit_children(detail::at(queue_, i), end); }
     }
     for (index_t i = end - 1; i >= 0; --i) {
-      auto const rank = at(queue_, i);
-      auto const own = at(arc_to_, rank);
+      auto const rank = detail::at(queue_, i);
+      auto const own = detail::at(arc_to_, rank);
       if (own == none) { continue; }
-      auto const of_parent = at(arc_slot_, rank);
-      move(own, of_parent, std::clamp(at(rank_load_, rank) - target, -at(flow_, of_parent), at(flow_, own)));
+      auto const of_parent = detail::at(arc_slot_, rank);
+      move(own, of_parent,
+           std::clamp(detail::at(rank_load_, rank) - target, -detail::at(flow_, of_parent), detail::at(flow_, own)));
     }
   }
   /// Here `arc_to_` is a rank's slot towards its parent, and `arc_slot_` the parent's slot of the same expert.
   void visit_children(index_t rank, index_t& end) {
     auto const first = rank * slots_per_rank_;
-    for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
-      auto const slot = at(movable_, m);
-      for (auto to = at(next_, slot); to != slot; to = at(next_, to)) {
-        auto const child = at(rank_of_slot_, to);
-        if (at(reached_, child) != 0) { continue; }
+    for (index_t m = first; m < first + detail::at(num_movable_, rank); ++m) {
+      auto const slot = detail::at(movable_, m);
+      for (auto to = detail::at(next_, slot); to != slot; to = detail::at(next_, to)) {
+        auto const child = detail::at(rank_of_slot_, to);
+        if (detail::at(reached_, child) != 0) { continue; }
         visit(child, 0, end);
-        at(arc_slot_, child) = slot;
-        at(arc_to_, child) = to;
+        detail::at(arc_slot_, child) = slot;
+        detail::at(arc_to_, child) = to;
       }
     }
   }
@@ -404,7 +401,7 @@ private:
   [[nodiscard]] bool drain(load_t target, load_t accepted) {
     while (max_load() > accepted) {
       if (!find_levels(target)) { return false; }
-      for (index_t i = 0; i < num_sources_; ++i) { drain_rank(at(queue_, i), target); }
+      for (index_t i = 0; i < num_sources_; ++i) { drain_rank(detail::at(queue_, i), target); }
     }
     return true;
   }
@@ -413,50 +410,50 @@ private:
     std::fill(reached_.begin(), reached_.end(), flag{0});
     index_t end = 0;
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
-      if (at(rank_load_, rank) > target) { visit(rank, 0, end); }
+      if (detail::at(rank_load_, rank) > target) { visit(rank, 0, end); }
     }
     num_sources_ = end;
     index_t depth = num_ranks();  // of the nearest rank with room; nothing behind it matters
-    for (index_t i = 0; i < end && at(level_, at(queue_, i)) < depth; ++i) {
-      auto const rank = at(queue_, i);
+    for (index_t i = 0; i < end && detail::at(level_, detail::at(queue_, i)) < depth; ++i) {
+      auto const rank = detail::at(queue_, i);
       auto const first = rank * slots_per_rank_;
-      for (index_t m = first; m < first + at(num_movable_, rank); ++m) {
-        auto const slot = at(movable_, m);
-        if (at(flow_, slot) == 0) { continue; }
-        for (auto to = at(next_, slot); to != slot; to = at(next_, to)) {
-          auto const other = at(rank_of_slot_, to);
-          if (at(reached_, other) != 0) { continue; }
-          visit(other, at(level_, rank) + 1, end);
-          if (at(rank_load_, other) < target) { depth = at(level_, other); }
+      for (index_t m = first; m < first + detail::at(num_movable_, rank); ++m) {
+        auto const slot = detail::at(movable_, m);
+        if (detail::at(flow_, slot) == 0) { continue; }
+        for (auto to = detail::at(next_, slot); to != slot; to = detail::at(next_, to)) {
+          auto const other = detail::at(rank_of_slot_, to);
+          if (detail::at(reached_, other) != 0) { continue; }
+          visit(other, detail::at(level_, rank) + 1, end);
+          if (detail::at(rank_load_, other) < target) { depth = detail::at(level_, other); }
         }
       }
     }
     return depth < num_ranks();
   }
   void visit(index_t rank, index_t level, index_t& end) {
-    at(reached_, rank) = 1;
-    at(level_, rank) = level;
-    at(queue_, end++) = rank;
-    at(arc_slot_, rank) = rank * slots_per_rank_;
-    at(arc_to_, rank) = none;
+    detail::at(reached_, rank) = 1;
+    detail::at(level_, rank) = level;
+    detail::at(queue_, end++) = rank;
+    detail::at(arc_slot_, rank) = rank * slots_per_rank_;
+    detail::at(arc_to_, rank) = none;
   }
   /// Depth-first search along rising levels, pushing load off `source` until it is at `target` or cut off.
   void drain_rank(index_t source, load_t target) {
     index_t depth = 0;
     auto rank = source;
-    while (at(rank_load_, source) > target) {
-      if (rank != source && at(rank_load_, rank) < target) {
-        depth = push(depth, at(rank_load_, source) - target, target - at(rank_load_, rank));
-        rank = depth == 0 ? source : at(rank_of_slot_, at(path_, depth - 1).to);
+    while (detail::at(rank_load_, source) > target) {
+      if (rank != source && detail::at(rank_load_, rank) < target) {
+        depth = push(depth, detail::at(rank_load_, source) - target, target - detail::at(rank_load_, rank));
+        rank = depth == 0 ? source : detail::at(rank_of_slot_, detail::at(path_, depth - 1).to);
         continue;
       }
       if (advance(rank)) {
-        path_[static_cast<std::size_t>(depth)] = {arc(rank), at(arc_to_, rank)};
-        rank = at(rank_of_slot_, at(path_, depth++).to);
+        path_[static_cast<std::size_t>(depth)] = {arc(rank), detail::at(arc_to_, rank)};
+        rank = detail::at(rank_of_slot_, detail::at(path_, depth++).to);
       } else if (depth > 0) {
-        at(level_, rank) = none;  // a dead end for this phase
+        detail::at(level_, rank) = none;  // a dead end for this phase
         --depth;
-        rank = at(rank_of_slot_, at(path_, depth).from);
+        rank = detail::at(rank_of_slot_, detail::at(path_, depth).from);
       } else {
         return;
       }
@@ -466,17 +463,17 @@ private:
     index_t from;  ///< slot that gives
     index_t to;    ///< slot of the same expert that takes
   };
-  [[nodiscard]] index_t arc(index_t rank) const { return at(movable_, at(arc_slot_, rank)); }
+  [[nodiscard]] index_t arc(index_t rank) const { return detail::at(movable_, detail::at(arc_slot_, rank)); }
   /// Find the next usable hop of a rank, from where the last search stood; false if there is none left.
   [[nodiscard]] bool advance(index_t rank) {
-    auto const end = rank * slots_per_rank_ + at(num_movable_, rank);
-    for (auto& m = at(arc_slot_, rank); m < end; ++m) {
-      auto const slot = at(movable_, m);
-      auto& to = at(arc_to_, rank);
-      if (at(flow_, slot) > 0) {
-        if (to == none) { to = at(next_, slot); }
-        for (; to != slot; to = at(next_, to)) {
-          if (leads_down(rank, at(rank_of_slot_, to))) { return true; }
+    auto const end = rank * slots_per_rank_ + detail::at(num_movable_, rank);
+    for (auto& m = detail::at(arc_slot_, rank); m < end; ++m) {
+      auto const slot = detail::at(movable_, m);
+      auto& to = detail::at(arc_to_, rank);
+      if (detail::at(flow_, slot) > 0) {
+        if (to == none) { to = detail::at(next_, slot); }
+        for (; to != slot; to = detail::at(next_, to)) {
+          if (leads_down(rank, detail::at(rank_of_slot_, to))) { return true; }
         }
       }
       to = none;
@@ -484,17 +481,17 @@ private:
     return false;
   }
   [[nodiscard]] bool leads_down(index_t rank, index_t other) const {
-    return at(reached_, other) != 0 && at(level_, other) == at(level_, rank) + 1;
+    return detail::at(reached_, other) != 0 && detail::at(level_, other) == detail::at(level_, rank) + 1;
   }
   /// Push along the path; returns the depth up to which it can still be used.
   index_t push(index_t depth, load_t excess, load_t room) {
     auto load = std::min(excess, room);
-    for (index_t i = 0; i < depth; ++i) { load = std::min(load, at(flow_, at(path_, i).from)); }
+    for (index_t i = 0; i < depth; ++i) { load = std::min(load, detail::at(flow_, detail::at(path_, i).from)); }
     auto usable = depth;
     for (index_t i = depth - 1; i >= 0; --i) {
-      auto const [from, to] = at(path_, i);
+      auto const [from, to] = detail::at(path_, i);
       move(from, to, load);
-      if (at(flow_, from) == 0) { usable = i; }
+      if (detail::at(flow_, from) == 0) { usable = i; }
     }
     // The end of the path is full now unless a hop was emptied: start over from the rank before it.
     return std::min(usable, depth - 1);
@@ -504,8 +501,8 @@ private:
     load_t sum = 0;
     load_t count = 0;
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
-      if (at(reached_, rank) == 0) { continue; }
-      sum += at(rank_load_, rank);
+      if (detail::at(reached_, rank) == 0) { continue; }
+      sum += detail::at(rank_load_, rank);
       ++count;
     }
     return divide_up(sum, count);
@@ -521,7 +518,7 @@ private:
   void write_split(std::span<share_t> out) const {
     write_singles(out);
     for (auto const head : replicated_) {
-      if (at(tokens_, at(logical_of_slot_, head)) == 0) {
+      if (detail::at(tokens_, detail::at(logical_of_slot_, head)) == 0) {
         write_even(head, out);
         continue;
       }
@@ -556,8 +553,10 @@ private:
   [[nodiscard]] load_t even_max_load() {
     std::copy(rank_load_.begin(), rank_load_.end(), scratch_.begin());
     for (auto const head : replicated_) {
-      auto const part = units(at(logical_of_slot_, head)) / count_replicas(head);
-      for_each_replica(head, [&](index_t slot) { at(scratch_, at(rank_of_slot_, slot)) += part - at(flow_, slot); });
+      auto const part = units(detail::at(logical_of_slot_, head)) / count_replicas(head);
+      for_each_replica(head, [&](index_t slot) {
+        detail::at(scratch_, detail::at(rank_of_slot_, slot)) += part - detail::at(flow_, slot);
+      });
     }
     return *std::max_element(scratch_.begin(), scratch_.end());
   }
@@ -566,16 +565,16 @@ private:
     std::fill(scratch_.begin(), scratch_.end(), load_t{0});
     for (std::size_t slot = 0; slot < shares.size(); ++slot) {
       scratch_[static_cast<std::size_t>(rank_of_slot_[slot])] +=
-          detail::shared_load(at(tokens_, logical_of_slot_[slot]), shares[slot]);
+          detail::shared_load(detail::at(tokens_, logical_of_slot_[slot]), shares[slot]);
     }
     return *std::max_element(scratch_.begin(), scratch_.end());
   }
   /// flow / (tokens * 2^18) in units of 2^-30, rounded down.
   [[nodiscard]] share_t share_of(index_t slot) const {
     constexpr int shift = 30 - detail::load_unit_bits;
-    auto const tokens = at(tokens_, at(logical_of_slot_, slot));
-    auto const whole = at(flow_, slot) / tokens;
-    auto const part = at(flow_, slot) % tokens;
+    auto const tokens = detail::at(tokens_, detail::at(logical_of_slot_, slot));
+    auto const whole = detail::at(flow_, slot) / tokens;
+    auto const part = detail::at(flow_, slot) % tokens;
     return static_cast<share_t>((whole << shift) + (part << shift) / tokens);
   }
 

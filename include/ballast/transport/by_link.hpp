@@ -11,6 +11,7 @@
 #include <ballast/parts.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
+#include <ballast/transport/detail/optional_members.hpp>
 #include <ballast/transport/detail/segments.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
@@ -111,6 +112,9 @@ concept tells_copy_streams = requires(T const& link) { link.for_each_copy_stream
 /// @threads one thread at a time.
 template <data_transport Same, data_transport Node, data_transport Remote>
 class by_link {
+  static_assert(detail::optional_transport_members<Same>::fit && detail::optional_transport_members<Node>::fit &&
+                detail::optional_transport_members<Remote>::fit);
+
 public:
   /// @pre `remote` spans all ranks of `where`; `node` spans all of them, or the node of this rank
   by_link(topology const& where, Same same, Node& node, Remote& remote)

@@ -642,7 +642,7 @@ private:
 };
 
 static_assert(message_transport<in_process_endpoint>);
-static_assert(control_plane<in_process_endpoint>);
+static_assert(regrouping_plane<in_process_endpoint> && expelling_plane<in_process_endpoint>);
 
 /// R ranks as threads of one process: the embedded default of demo and tests.
 class in_process_group {

@@ -5,7 +5,9 @@
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/kernels/kernel_copies.cuh>
 #include <ballast/cudart/kernels/route.cuh>
+#include <ballast/dispatch/table_view.hpp>
 #include <ballast/load/history.hpp>
+#include <ballast/types.hpp>
 
 #include "support/simulated_device/simulated_device.hpp"
 
@@ -61,6 +63,27 @@ void emulate_record(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/,
   });
 }
 
+/// `dispatch_and_record` of ids that no histogram is worth.
+template <class Id>
+void emulate_dispatch_and_record(kernel_actions& actions, dim3 blocks, dim3 threads,
+                                 ballast::cudart::detail::route_arguments<Id> const& a) {
+  auto const row_of = [&a](auto const* cells, ballast::index_t width) {
+    return cells + static_cast<std::ptrdiff_t>(a.layer) * width;
+  };
+  auto const experts = static_cast<std::size_t>(a.tables.num_logical);
+  auto const slots = static_cast<std::size_t>(a.tables.num_slots);
+  actions.reads(row_of(a.tables.ranges, a.tables.num_logical), experts * sizeof(ballast::replica_range));
+  actions.reads(row_of(a.tables.entries, a.tables.num_slots), slots * sizeof(ballast::dispatch_entry));
+  actions.writes(a.physical, a.num_ids * sizeof(Id));
+  emulate_record<Id>(actions, blocks, threads, a);
+  actions.compute([=] {
+    auto const top_k = static_cast<std::uint32_t>(a.input.top_k);
+    for (std::uint32_t i = 0; i < a.num_ids; ++i) {
+      a.physical[i] = ballast::dispatch_one(a.tables, a.layer, i / top_k, i % top_k, a.input.ids[i]);
+    }
+  });
+}
+
 /// `record_arrivals` of `count_form::tokens`.
 template <class Count>
 void emulate_arrivals(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/,
@@ -94,6 +117,8 @@ struct kernel_emulations {
     simulate_kernel(kernels::arrivals_kernel<std::int32_t>, emulate_arrivals<std::int32_t>);
     simulate_kernel(kernels::route_kernel<std::int32_t, 1, true, mapping::none, false>, emulate_record<std::int32_t>);
     simulate_kernel(kernels::route_kernel<std::int32_t, 2, true, mapping::none, false>, emulate_record<std::int32_t>);
+    simulate_kernel(kernels::route_kernel<std::int32_t, 1, true, mapping::hashed, false>,
+                    emulate_dispatch_and_record<std::int32_t>);
   }
 };
 inline kernel_emulations const our_kernels;

@@ -10,9 +10,19 @@
 #include <algorithm>
 #include <cstddef>
 #include <span>
+#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
+
+/// The ranks that are alive, ascending.
+[[nodiscard]] inline std::vector<index_t> live_ranks(topology const& where) {
+  std::vector<index_t> ranks;
+  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+    if (where.is_live(rank)) { ranks.push_back(rank); }
+  }
+  return ranks;
+}
 
 /// Split one expert's tokens evenly over its live replicas; those on dead ranks take a share of 0.
 /// @pre `in_out` has shares, and the expert has a live replica

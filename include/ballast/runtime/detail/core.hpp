@@ -153,6 +153,7 @@ struct rebalancer_core {
   }
   /// @param layers  those that the others may have committed. What this rank has received of them is kept for `settle`.
   [[nodiscard]] status lose(status why, std::span<index_t const> layers = {}) {
+    books.abandon_commit();
     undecided.assign(layers.begin(), layers.end());
     if (undecided.empty()) { forget_cycle(); }
     mover.note_answered();

@@ -94,6 +94,8 @@ public:
     committing_ = false;
     ++committed_;
   }
+  /// It never ends: this rank is lost.
+  void abandon_commit() noexcept { committing_ = false; }
   [[nodiscard]] bool is_committing() const noexcept { return committing_; }
   /// Go on with the numbers that all ranks have agreed on.
   void follow(std::uint64_t committed, std::uint64_t step) {

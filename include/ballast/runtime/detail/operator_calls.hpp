@@ -10,13 +10,14 @@
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/planning.hpp>
 #include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/rebalancer_state.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
-#include <concepts>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -75,12 +76,12 @@ template <class Core>
 /// Where the store's tables depend on who is alive.
 template <class Store>
 [[nodiscard]] status tell_store([[maybe_unused]] Store& store, [[maybe_unused]] topology const& where) {
-  if constexpr (requires {
-                  { store.set_topology(where) } -> std::same_as<status>;
-                }) {
-    return store.set_topology(where);
-  } else if constexpr (requires { store.set_topology(where); }) {
-    store.set_topology(where);
+  if constexpr (topology_following_store<Store>) {
+    if constexpr (std::is_void_v<decltype(store.set_topology(where))>) {
+      store.set_topology(where);
+    } else {
+      return store.set_topology(where);
+    }
   }
   return {};
 }

@@ -20,7 +20,6 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
-#include <concepts>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -121,9 +120,7 @@ template <class Core>
 /// A plan would move experts from and to a rank that the group has shut out.
 template <class Core>
 [[nodiscard]] status refuse_expelled([[maybe_unused]] Core& core) {
-  if constexpr (requires {
-                  { core.ranks.control().is_expelled(index_t{}) } -> std::same_as<bool>;
-                }) {
+  if constexpr (expelling_plane<typename Core::control_type>) {
     auto const& where = core.books.where();
     for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
       if (!where.is_live(rank) || !core.ranks.control().is_expelled(rank)) { continue; }

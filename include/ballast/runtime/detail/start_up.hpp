@@ -66,7 +66,7 @@ template <class Core>
 [[nodiscard]] status publish_tables(Core& core) {
   status result;
   auto const& in_force = core.books.in_force();
-  if constexpr (requires { core.store->publish(index_t{}, in_force, epoch_t{}); }) {
+  if constexpr (publishing_store<std::remove_reference_t<decltype(*core.store)>>) {
     for (index_t layer = 0; layer < in_force.num_layers() && result.ok(); ++layer) {
       result = core.store->publish(layer, in_force, 0);
     }

@@ -86,8 +86,9 @@ template <class Core>
                       ahead});
   }
   if (auto result = detail::go_on(core, core.mover.commit_group()); !result.ok()) { return result; }
-  // The others may have ended the cycle earlier: plan again when they do.
-  if (core.is_recording() && its_word.stands() == standing::recording) { core.waited = its_word.waited(); }
+  // The others may have ended the cycle earlier: plan again when they do. A rank that records while this one still
+  // moves was disabled alone, and the next words end the cycle here too.
+  if (its_word.stands() == standing::recording) { core.waited = its_word.waited(); }
   return detail::fail_with(core, words);
 }
 

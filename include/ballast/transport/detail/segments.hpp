@@ -20,24 +20,46 @@ template <class Segment>
   return total;
 }
 
+/// A place in a list of segments, of this rank or of a peer, which moves on run by run. It knows no list: each call is
+/// given the same one.
+struct segment_cursor {
+  std::size_t part = 0;  ///< index of the segment
+  std::size_t at = 0;    ///< bytes from its start
+
+  /// Bytes from here to the end of their segment; 0 at the end of the list. Steps over segments that are empty or done.
+  template <class Segment>
+  [[nodiscard]] std::size_t run(std::span<Segment const> segments) noexcept {
+    for (; part < segments.size(); ++part, at = 0) {
+      if (at < segments[part].size) { return segments[part].size - at; }
+    }
+    return 0;
+  }
+  /// Visit the next `bytes` bytes, or what is left of the list, as `use(part, at, run)` for each run.
+  template <class Segment, class Use>
+  void advance(std::span<Segment const> segments, std::size_t bytes, Use use) {
+    while (auto const next = std::min(run(segments), bytes)) {
+      use(segments[part], at, next);
+      at += next;
+      bytes -= next;
+    }
+  }
+  template <class Segment>
+  void skip(std::span<Segment const> segments, std::size_t bytes) noexcept {
+    advance(segments, bytes, [](Segment const&, std::size_t, std::size_t) {});
+  }
+};
+
 /// Walk two segment lists of equal total size in step and hand each common run to `copy(to, from, bytes)`.
 template <class Copy>
 void for_each_run(std::span<segment const> from, std::span<segment const> to, Copy copy) {
   BALLAST_EXPECTS(total_size(from) == total_size(to), "for_each_run: sizes differ");
-  std::size_t source = 0;
-  std::size_t source_at = 0;
+  segment_cursor source;
   for (auto const& target : to) {
-    std::size_t target_at = 0;
-    while (target_at < target.size) {
-      auto const run = std::min(target.size - target_at, from[source].size - source_at);
-      if (run > 0) { copy(target.data + target_at, from[source].data + source_at, run); }
-      target_at += run;
-      source_at += run;
-      if (source_at == from[source].size) {
-        ++source;
-        source_at = 0;
-      }
-    }
+    auto* next = target.data;
+    source.advance(from, target.size, [&](segment const& part, std::size_t at, std::size_t run) {
+      copy(next, part.data + at, run);
+      next += run;
+    });
   }
 }
 

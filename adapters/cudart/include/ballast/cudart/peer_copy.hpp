@@ -477,8 +477,7 @@ private:
   }
   template <class Batch>
   void collect(incoming_message const& receive, Batch& copies) {
-    std::size_t target = 0;
-    std::size_t target_at = 0;
+    ballast::detail::segment_cursor to;
     for (auto const& source : receive.source) {
       auto const region = directory_.region(receive.peer, source.region);
       if (region.data == nullptr) {
@@ -495,18 +494,11 @@ private:
                     receive.peer};
         return;
       }
-      auto const* const from = region.data + source.offset;
-      for (std::size_t at = 0; at < source.size;) {
-        while (target < receive.segments.size() && target_at == receive.segments[target].size) {
-          ++target;
-          target_at = 0;
-        }
-        if (target == receive.segments.size()) { break; }
-        auto const run = std::min(source.size - at, receive.segments[target].size - target_at);
-        copies.add(receive.segments[target].data + target_at, from + at, run);
-        at += run;
-        target_at += run;
-      }
+      std::byte const* from = region.data + source.offset;
+      to.advance(receive.segments, source.size, [&](segment const& target, std::size_t at, std::size_t run) {
+        copies.add(target.data + at, from, run);
+        from += run;
+      });
     }
     refuse_other_size(receive);
   }

@@ -142,7 +142,7 @@ private:
     outgoing_message const* message = nullptr;
     std::size_t bytes = 0;
     std::size_t sent = 0;
-    detail::segment_cursor from = {};
+    ballast::detail::segment_cursor from = {};
     std::uint64_t theirs = 0;  // the receiver's number, once it has asked
     bool requested = false;
     bool taken = false;
@@ -151,7 +151,7 @@ private:
     incoming_message const* message = nullptr;
     std::size_t bytes = 0;
     std::size_t received = 0;
-    detail::segment_cursor to = {};
+    ballast::detail::segment_cursor to = {};
     bool taken = false;
   };
   // What a peer expects of this rank, which has not begun to send it.
@@ -330,10 +330,12 @@ private:
                                            " of ", receive->bytes),
                    peer});
     }
-    receive->to.advance(
-        receive->message->segments, bytes.size(),
-        [&](std::byte* to, std::size_t done, std::size_t run) { std::memcpy(to, bytes.data() + done, run); });
     receive->received += bytes.size();
+    receive->to.advance(receive->message->segments, bytes.size(),
+                        [&](segment const& to, std::size_t place, std::size_t run) {
+                          std::memcpy(to.data + place, bytes.data(), run);
+                          bytes = bytes.subspan(run);
+                        });
     if (receive->received < receive->bytes) { return; }
     receive->taken = true;
     ++num_received_;
@@ -398,10 +400,12 @@ private:
   void append(letter& piece, send_progress& send, std::size_t run) {
     auto const number = first_send_ + static_cast<std::size_t>(&send - sends_.data());
     detail::append(piece, {record::kind::data, number, send.theirs, send.bytes, send.sent, run});
-    auto const at = piece.bytes.size();
-    piece.bytes.resize(at + run);
-    send.from.advance(send.message->segments, run, [&](std::byte const* from, std::size_t done, std::size_t size) {
-      std::memcpy(piece.bytes.data() + at + done, from, size);
+    auto const begin = piece.bytes.size();
+    piece.bytes.resize(begin + run);
+    auto* to = piece.bytes.data() + begin;
+    send.from.advance(send.message->segments, run, [&](segment const& from, std::size_t at, std::size_t size) {
+      std::memcpy(to, from.data + at, size);
+      to += size;
     });
     send.sent += run;
   }

@@ -5,7 +5,6 @@
 #include <ballast/config.hpp>
 #include <ballast/control/engine_control.hpp>
 #include <ballast/nccl/communicator.hpp>
-#include <ballast/nccl/error.hpp>
 #include <ballast/nccl/transport.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -38,7 +37,7 @@ public:
   /// @throws std::system_error, on all ranks where one has failed: as `communicator::split` and `transport`.
   cohort(ncclComm_t engine, AllGather all_gather, transport_options const& options,
          engine_control_options const& control = {})
-      : control_{rank_of(engine), size_of(engine), std::move(all_gather), control},
+      : control_{control_over(engine, std::move(all_gather), control)},
         transport_{split(engine, control_, options), options} {}
   cohort(cohort const&) = delete;  // stores and rebalancers refer to it
   cohort& operator=(cohort const&) = delete;
@@ -53,19 +52,13 @@ public:
   [[nodiscard]] control_type& control() noexcept { return control_; }
 
 private:
-  [[nodiscard]] static ncclComm_t existing(ncclComm_t engine) {
+  [[nodiscard]] static control_type control_over(ncclComm_t engine, AllGather all_gather,
+                                                 engine_control_options const& options) {
     if (engine == nullptr) { status{errc::invalid_option, "nccl: a cohort without a communicator"}.or_throw(); }
-    return engine;
-  }
-  [[nodiscard]] static index_t rank_of(ncclComm_t engine) {
-    int rank = 0;
-    to_status(ncclCommUserRank(existing(engine), &rank), "ncclCommUserRank").or_throw();
-    return rank;
-  }
-  [[nodiscard]] static index_t size_of(ncclComm_t engine) {
-    int count = 0;
-    to_status(ncclCommCount(engine, &count), "ncclCommCount").or_throw();
-    return count;
+    index_t rank = 0;
+    index_t num_ranks = 0;
+    communicator::borrow(engine).locate(rank, num_ranks).or_throw();
+    return control_type{rank, num_ranks, std::move(all_gather), options};
   }
   [[nodiscard]] static communicator split(ncclComm_t engine, control_type& control, transport_options const& options) {
     communicator own;

@@ -152,12 +152,14 @@ public:
   /// Nothing can be sent any more: it failed, or there never was one.
   [[nodiscard]] bool is_lost() const noexcept { return lost_ || handle_ == nullptr; }
 
-  /// `ncclSuccess`, `ncclInProgress`, or what has gone wrong. Waits for nobody. @pre `get()` is not null
-  [[nodiscard]] ncclResult_t query() const noexcept {
-    ncclResult_t state = ncclSuccess;
-    auto const result = ncclCommGetAsyncError(handle_, &state);
-    return result == ncclSuccess ? state : result;
+  /// Ask NCCL which of how many ranks this is. @param rank, num_ranks  out. @pre `get()` is not null
+  [[nodiscard]] status locate(index_t& rank, index_t& num_ranks) const {
+    if (auto result = to_status(ncclCommUserRank(handle_, &rank), "ncclCommUserRank"); !result.ok()) { return result; }
+    return to_status(ncclCommCount(handle_, &num_ranks), "ncclCommCount");
   }
+
+  /// `ncclSuccess`, `ncclInProgress`, or what has gone wrong. Waits for nobody. @pre `get()` is not null
+  [[nodiscard]] ncclResult_t query() const noexcept { return detail::state_of(handle_); }
 
   /// Give the communicator up: abort it where it is ours alone, otherwise only never use it again.
   ///

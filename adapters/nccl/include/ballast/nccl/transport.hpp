@@ -84,12 +84,7 @@ public:
       begin_ = cudart::event::create(cudaEventDefault);
       receive_time_ = 0;
     }
-    int rank = 0;
-    int count = 0;
-    to_status(ncclCommUserRank(wires_.get(), &rank), "ncclCommUserRank").or_throw();
-    to_status(ncclCommCount(wires_.get(), &count), "ncclCommCount").or_throw();
-    rank_ = rank;
-    num_ranks_ = count;
+    wires_.locate(rank_, num_ranks_).or_throw();
   }
 
   /// Say whether these make a transport, naming the first value that does not. @return `errc::invalid_option`

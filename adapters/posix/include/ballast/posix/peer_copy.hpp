@@ -3,6 +3,7 @@
 #define BALLAST_POSIX_PEER_COPY_HPP
 
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/peer_map.hpp>
 #include <ballast/posix/detail/read_permission.hpp>
@@ -242,11 +243,7 @@ private:
     }
   };
   static constexpr std::size_t words_per_region = 6;
-  // A place in a list of segments.
-  struct cursor {
-    std::size_t segment = 0;
-    std::size_t offset = 0;
-  };
+  using segment_cursor = ballast::detail::segment_cursor;
 
   [[nodiscard]] static constexpr std::uint64_t state_word(std::uint64_t use, offer_state state) noexcept {
     return use << 3 | static_cast<std::uint64_t>(state);
@@ -557,8 +554,8 @@ private:
       }
       bytes = static_cast<std::size_t>(got);
     }
-    advance(local_, message.segments, bytes);
-    advance(remote_, message.source, bytes);
+    local_.skip(message.segments, bytes);
+    remote_.skip(message.source, bytes);
     left_ -= bytes;
     if (left_ == 0) { finish(offer_state::reading, offer_state::taken); }
     return bytes;
@@ -566,14 +563,12 @@ private:
 
   // Copy the next run if it lies in mapped memory. @return 0 when it does not
   [[nodiscard]] std::size_t copy_mapped(incoming_message const& message, std::size_t budget) {
-    skip_empty(local_, message.segments);
-    skip_empty(remote_, message.source);
-    auto const& to = message.segments[local_.segment];
-    auto const& from = message.source[remote_.segment];
+    auto const bytes = std::min({local_.run(message.segments), remote_.run(message.source), budget});
+    auto const& to = message.segments[local_.part];
+    auto const& from = message.source[remote_.part];
     auto const* const base = region_of(message.peer, from.region).map.data();
     if (base == nullptr) { return 0; }
-    auto const bytes = std::min({to.size - local_.offset, from.size - remote_.offset, budget});
-    std::memcpy(to.data + local_.offset, base + from.offset + remote_.offset, bytes);
+    std::memcpy(to.data + local_.at, base + from.offset + remote_.at, bytes);
     return bytes;
   }
 
@@ -596,10 +591,8 @@ private:
       return;
     }
     if (error != EPERM && error != ENOSYS) {
-      failure_ = {errc::transport_failed,
-                  ballast::detail::concat("peer_copy: rank ", rank(), " cannot read rank ", active_peer(), ": ",
-                                          std::strerror(error)),
-                  active_peer()};
+      auto const what = ballast::detail::concat("peer_copy: rank ", rank(), " cannot read rank ", active_peer());
+      failure_ = ballast::detail::system_failure(errc::transport_failed, what, error, active_peer());
       return;
     }
     is_readable_[static_cast<std::size_t>(active_peer())] = 0;
@@ -607,31 +600,18 @@ private:
   }
 
   // Describe the bytes from a cursor on, at most `budget` of them and as many runs as fit.
-  template <class Segments, class Address>
-  [[nodiscard]] static std::size_t fill(std::span<::iovec> out, cursor at, Segments const& segments, std::size_t budget,
-                                        Address address) {
+  template <class Segment, class Address>
+  [[nodiscard]] static std::size_t fill(std::span<::iovec> out, segment_cursor from, std::span<Segment const> segments,
+                                        std::size_t budget, Address address) {
     std::size_t count = 0;
-    for (; count < out.size() && segments.size() > at.segment && budget > 0; ++at.segment, at.offset = 0) {
-      auto const& part = segments[at.segment];
-      auto const bytes = std::min(part.size - at.offset, budget);
-      if (bytes == 0) { continue; }
-      out[count++] = {address(part) + at.offset, bytes};
+    while (count < out.size()) {
+      auto const bytes = std::min(from.run(segments), budget);
+      if (bytes == 0) { break; }
+      out[count++] = {address(segments[from.part]) + from.at, bytes};
+      from.skip(segments, bytes);
       budget -= bytes;
     }
     return count;
-  }
-  template <class Segments>
-  static void skip_empty(cursor& at, Segments const& segments) {
-    while (at.offset == segments[at.segment].size) { at = {at.segment + 1, 0}; }
-  }
-  template <class Segments>
-  static void advance(cursor& at, Segments const& segments, std::size_t bytes) {
-    while (bytes > 0) {
-      auto const run = std::min(bytes, segments[at.segment].size - at.offset);
-      at.offset += run;
-      bytes -= run;
-      if (at.offset == segments[at.segment].size) { at = {at.segment + 1, 0}; }
-    }
   }
 
   // ---- through shared memory ----
@@ -684,25 +664,18 @@ private:
   }
 
   static void gather(std::span<segment const> segments, std::size_t skip, std::span<std::byte> out) {
-    cursor at;
-    advance(at, segments, skip);
-    while (!out.empty()) {
-      auto const& part = segments[at.segment];
-      auto const run = std::min(out.size(), part.size - at.offset);
-      if (run > 0) { std::memcpy(out.data(), part.data + at.offset, run); }
+    segment_cursor from;
+    from.skip(segments, skip);
+    from.advance(segments, out.size(), [&](segment const& part, std::size_t at, std::size_t run) {
+      std::memcpy(out.data(), part.data + at, run);
       out = out.subspan(run);
-      at = {at.segment + 1, 0};
-    }
+    });
   }
   void scatter(std::span<std::byte const> in, std::span<segment const> segments) {
-    while (!in.empty()) {
-      auto const& part = segments[local_.segment];
-      auto const run = std::min(in.size(), part.size - local_.offset);
-      if (run > 0) { std::memcpy(part.data + local_.offset, in.data(), run); }
+    local_.advance(segments, in.size(), [&](segment const& part, std::size_t at, std::size_t run) {
+      std::memcpy(part.data + at, in.data(), run);
       in = in.subspan(run);
-      local_.offset += run;
-      if (local_.offset == part.size) { local_ = {local_.segment + 1, 0}; }
-    }
+    });
   }
 
   // ---- failures ----
@@ -825,8 +798,8 @@ private:
   detail::offer* entry_ = nullptr;
   std::uint64_t use_ = 0;
   std::uint64_t offered_bytes_ = 0;
-  cursor local_;
-  cursor remote_;
+  segment_cursor local_;
+  segment_cursor remote_;
   std::size_t left_ = 0;
   bool direct_ = true;  // otherwise through the bounce buffers
   std::uint64_t pieces_ = 0;

@@ -2,8 +2,10 @@
 #ifndef BALLAST_POSIX_SHARED_BUFFER_HPP
 #define BALLAST_POSIX_SHARED_BUFFER_HPP
 
+#include <ballast/detail/owned_descriptor.hpp>
+#include <ballast/detail/shared_mapping.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
-#include <ballast/posix/detail/shared_mapping.hpp>
 #include <ballast/status.hpp>
 
 #include <fcntl.h>
@@ -12,7 +14,6 @@
 
 #include <cerrno>
 #include <cstddef>
-#include <cstring>
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
@@ -35,20 +36,20 @@ public:
     if (data() != nullptr) { return {errc::busy, "shared_buffer: already allocated"}; }
     if (bytes == 0) { return {errc::invalid_option, "shared_buffer: of 0 bytes"}; }
     auto const refuse = [&](int error) {
-      return status{errc::out_of_memory,
-                    ballast::detail::concat("shared_buffer: no ", bytes, " bytes: ", std::strerror(error))};
+      auto const what = ballast::detail::concat("shared_buffer: no ", bytes, " bytes");
+      return ballast::detail::system_failure(errc::out_of_memory, what, error);
     };
     // Asking for more than there is would take all before it failed, and cost other processes their lives.
     auto const page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
     if (bytes / page >= static_cast<std::size_t>(::sysconf(_SC_PHYS_PAGES))) { return refuse(ENOMEM); }
     shared_buffer made;
-    made.file_ = detail::file_handle{::memfd_create("ballast weights", MFD_CLOEXEC)};
+    made.file_ = ballast::detail::owned_descriptor{::memfd_create("ballast weights", MFD_CLOEXEC)};
     if (!made.file_.is_open()) { return refuse(errno); }
     // Touching a page that the host cannot provide would kill the process, so all are obtained now.
     if (int const error = ::posix_fallocate(made.file_.get(), 0, static_cast<::off_t>(bytes)); error != 0) {
       return refuse(error);
     }
-    made.memory_ = detail::shared_mapping{made.file_.get(), bytes, PROT_READ | PROT_WRITE};
+    made.memory_ = ballast::detail::shared_mapping{made.file_.get(), bytes, PROT_READ | PROT_WRITE};
     if (made.memory_.data() == nullptr) { return refuse(errno); }
     *this = std::move(made);
     return {};
@@ -60,8 +61,8 @@ public:
   [[nodiscard]] std::size_t size() const noexcept { return memory_.size(); }
 
 private:
-  detail::file_handle file_;
-  detail::shared_mapping memory_;
+  ballast::detail::owned_descriptor file_;
+  ballast::detail::shared_mapping memory_;
 };
 
 }  // namespace posix

@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/index.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
 #include <ballast/topology.hpp>
@@ -55,14 +56,15 @@ struct move_search_numbers {
 /// How far a search may go in one layer.
 struct move_limits {
   index_t max_moves = std::numeric_limits<index_t>::max();  ///< pairs (rank, expert) that may be new
-  load_t price = 0;        ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
-  index_t ranks = 1;       ///< that receive moves
-  load_t good_enough = 0;  ///< a layer at or below this largest rank cost stays as it is
-  load_t goal = 0;         ///< rank cost at which to stop
-  load_t least_gain = 0;   ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
-                           ///< gain beyond its moves is below half a price
-  index_t retries = 0;     ///< times to undo a few changes and search again, see `retries_at`
-  std::int64_t work = 0;   ///< candidates to look at
+  load_t price = 0;         ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
+  index_t ranks = 1;        ///< that receive moves
+  load_t good_enough = 0;   ///< a layer at or below this largest rank cost stays as it is
+  load_t goal = 0;          ///< rank cost at which to stop
+  load_t least_gain = 0;    ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
+                            ///< gain beyond its moves is below half a price
+  index_t retries = 0;      ///< times to undo a few changes and search again, see `retries_at`
+  std::int64_t work = 0;    ///< candidates to look at
+  bool may_double = false;  ///< further copies of an expert on a rank that has one, as a way to empty a slot
 
   /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
   /// moves for three ranks on they cost more than the price.
@@ -87,10 +89,9 @@ template <rank_cost Cost>
 class move_search {
 public:
   move_search(topology const& where, Cost const& cost)
-      : cost_{cost}, ranks_per_node_{where.num_nodes() > 1 ? where.ranks_per_node() : 0} {
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (where.is_live(rank)) { live_ranks_.push_back(rank); }
-    }
+      : cost_{cost},
+        ranks_per_node_{where.num_nodes() > 1 ? where.ranks_per_node() : 0},
+        live_ranks_{live_ranks(where)} {
     auto const ranks = static_cast<std::size_t>(where.num_ranks());
     rank_cost_.resize(ranks);
     excess_.resize(ranks);
@@ -418,6 +419,7 @@ private:
   /// Find an expert of the costliest rank that is nowhere else: a second copy of it there is a way to empty a slot.
   void find_filler() {
     filler_ = none;
+    if (!limits_.may_double) { return; }
     for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1) && filler_ == none; ++slot) {
       if (map_->copies(map_->expert(slot)) == 1) { filler_ = map_->expert(slot); }
     }
@@ -469,6 +471,7 @@ private:
   void look_at_copy(index_t into, index_t expert) {
     if (map_->expert(into) == expert || map_->copies(map_->expert(into)) < 2) { return; }
     auto const rank = map_->rank_of(into);
+    if (!limits_.may_double && map_->holds(rank, expert)) { return; }
     auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
     touched_.clear();
     map_->for_each_copy(expert, [&](index_t slot) { add(map_->rank_of(slot), less); });

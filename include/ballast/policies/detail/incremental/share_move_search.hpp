@@ -66,6 +66,8 @@ private:
   /// How many experts and slots a step combines; where nothing helps, it looks at more.
   static constexpr std::size_t few = 6;
   static constexpr std::size_t many = 24;
+  /// What solving costs, for each slot, in candidates of the search for even shares.
+  static constexpr std::int64_t work_of_solving = 8;
 
   struct entry {
     index_t slot;
@@ -174,7 +176,7 @@ private:
     solver_->replace(other, taken);
   }
   void look_at(index_t moves, change proposal) {
-    --work_;
+    work_ -= work_of_solving * map_->num_slots();
     proposal.worth = (optimum_ - solver_->solve()) / std::max(moves, index_t{1});
     proposal.excess = excess();
     // With several bottlenecks of one height, the optimum falls only when the last of them is gone.

@@ -4,8 +4,9 @@
 
 #include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
-#include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/owned_descriptor.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -29,24 +30,8 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-/// Owns a file descriptor.
-class owned_descriptor {
-public:
-  owned_descriptor() = default;
-  explicit owned_descriptor(int number) noexcept : number_{number} {}
-  owned_descriptor(owned_descriptor&& other) noexcept : number_{std::exchange(other.number_, -1)} {}
-  owned_descriptor& operator=(owned_descriptor&& other) noexcept {
-    std::swap(number_, other.number_);
-    return *this;
-  }
-  ~owned_descriptor() {
-    if (number_ >= 0) { ::close(number_); }
-  }
-  [[nodiscard]] int get() const noexcept { return number_; }
-
-private:
-  int number_ = -1;
-};
+using ballast::detail::owned_descriptor;
+using ballast::detail::system_failure;
 
 /// What all ranks know of an exchange before it begins.
 struct descriptor_plan {
@@ -169,7 +154,7 @@ private:
   }
   [[nodiscard]] status make_socket(owned_descriptor& out) const {
     out = owned_descriptor{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
-    return out.get() < 0 ? system_failure("socket", rank_) : status{};
+    return out.is_open() ? status{} : system_failure("socket", rank_);
   }
 
   /// Repeat a call of the system that would block, or that a limit may let through later, until the deadline.
@@ -214,7 +199,7 @@ private:
     for (;;) {
       auto const call = [&] { return ::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); };
       owned_descriptor connection{static_cast<int>(patiently(deadline, call))};
-      if (connection.get() < 0) { return failure("accept4", first_missing()); }
+      if (!connection.is_open()) { return failure("accept4", first_missing()); }
       ::ucred who{};
       ::socklen_t size = sizeof who;
       if (::getsockopt(connection.get(), SOL_SOCKET, SO_PEERCRED, &who, &size) != 0 || who.uid != ::geteuid()) {
@@ -231,7 +216,7 @@ private:
   }
   [[nodiscard]] index_t first_missing() const noexcept {
     auto const is_missing = [this](index_t peer) {
-      return is_peer(peer) && plan_->gives(peer) && from_[static_cast<std::size_t>(peer)].get() < 0;
+      return is_peer(peer) && plan_->gives(peer) && !from_[static_cast<std::size_t>(peer)].is_open();
     };
     index_t peer = 0;
     while (peer + 1 < num_ranks() && !is_missing(peer)) { ++peer; }
@@ -284,7 +269,7 @@ private:
 /// Descriptors that are open and on their way at once: few beside what a process, and all processes of a user, may
 /// have.
 [[nodiscard]] inline std::size_t portion_of_descriptors() noexcept {
-  return std::clamp<std::size_t>(descriptor_limit() / 4, 1, descriptor_channels::most_per_message);
+  return std::clamp<std::size_t>(ballast::detail::descriptor_limit() / 4, 1, descriptor_channels::most_per_message);
 }
 
 /// This rank's turn: portion after portion, to one peer after the other.

@@ -4,10 +4,12 @@
 
 #include <ballast/control/control.hpp>
 #include <ballast/cudart/detail/gather_words.hpp>
-#include <ballast/cudart/detail/system_failure.hpp>
 #include <ballast/cudart/peer_directory.hpp>
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/owned_descriptor.hpp>
 #include <ballast/detail/process_watch.hpp>
+#include <ballast/detail/shared_mapping.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -73,9 +75,7 @@ public:
   shared_boards() = default;
   shared_boards(shared_boards const&) = delete;
   shared_boards& operator=(shared_boards const&) = delete;
-  ~shared_boards() {
-    if (memory_ != nullptr) { ::munmap(memory_, size_); }
-  }
+  ~shared_boards() = default;
 
   [[nodiscard]] pair_board& at(index_t sender, index_t receiver) const noexcept {
     return boards()[static_cast<std::ptrdiff_t>(sender) * num_ranks_ + receiver];
@@ -107,34 +107,26 @@ public:
   }
 
 private:
-  [[nodiscard]] pair_board* boards() const noexcept { return static_cast<pair_board*>(memory_); }
+  [[nodiscard]] pair_board* boards() const noexcept { return reinterpret_cast<pair_board*>(memory_.data()); }
 
   [[nodiscard]] status map(char const* name, int flags, index_t num_ranks) {
     auto const count = static_cast<std::size_t>(num_ranks) * static_cast<std::size_t>(num_ranks);
     auto const bytes = count * sizeof(pair_board);
-    auto const file = ::shm_open(name, flags | O_RDWR | O_CLOEXEC, 0600);
-    if (file < 0) { return system_failure("shm_open"); }
-    status result;
-    if (flags != 0 && ::ftruncate(file, static_cast<::off_t>(bytes)) != 0) { result = system_failure("ftruncate"); }
-    if (result.ok()) {
-      auto* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-      if (memory == MAP_FAILED) {
-        result = system_failure("mmap");
-      } else {
-        memory_ = memory;
-        size_ = bytes;
-        num_ranks_ = num_ranks;
-      }
+    ballast::detail::owned_descriptor const file{::shm_open(name, flags | O_RDWR | O_CLOEXEC, 0600)};
+    if (!file.is_open()) { return ballast::detail::system_failure("shm_open"); }
+    if (flags != 0 && ::ftruncate(file.get(), static_cast<::off_t>(bytes)) != 0) {
+      return ballast::detail::system_failure("ftruncate");
     }
-    ::close(file);
-    if (result.ok() && flags != 0) {
+    memory_ = ballast::detail::shared_mapping{file.get(), bytes, PROT_READ | PROT_WRITE};
+    if (memory_.data() == nullptr) { return ballast::detail::system_failure("mmap"); }
+    num_ranks_ = num_ranks;
+    if (flags != 0) {
       for (std::size_t i = 0; i < count; ++i) { ::new (static_cast<void*>(boards() + i)) pair_board; }
     }
-    return result;
+    return {};
   }
 
-  void* memory_ = nullptr;
-  std::size_t size_ = 0;
+  ballast::detail::shared_mapping memory_;
   index_t num_ranks_ = 0;
 };
 

@@ -3,10 +3,8 @@
 #define BALLAST_MPI_DETAIL_RECORDS_HPP
 
 #include <ballast/mpi/detail/mailbox.hpp>
-#include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -92,28 +90,6 @@ private:
 
   std::vector<letter> letters_;  // [R]
   std::vector<index_t> waiting_;
-};
-
-/// A place in a list of segments, which moves on with each run of bytes.
-struct segment_cursor {
-  std::size_t part = 0;
-  std::size_t at = 0;
-
-  /// Visit the next `bytes` bytes as `use(data, done, run)`.
-  template <class Use>
-  void advance(std::span<segment const> segments, std::size_t bytes, Use use) {
-    for (std::size_t done = 0; done < bytes;) {
-      auto const& now = segments[part];
-      auto const run = std::min(now.size - at, bytes - done);
-      if (run > 0) { use(now.data + at, done, run); }
-      done += run;
-      at += run;
-      if (at == now.size) {
-        ++part;
-        at = 0;
-      }
-    }
-  }
 };
 
 }  // namespace mpi::detail

@@ -19,6 +19,13 @@
 BALLAST_BEGIN_NAMESPACE
 namespace nccl::detail {
 
+/// `ncclSuccess`, `ncclInProgress`, or what has gone wrong. Waits for nobody. @pre `asked` is not null
+[[nodiscard]] inline ncclResult_t state_of(ncclComm_t asked) noexcept {
+  ncclResult_t state = ncclSuccess;
+  auto const result = ncclCommGetAsyncError(asked, &state);
+  return result == ncclSuccess ? state : result;
+}
+
 /// Ends a communicator, by a call that may wait for peers.
 class ending final : public errand {
 public:
@@ -69,11 +76,6 @@ protected:
 private:
   class disposal;
 
-  [[nodiscard]] static ncclResult_t state_of(ncclComm_t asked) noexcept {
-    ncclResult_t state = ncclSuccess;
-    auto const result = ncclCommGetAsyncError(asked, &state);
-    return result == ncclSuccess ? state : result;
-  }
   [[nodiscard]] static status late() { return {errc::deadline_exceeded, "communicator: not all ranks came in time"}; }
 
   /// NCCL may write into this object for as long as it likes.

@@ -3,7 +3,8 @@
 #define BALLAST_POSIX_DETAIL_PEER_MAP_HPP
 
 #include <ballast/config.hpp>
-#include <ballast/posix/detail/shared_mapping.hpp>
+#include <ballast/detail/owned_descriptor.hpp>
+#include <ballast/detail/shared_mapping.hpp>
 #include <ballast/transport/transport.hpp>
 
 #include <dirent.h>
@@ -87,14 +88,15 @@ public:
     if (where.file < 0 || size == 0) { return; }
     char path[64];
     std::snprintf(path, sizeof path, "/proc/%lld/fd/%d", static_cast<long long>(pid), where.file);
-    file_handle const file{::open(path, O_RDONLY | O_CLOEXEC)};
+    ballast::detail::owned_descriptor const file{::open(path, O_RDONLY | O_CLOEXEC)};
     struct ::stat facts{};
     if (!file.is_open() || ::fstat(file.get(), &facts) != 0 || facts.st_dev != where.device ||
         facts.st_ino != where.inode || static_cast<std::uint64_t>(facts.st_size) < where.offset + size) {
       return;
     }
     skip_ = where.offset % static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-    memory_ = shared_mapping{file.get(), size + skip_, PROT_READ, static_cast<::off_t>(where.offset - skip_)};
+    memory_ = ballast::detail::shared_mapping{file.get(), size + skip_, PROT_READ,
+                                              static_cast<::off_t>(where.offset - skip_)};
   }
 
   /// The region's first byte, or null when it is not mapped.
@@ -103,7 +105,7 @@ public:
   }
 
 private:
-  shared_mapping memory_;
+  ballast::detail::shared_mapping memory_;
   std::size_t skip_ = 0;  ///< of its bytes come before the region, which need not begin at a page
 };
 

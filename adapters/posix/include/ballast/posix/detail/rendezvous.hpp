@@ -3,12 +3,13 @@
 #define BALLAST_POSIX_DETAIL_RENDEZVOUS_HPP
 
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/owned_descriptor.hpp>
 #include <ballast/detail/process_watch.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/detail/job.hpp>
 #include <ballast/posix/detail/segment.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
-#include <ballast/posix/detail/shared_mapping.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -46,7 +47,9 @@ public:
     made.member_of(0).claimed.store(1);
     auto const path = path_of(name_, job_.number());
     while (!made.publish(path)) {
-      if (errno != EEXIST) { return system_failure("process_group: cannot publish the segment", errno); }
+      if (errno != EEXIST) {
+        return system_failure(errc::transport_failed, "process_group: cannot publish the segment", errno);
+      }
       segment other;
       bool const is_ours = other.open(path);
       if (is_ours && is_over(other)) {
@@ -166,7 +169,7 @@ private:
 
   // Read what a file of this user says it is, whatever its layout. @return false when it is no segment
   [[nodiscard]] static bool read_facts(std::string const& path, segment_facts& out) {
-    file_handle const file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
+    owned_descriptor const file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
     struct ::stat about{};
     return file.is_open() && ::fstat(file.get(), &about) == 0 && S_ISREG(about.st_mode) &&
            about.st_uid == ::geteuid() && ::pread(file.get(), &out, sizeof out, 0) == sizeof out && is_magic(out.magic);

@@ -2,9 +2,10 @@
 #ifndef BALLAST_POSIX_DETAIL_SEGMENT_HPP
 #define BALLAST_POSIX_DETAIL_SEGMENT_HPP
 
-#include <ballast/detail/text.hpp>
+#include <ballast/detail/owned_descriptor.hpp>
+#include <ballast/detail/shared_mapping.hpp>
+#include <ballast/detail/system_failure.hpp>
 #include <ballast/posix/detail/segment_layout.hpp>
-#include <ballast/posix/detail/shared_mapping.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -17,18 +18,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <new>
 #include <string>
-#include <string_view>
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
 namespace posix::detail {
 
-[[nodiscard]] inline status system_failure(std::string_view what, int error) {
-  return {errc::transport_failed, ballast::detail::concat(what, ": ", std::strerror(error))};
-}
+using ballast::detail::owned_descriptor;
+using ballast::detail::shared_mapping;
+using ballast::detail::system_failure;
 
 /// The memory that the ranks of a group share. Its file has a name only while the ranks find each other: a run that
 /// dies later leaves nothing behind. `rendezvous` knows the names.
@@ -37,12 +36,14 @@ public:
   /// Make a nameless segment for `num_ranks` ranks.
   [[nodiscard]] status create(index_t num_ranks, process_identity creator, std::uint64_t job) {
     segment made;
-    made.file_ = file_handle{::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
-    if (!made.file_.is_open()) { return system_failure("process_group: cannot make shared memory in /dev/shm", errno); }
+    made.file_ = owned_descriptor{::open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    if (!made.file_.is_open()) {
+      return system_failure(errc::transport_failed, "process_group: cannot make shared memory in /dev/shm", errno);
+    }
     auto const ranks = static_cast<std::size_t>(num_ranks);
     auto const bytes = segment_bytes(ranks);
     if (::ftruncate(made.file_.get(), static_cast<::off_t>(bytes)) != 0) {
-      return system_failure("process_group: cannot size the shared memory", errno);
+      return system_failure(errc::transport_failed, "process_group: cannot size the shared memory", errno);
     }
     if (auto result = made.obtain(0, bounce_offset(ranks)); !result.ok()) { return result; }
     if (auto result = made.map(bytes); !result.ok()) { return result; }
@@ -62,7 +63,7 @@ public:
   /// Map the segment of that name. @return false when there is none, or it is not one of ours
   [[nodiscard]] bool open(std::string const& path) {
     segment found;
-    found.file_ = file_handle{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
+    found.file_ = owned_descriptor{::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
     struct ::stat facts{};
     if (!found.file_.is_open() || ::fstat(found.file_.get(), &facts) != 0 || facts.st_uid != ::geteuid()) {
       return false;
@@ -90,7 +91,9 @@ public:
   /// Make sure that a range has memory behind it: touching one without, when the host has none left, kills.
   [[nodiscard]] status obtain(std::size_t offset, std::size_t bytes) const {
     int const error = ::posix_fallocate(file_.get(), static_cast<::off_t>(offset), static_cast<::off_t>(bytes));
-    return error == 0 ? status{} : system_failure("process_group: not enough shared memory in /dev/shm", error);
+    return error == 0
+               ? status{}
+               : system_failure(errc::transport_failed, "process_group: not enough shared memory in /dev/shm", error);
   }
 
   [[nodiscard]] segment_header& header() const noexcept { return at<segment_header>(0); }
@@ -124,10 +127,12 @@ private:
 
   [[nodiscard]] status map(std::size_t bytes) {
     memory_ = shared_mapping{file_.get(), bytes, PROT_READ | PROT_WRITE};
-    return memory_.data() != nullptr ? status{} : system_failure("process_group: cannot map the shared memory", errno);
+    return memory_.data() != nullptr
+               ? status{}
+               : system_failure(errc::transport_failed, "process_group: cannot map the shared memory", errno);
   }
 
-  file_handle file_;
+  owned_descriptor file_;
   shared_mapping memory_;
 };
 

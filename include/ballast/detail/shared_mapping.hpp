@@ -1,38 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#ifndef BALLAST_POSIX_DETAIL_SHARED_MAPPING_HPP
-#define BALLAST_POSIX_DETAIL_SHARED_MAPPING_HPP
+#ifndef BALLAST_DETAIL_SHARED_MAPPING_HPP
+#define BALLAST_DETAIL_SHARED_MAPPING_HPP
 
 #include <ballast/config.hpp>
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstddef>
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
-namespace posix::detail {
-
-/// An open file, closed at the end.
-class file_handle {
-public:
-  file_handle() = default;
-  explicit file_handle(int file) noexcept : file_{file} {}
-  file_handle(file_handle&& other) noexcept : file_{std::exchange(other.file_, -1)} {}
-  file_handle& operator=(file_handle&& other) noexcept {
-    std::swap(file_, other.file_);
-    return *this;
-  }
-  ~file_handle() {
-    if (file_ >= 0) { ::close(file_); }
-  }
-
-  [[nodiscard]] bool is_open() const noexcept { return file_ >= 0; }
-  [[nodiscard]] int get() const noexcept { return file_; }
-
-private:
-  int file_ = -1;
-};
+namespace detail {
 
 /// A shared mapping of a file, unmapped at the end.
 class shared_mapping {
@@ -64,7 +42,7 @@ private:
   std::size_t size_ = 0;
 };
 
-}  // namespace posix::detail
+}  // namespace detail
 BALLAST_END_NAMESPACE
 
 #endif

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_POLICIES_DETAIL_INCREMENTAL_INCREMENTAL_PLANNER_HPP
+#define BALLAST_POLICIES_DETAIL_INCREMENTAL_INCREMENTAL_PLANNER_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
+#include <ballast/load/history.hpp>
+#include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/placement/rank_cost.hpp>
+#include <ballast/policies/detail/headroom/headroom_planner.hpp>
+#include <ballast/policies/detail/incremental/layout_stress.hpp>
+#include <ballast/policies/detail/incremental/move_search.hpp>
+#include <ballast/policies/detail/incremental/rehome.hpp>
+#include <ballast/policies/detail/incremental/replica_map.hpp>
+#include <ballast/policies/detail/incremental/share_move_search.hpp>
+#include <ballast/policies/relabel.hpp>
+#include <ballast/policies/relabel_scope.hpp>
+#include <ballast/shares/replica_shares.hpp>
+#include <ballast/status.hpp>
+#include <ballast/topology.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+namespace detail {
+
+/// What a policy allows the planner of its layers.
+struct incremental_limits {
+  move_limits of_search;              ///< but for what depends on the loads
+  index_t budget = -1;                ///< moves a layer; -1: none
+  load_t price = 0;                   ///< of a move, in 1 / 2^20 of the mean; 0: moves cost nothing
+  std::int64_t plans_per_layout = 0;  ///< that a layout from scratch serves; 0: there is none
+};
+
+/// Plans layer after layer with the same scratch memory.
+template <rank_cost Cost>
+class incremental_planner {
+public:
+  incremental_planner(topology const& where, index_t num_logical, Cost const& cost, incremental_limits const& limits)
+      : where_{where},
+        limits_{limits},
+        search_{where, cost},
+        share_search_{where},
+        fresh_{where, num_logical, {}},
+        relabeler_{where, {.scope = where.num_nodes() > 1 ? relabel_scope::nodes : relabel_scope::all}},
+        loads_(static_cast<std::size_t>(num_logical)),
+        tokens_(loads_.size()) {}
+
+  /// Plan a layer for even shares.
+  ///
+  /// @param current  [L, P] the placement in force.
+  /// @param next     in/out: [L, P]; the layer's row of `current` comes in, its plan goes out.
+  [[nodiscard]] status plan_even(load_history_view history, placement const& current, index_t layer, placement& next) {
+    if (auto result = open(history, current, layer); !result.ok()) { return result; }
+    search_for_moves();
+    if (limits_.plans_per_layout > 0 && cost_is_load<Cost>) { look_at_fresh_layout(current, layer, next); }
+    write(next, layer);
+    return {};
+  }
+
+  /// Plan a layer for the shares that suit it best: never worse than the plan for even shares, split anew.
+  [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, index_t layer,
+                                    placement& next) {
+    if (auto result = open(history, current, layer); !result.ok()) { return result; }
+    auto const rehomed = map_;
+    auto const start = split(map_);
+    auto const done = start_.mean + (start_.mean >> balanced_shift);
+    if (start <= done) {
+      write(next, layer);
+      return {};
+    }
+    // A layer far from balance is brought near it by the faster search.
+    auto few_moves = std::numeric_limits<load_t>::max();
+    if (start <= start_.mean + start_.mean / far) {
+      few_moves = search_for_split(map_);
+      if (few_moves <= done) {
+        write(next, layer);
+        return {};
+      }
+    }
+    auto const split_moves = map_;
+    map_ = rehomed;
+    search_for_moves();
+    if (limits_.plans_per_layout > 0) { look_at_fresh_layout(current, layer, next); }
+    if (split(map_) > done) { static_cast<void>(search_for_split(map_)); }
+    if (few_moves <= split(map_)) { map_ = split_moves; }
+    write(next, layer);
+    return {};
+  }
+
+private:
+  static constexpr index_t none = replica_map::none;
+  static constexpr int max_rounds = 8;
+  /// A busiest rank so little above the mean, as a power of two, is as good as balance.
+  static constexpr int balanced_shift = 10;
+  static constexpr load_t far = 16;
+  /// Second copies on a rank waste slots that later loads want. They must lower the busiest rank by so much, a part of
+  /// the mean, and only a budget that binds is a reason for them.
+  static constexpr load_t worth_of_doubles = 24;
+  /// A layout from scratch is for layers that no few moves mend: it must stand up to other loads by so much better, an
+  /// eighth of the mean. What drift does to a good layout stays below.
+  static constexpr load_t least_relief = layout_stress::unit / 8;
+  /// Where a budget does not reach the layout from scratch, so much of it goes there, and the layer may be so much
+  /// worse meanwhile than with all of it spent on the loads at hand, a part of the mean.
+  static constexpr index_t part_for_layout = 2;
+  static constexpr load_t patience = 32;
+  static constexpr std::size_t steps_compared = 16;
+
+  // ---- a layer as it is ----
+
+  [[nodiscard]] status open(load_history_view history, placement const& current, index_t layer) {
+    sum_buckets(history, layer, tokens_);
+    for (std::size_t e = 0; e < tokens_.size(); ++e) { loads_[e] = tokens_[e] * load_unit; }
+    auto const row = current.logical_of_slot(layer);
+    start_row_.assign(row.begin(), row.end());
+    map_.open(where_, start_row_, loads_);
+    start_ = search_.level_of(map_);
+    return rehome(map_, budget(), layer);
+  }
+  [[nodiscard]] bool has_budget() const noexcept { return limits_.budget >= 0; }
+  [[nodiscard]] index_t budget() const noexcept {
+    return has_budget() ? limits_.budget : std::numeric_limits<index_t>::max();
+  }
+  [[nodiscard]] move_limits limits_at(load_t mean) const {
+    auto result = limits_.of_search;
+    result.max_moves = budget();
+    result.goal = mean + (mean >> 13);
+    result.least_gain = mean >> 11;
+    result.good_enough = mean + (mean >> 11);
+    result.price = has_budget() ? 0 : (mean >> 20) * limits_.price;
+    return result;
+  }
+  /// Experts that ranks must receive between the placement in force and a row.
+  [[nodiscard]] index_t arrivals(std::span<index_t const> row) const {
+    auto const per_rank = static_cast<std::size_t>(where_.slots_per_rank());
+    index_t count = 0;
+    for (std::size_t first = 0; first < row.size(); first += per_rank) {
+      auto const now = row.subspan(first, per_rank);
+      auto const before = std::span{start_row_}.subspan(first, per_rank);
+      for (auto slot = now.begin(); slot != now.end(); ++slot) {
+        bool const is_new = std::find(before.begin(), before.end(), *slot) == before.end();
+        count += is_new && std::find(now.begin(), slot, *slot) == slot ? 1 : 0;
+      }
+    }
+    return count;
+  }
+
+  // ---- a few moves ----
+
+  void search_for_moves() {
+    auto const limits = limits_at(start_.mean);
+    if (has_budget()) {
+      other_ = map_;
+      search_.run(map_, limits);
+      try_doubles(limits);
+      return;
+    }
+    // The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is not:
+    // then the same loads move nothing when they come again.
+    for (auto rounds = limits.retries > 0 ? max_rounds : 1; rounds > 0; --rounds) {
+      search_.run(map_, limits);
+      if (map_.moves() == 0) { break; }
+      row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
+      keep_dead_slots(row_);
+      map_.open(where_, row_, loads_);
+    }
+  }
+  void try_doubles(move_limits limits) {
+    auto const max = search_.level_of(map_).max;
+    auto const worth = start_.mean / worth_of_doubles;
+    if (map_.moves() < limits_.budget || max - start_.mean < worth) { return; }
+    limits.may_double = true;
+    search_.run(other_, limits);
+    if (max - search_.level_of(other_).max > worth) { std::swap(map_, other_); }
+  }
+
+  // ---- moves for the best split ----
+
+  /// Load of the busiest rank under the best shares.
+  [[nodiscard]] load_t split(replica_map const& map) {
+    open_solver(map);
+    return solver_.solve();
+  }
+  void open_solver(replica_map const& map) {
+    row_.assign(map.logical_of_slot().begin(), map.logical_of_slot().end());
+    keep_dead_slots(row_);
+    auto const opened = solver_.open(where_, row_, tokens_);
+    BALLAST_ASSERT(opened.ok(), "incremental_planner: a map that lost an expert");
+  }
+  [[nodiscard]] load_t search_for_split(replica_map& map) {
+    auto limits = limits_at(start_.mean);
+    limits.good_enough = start_.mean + (start_.mean >> balanced_shift);
+    open_solver(map);
+    share_search_.run(map, solver_, limits);
+    return split(map);
+  }
+
+  // ---- a layout from scratch ----
+
+  void look_at_fresh_layout(placement const& current, index_t layer, placement& next) {
+    auto const stress = stress_(where_, map_);
+    if (stress < layout_stress::unit + least_relief) { return; }
+    auto const row = next.edit(layer).logical_of_slot;
+    std::copy(tokens_.begin(), tokens_.end(), fresh_.loads().begin());
+    fresh_.plan_even_layer(layer, row);
+    next.index_replicas(layer);
+    relabeler_.run(current, next, layer);
+    other_.open(where_, row, loads_);
+    auto const moves = arrivals(row);
+    if (!is_worth(stress - stress_(where_, other_), moves) || search_.level_of(other_).max > start_.max) { return; }
+    if (moves <= budget()) {
+      std::swap(map_, other_);
+      return;
+    }
+    go_towards(row, stress);
+  }
+  [[nodiscard]] bool is_worth(load_t relief, index_t moves) const {
+    if (relief < least_relief) { return false; }
+    move_limits cost = limits_.of_search;
+    cost.price = (start_.mean >> 20) * limits_.price;
+    return start_.mean / layout_stress::unit * relief * limits_.plans_per_layout > cost.price_of(moves);
+  }
+  /// Spend a part of the budget on the way to a layout, the rest on the loads at hand.
+  void go_towards(std::span<index_t const> target, load_t stress) {
+    other_.open(where_, start_row_, loads_);
+    if (auto result = rehome(other_, budget(), 0); !result.ok()) { return; }
+    while (other_.moves() < limits_.budget / part_for_layout && step_towards(target)) {}
+    search_.run(other_, limits_at(start_.mean));
+    bool const is_better = stress_(where_, other_) < stress;
+    if (is_better && search_.level_of(other_).max <= search_.level_of(map_).max + start_.mean / patience) {
+      std::swap(map_, other_);
+    }
+  }
+  /// Of the heaviest experts that are not where they shall be, bring the one that helps most.
+  [[nodiscard]] bool step_towards(std::span<index_t const> target) {
+    list_missing(target);
+    step best;
+    for (auto const slot : missing_) {
+      auto one = step_into(slot, target);
+      if (one.slot == none) { continue; }
+      auto const undone = make(one);
+      one.stress = stress_(where_, other_);
+      make(undone);
+      if (best.slot == none || one.stress < best.stress) { best = one; }
+    }
+    if (best.slot == none) { return false; }
+    make(best);
+    return true;
+  }
+  /// Slots whose wanted expert its rank does not hold yet, the heaviest first.
+  void list_missing(std::span<index_t const> target) {
+    missing_.clear();
+    for (index_t slot = 0; slot < other_.num_slots(); ++slot) {
+      auto const wanted = target[static_cast<std::size_t>(slot)];
+      if (other_.expert(slot) == none || other_.holds(other_.rank_of(slot), wanted)) { continue; }
+      missing_.push_back(slot);
+    }
+    auto const load = [&](index_t slot) { return other_.load(target[static_cast<std::size_t>(slot)]); };
+    auto const middle = missing_.begin() + static_cast<std::ptrdiff_t>(std::min(steps_compared, missing_.size()));
+    std::partial_sort(missing_.begin(), middle, missing_.end(),
+                      [&](index_t a, index_t b) { return load(a) != load(b) ? load(a) > load(b) : a < b; });
+    missing_.erase(middle, missing_.end());
+  }
+  struct step {
+    index_t slot = none;
+    index_t expert = none;
+    index_t other_slot = none;  ///< where what was in the slot goes, if it has no other copy
+    index_t other_expert = none;
+    load_t stress = 0;
+  };
+  [[nodiscard]] step step_into(index_t slot, std::span<index_t const> target) const {
+    step result{slot, target[static_cast<std::size_t>(slot)], none, none, 0};
+    auto const leaving = other_.expert(slot);
+    if (other_.copies(leaving) > 1) { return result; }
+    for (index_t to = 0; to < other_.num_slots(); ++to) {
+      if (target[static_cast<std::size_t>(to)] != leaving || other_.expert(to) == none) { continue; }
+      auto const replaced = other_.expert(to);
+      bool const is_spare = other_.copies(replaced) > 1 || replaced == result.expert;
+      if (!is_spare || other_.moves() + 2 > limits_.budget) { continue; }
+      result.other_slot = to;
+      result.other_expert = leaving;
+      return result;
+    }
+    return {};
+  }
+  /// @return what undoes it.
+  step make(step const& one) {
+    step undone{one.slot, other_.expert(one.slot), one.other_slot, none, 0};
+    if (one.other_slot != none) {
+      undone.other_expert = other_.expert(one.other_slot);
+      other_.assign(one.other_slot, one.other_expert);
+    }
+    other_.assign(one.slot, one.expert);
+    return undone;
+  }
+
+  // ---- the row ----
+
+  void keep_dead_slots(std::vector<index_t>& row) const {
+    for (std::size_t slot = 0; slot < row.size(); ++slot) {
+      if (row[slot] == none) { row[slot] = start_row_[slot]; }
+    }
+  }
+  /// The map, each expert that a rank keeps in the slot it has.
+  void write(placement& next, index_t layer) {
+    auto const out = next.edit(layer).logical_of_slot;
+    auto const per_rank = static_cast<std::size_t>(where_.slots_per_rank());
+    row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
+    keep_dead_slots(row_);
+    for (std::size_t first = 0; first < row_.size(); first += per_rank) {
+      align(std::span{start_row_}.subspan(first, per_rank), std::span{row_}.subspan(first, per_rank),
+            out.subspan(first, per_rank));
+    }
+  }
+  void align(std::span<index_t const> held, std::span<index_t> wanted, std::span<index_t> out) {
+    for (std::size_t slot = 0; slot < held.size(); ++slot) {
+      auto const found = std::find(wanted.begin(), wanted.end(), held[slot]);
+      out[slot] = found == wanted.end() ? none : held[slot];
+      if (found != wanted.end()) { *found = none; }
+    }
+    auto rest = wanted.begin();
+    for (auto& slot : out) {
+      if (slot != none) { continue; }
+      while (*rest == none) { ++rest; }
+      slot = *rest++;
+    }
+  }
+
+  topology const& where_;
+  incremental_limits limits_;
+  move_search<Cost> search_;
+  share_move_search share_search_;
+  headroom_planner fresh_;
+  relabeler relabeler_;
+  layout_stress stress_;
+  share_solver solver_;
+  typename move_search<Cost>::level start_{};
+  replica_map map_;                 ///< the plan so far
+  replica_map other_;               ///< one to compare it with
+  std::vector<load_t> loads_;       ///< [E] load units
+  std::vector<load_t> tokens_;      ///< [E]
+  std::vector<index_t> start_row_;  ///< [P] of the placement in force
+  std::vector<index_t> row_;        ///< [P]
+  std::vector<index_t> missing_;
+};
+
+}  // namespace detail
+BALLAST_END_NAMESPACE
+
+#endif
