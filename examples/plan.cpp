@@ -64,10 +64,10 @@ struct options {
              "p mod "
              "E, and the plan as it is)",
              "FILE");
-    add_text(
-        app, "--shares", shares,
-        "how replicas share their expert's tokens: even, optimal, or, with --score, stored (even;\noptimal for the "
-        "policy headroom, which leaves room for them and balances badly with even ones)");
+    add_text(app, "--shares", shares,
+             "how replicas share their expert's tokens: even, optimal, or, with --score, stored (even;\noptimal for "
+             "headroom "
+             "and balanced_shares, which leave room for them and balance badly with even ones)");
     add_text(
         app, "--score", score,
         "placement to score on the loads, instead of planning one; a file as for --current, with\nits shares where "
@@ -256,7 +256,8 @@ void say_plan(options const& options, inputs const& in, planned const& plan) {
   say("rows: ", in.layers.num_rows, ", for ",
       options.moe_layers ? "the layers of a model with dense ones" : "a model whose layers are those of the trace");
   if (options.policy.wants_optimal_shares() && !plan.optimal) {
-    say("note: headroom leaves room for optimal shares and balances badly with even ones; use --shares optimal");
+    say("note: ", options.policy.name.value_or(""),
+        " leaves room for optimal shares and balances badly with even ones; use --shares optimal");
   }
 }
 

@@ -74,9 +74,10 @@ struct options {
     add_integer(app, "--bytes-per-expert", bytes_per_expert, "weights of one expert in one layer (4096)");
     ballast_tools::add_number(app, "--threshold", threshold,
                               "do not plan while balancedness is above this, from 0 to 1 (1: always plan)");
-    add_integer(app, "--shares-every", shares_every,
-                "M, forward passes between two refreshes of the shares alone (never; N for the policy\nheadroom, which "
-                "leaves room for them and balances badly with even ones)");
+    add_integer(
+        app, "--shares-every", shares_every,
+        "M, forward passes between two refreshes of the shares alone (never; N for headroom and\nbalanced_shares, "
+        "which leave room for them and balance badly with even ones)");
     ballast_tools::add_text(app, "--json", events, "file to write the events to, one JSON object a line (none)",
                             "FILE");
   }
@@ -480,8 +481,12 @@ void print_report(options const& options, setup const& setup, std::vector<report
   print_stages(reports.front());
   std::int64_t slots = 0;
   for (auto const& report : reports) { slots += report.slots_verified; }
-  std::printf("\nverified after every commit: %lld slots, each with all bytes of the expert that the tables name\n",
-              static_cast<long long>(slots));
+  if (slots == 0) {
+    std::printf("\nnothing was committed, so there was nothing to verify\n");
+  } else {
+    std::printf("\nverified after every commit: %lld slots, each with all bytes of the expert that the tables name\n",
+                static_cast<long long>(slots));
+  }
 }
 
 [[nodiscard]] status close_events(ballast_tools::output_file& events) {

@@ -101,4 +101,7 @@ TEST_CASE("a rank that there is not breaks the contract") {
   topology where{{.num_ranks = 4}};
   CHECK_BREAKS_CONTRACT(where.is_live(4));
   CHECK_BREAKS_CONTRACT(where.set_live(-1, false));
+#if BALLAST_CONTRACT_LEVEL >= 1
+  CHECK_THROWS_WITH(static_cast<void>(where.is_live(4)), "topology: rank 4 is not in [0, 4)");
+#endif
 }

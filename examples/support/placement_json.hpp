@@ -170,16 +170,18 @@ private:
 /// Find `key` as a matrix of rows x columns, or say what is there instead.
 ///
 /// @param other_rows  as many rows will do as well
+/// @param hint        what to say where there are more rows than that
 [[nodiscard]] inline ballast::status find_matrix(json_input const& object, char const* key, ballast::index_t rows,
                                                  ballast::index_t other_rows, ballast::index_t columns,
-                                                 json_input const*& matrix) {
+                                                 json_input const*& matrix, char const* hint = "") {
   if (!object.is_object()) { return bad_json("the file holds ", json_excerpt(object), ", must hold a JSON object"); }
   auto const found = object.find(key);
   if (found == object.end()) { return bad_json("there is no key ", key); }
   if (!found->is_array()) { return bad_json(key, " is ", json_excerpt(*found), ", must be an array of layers"); }
   if (found->size() != static_cast<std::size_t>(rows) && found->size() != static_cast<std::size_t>(other_rows)) {
     auto const alternative = other_rows != rows ? concat(" or ", other_rows) : std::string{};
-    return bad_json(key, " has ", found->size(), " layers, must have ", rows, alternative);
+    bool const has_more = found->size() > static_cast<std::size_t>(std::max(rows, other_rows));
+    return bad_json(key, " has ", found->size(), " layers, must have ", rows, alternative, has_more ? hint : "");
   }
   for (std::size_t layer = 0; layer < found->size(); ++layer) {
     auto const& row = (*found)[layer];
@@ -246,7 +248,12 @@ private:
   } catch (detail::refused_json const& refused) {
     return detail::bad_json(refused.why);
   } catch (json_input::exception const& error) {
-    return detail::bad_json("not JSON: ", std::string_view{error.what()}.substr(0, longest_reason));
+    // Behind the library's own "[json.exception.parse_error.101] ".
+    std::string_view why{error.what()};
+    if (auto const id = why.find("] "); why.starts_with('[') && id != std::string_view::npos) {
+      why.remove_prefix(id + 2);
+    }
+    return detail::bad_json("not JSON: ", why.substr(0, longest_reason));
   }
 }
 
@@ -256,7 +263,9 @@ private:
 [[nodiscard]] inline ballast::status placement_from_json(json_input const& object, ballast::placement_shape shape,
                                                          model_layers const& layers, ballast::placement& out) {
   json_input const* matrix = nullptr;
-  if (auto result = detail::find_matrix(object, map_key, shape.num_layers, layers.num_rows, shape.num_slots, matrix);
+  constexpr auto hint = "; where it has the rows of dense layers too, --moe-layers and --model-layers say which";
+  if (auto result =
+          detail::find_matrix(object, map_key, shape.num_layers, layers.num_rows, shape.num_slots, matrix, hint);
       !result.ok()) {
     return result;
   }

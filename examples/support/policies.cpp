@@ -33,6 +33,8 @@ status policy_options::make(ballast::index_t num_nodes, ballast::share_mode shar
     made = any_policy{ballast::incremental_placement{.max_moves_per_layer = max_moves.value_or(-1), .shares = shares}};
   } else if (name == "headroom") {
     made = any_policy{ballast::headroom_placement{}};
+  } else if (name == "balanced_shares") {
+    made = any_policy{ballast::balanced_shares_placement{}};
   } else {
     return refuse("there is no policy '", name.value_or(""), "'; known are: ", names);
   }

@@ -46,10 +46,10 @@ struct policy_options {
   /// Refuse groups that do not divide the experts. @param num_logical  E
   [[nodiscard]] ballast::status check_experts(ballast::index_t num_logical) const;
   /// The policy leaves room for tokens to be split anew, and balances badly where they are split evenly.
-  [[nodiscard]] bool wants_optimal_shares() const { return name == "headroom"; }
+  [[nodiscard]] bool wants_optimal_shares() const { return name == "headroom" || name == "balanced_shares"; }
 
 private:
-  static constexpr auto names = "deepseek, balanced, incremental, headroom";
+  static constexpr auto names = "deepseek, balanced, incremental, headroom, balanced_shares";
 
   [[nodiscard]] ballast::status check_groups(ballast::index_t num_nodes) const;
   [[nodiscard]] ballast::status check_budget() const;

@@ -13,6 +13,14 @@ namespace detail {
   std::fprintf(stderr, "%s:%d: ballast contract violated: %s\n", file, line, what);
   std::abort();
 }
+
+/// "placement: layer 7 is not in [0, 3)"
+struct range_text {
+  range_text(char const* what, long long value, long long end) noexcept {
+    static_cast<void>(std::snprintf(text, sizeof text, "%s %lld is not in [0, %lld)", what, value, end));
+  }
+  char text[120];
+};
 }  // namespace detail
 BALLAST_END_NAMESPACE
 
@@ -26,6 +34,16 @@ BALLAST_END_NAMESPACE
   #define BALLAST_EXPECTS(cond, why) ((cond) ? static_cast<void>(0) : BALLAST_CONTRACT_HANDLER(why, __FILE__, __LINE__))
 #else
   #define BALLAST_EXPECTS(cond, why) static_cast<void>(sizeof((cond) ? 1 : 0))
+#endif
+
+/// The same of a signed number that must be in [0, end); the message has both. `what` names it: "placement: layer".
+#if BALLAST_CONTRACT_LEVEL >= 1
+  #define BALLAST_EXPECTS_BELOW(value, end, what) \
+    ((value) >= 0 && (value) < (end)              \
+         ? static_cast<void>(0)                   \
+         : BALLAST_CONTRACT_HANDLER((::ballast::detail::range_text{what, value, end}.text), __FILE__, __LINE__))
+#else
+  #define BALLAST_EXPECTS_BELOW(value, end, what) static_cast<void>(sizeof((value) >= 0 && (value) < (end) ? 1 : 0))
 #endif
 
 /// Our own invariant, checked at level 2.

@@ -39,7 +39,14 @@ struct in_layer_order;
 struct pass_info;
 struct prediction;
 struct rebalancer_options;
+struct token_cost;
 enum class rebalancer_state;
+template <class Cost = token_cost>
+struct basic_balanced_placement;
+using balanced_placement = basic_balanced_placement<>;
+template <class Cost = token_cost>
+struct basic_incremental_placement;
+using incremental_placement = basic_incremental_placement<>;
 template <class Filter = changed_layers, class Order = in_layer_order>
 struct all_layers;
 template <class Filter = changed_layers, class Order = in_layer_order>

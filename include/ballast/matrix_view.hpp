@@ -39,7 +39,7 @@ public:
   }
   /// One row, `[columns]`. @pre `0 <= row < rows()`
   [[nodiscard]] constexpr std::span<T> row(index_t row) const {
-    BALLAST_EXPECTS(row >= 0 && row < rows_, "matrix_view: row out of range");
+    BALLAST_EXPECTS_BELOW(row, rows_, "matrix_view: row");
     return {data_ + static_cast<std::ptrdiff_t>(row) * columns_, static_cast<std::size_t>(columns_)};
   }
   /// @pre both indices in range

@@ -87,12 +87,12 @@ public:
   }
 
   [[nodiscard]] bool is_live(index_t rank) const {
-    BALLAST_EXPECTS(rank >= 0 && rank < num_ranks(), "topology: rank out of range");
+    BALLAST_EXPECTS_BELOW(rank, num_ranks(), "topology: rank");
     return live_[static_cast<std::size_t>(rank)] != 0;
   }
   /// Take a rank out of service, or back in. Plans never use a dead rank.
   void set_live(index_t rank, bool live) {
-    BALLAST_EXPECTS(rank >= 0 && rank < num_ranks(), "topology: rank out of range");
+    BALLAST_EXPECTS_BELOW(rank, num_ranks(), "topology: rank");
     live_[static_cast<std::size_t>(rank)] = live ? 1 : 0;
   }
   [[nodiscard]] index_t num_live_ranks() const noexcept {

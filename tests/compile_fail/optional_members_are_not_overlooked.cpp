@@ -30,6 +30,7 @@
 // expect 28: Transport has a member may_write.*late_writer
 // expect 29: make_rebalancer: Cohort has a member wires
 // expect 30: Policy has a member interchangeable.*placement_policy
+// expect 31: Control has a member is_expelled.*expelling_plane
 #include <ballast/load/pass_timeline.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/host_store.hpp>
@@ -169,6 +170,8 @@ struct plane {
   [[nodiscard]] ballast::vote_result recall(nanoseconds_t);
 #if BALLAST_EXPECT_FAILURE == 27
   [[nodiscard]] status regroup();
+#elif BALLAST_EXPECT_FAILURE == 31
+  [[nodiscard]] status is_expelled(index_t) const;
 #endif
 };
 

@@ -513,6 +513,24 @@ TEST_CASE("a regroup that a rank does not come to says which") {
   check_failure(plane.regroup(0), errc::deadline_exceeded, "regroup: rank 1 did not come in time", 1);
 }
 
+TEST_CASE("a frame of a rank that has given up says whom it blames, and what for") {
+  auto const blaming = [](std::uint64_t culprit, std::uint64_t code) {
+    frame other{.what = frame::regroups};
+    other.sender = code << 56 | (culprit + 1) << 32 | 1;
+    std::vector<answer> answers{other};
+    auto plane = scripted(answers);
+    std::array<std::int64_t, 1> value{};
+    static_cast<void>(plane.all_reduce(value, 1));
+    return plane.trouble();
+  };
+  auto const late_code = static_cast<std::uint64_t>(errc::deadline_exceeded);
+  check_failure(blaming(0, late_code), errc::deadline_exceeded,
+                "rank 1 has given up and regroups because of rank 0: deadline exceeded", 0);
+  check_failure(blaming(1, late_code), errc::deadline_exceeded, "rank 1 has given up and regroups: deadline exceeded",
+                1);
+  check_failure(blaming(1, 0), errc::transport_failed, "rank 1 has given up and regroups", 1);
+}
+
 TEST_CASE("a dead rank is trouble until a call goes well without it") {
   std::vector<answer> answers{status{errc::peer_lost, "rank 1 is dead", 1}, frame{.what = frame::reduces, .call = 2}};
   auto plane = scripted(answers);

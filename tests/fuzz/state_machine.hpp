@@ -2,6 +2,7 @@
 #ifndef BALLAST_TESTS_FUZZ_STATE_MACHINE_HPP
 #define BALLAST_TESTS_FUZZ_STATE_MACHINE_HPP
 
+#include <ballast/detail/clock.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
@@ -192,7 +193,8 @@ private:
     drawn.rounds_per_batch = from_.between<index_t>(0, 2);
     auto const mode = from_.byte();
     drawn.asynchronous = (mode & 1) != 0;
-    drawn.timeout = (mode & 2) != 0 ? 1 : 1'000'000'000'000;  // every poll is late, or none
+    // Every poll is late, because `call` waits before it, or none.
+    drawn.timeout = (mode & 2) != 0 ? rebalancer_options::shortest_timeout : 1'000'000'000'000;
     drawn.verify = from_.byte() % 4 == 1;
     drawn.adopt_first_plan = from_.flag();
     drawn.check_replicas = false;  // the ranks that are played say what this one says
@@ -202,6 +204,9 @@ private:
   void call() {
     auto const before = moved_.state();
     auto const failure = moved_.failure().message();
+    if (moved_.options().timeout == rebalancer_options::shortest_timeout && before == rebalancer_state::moving) {
+      ballast::detail::sleep_for(10 * rebalancer_options::shortest_timeout);
+    }
     switch (from_.byte() % 12) {
       case 0: {
         auto const target = draw_placement(from_, shape_);

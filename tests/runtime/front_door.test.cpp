@@ -12,6 +12,13 @@ struct some_wires;
 struct engine_of_header {
   using balancer = ballast::rebalancer<ballast::window_recorder, some_policy, ballast::layers_per_chunk<>, some_wires>;
   balancer* held = nullptr;
+  // The policies that README.md recommends.
+  ballast::incremental_placement* few_moves = nullptr;
+  ballast::balanced_placement* best_balance = nullptr;
+  ballast::balanced_shares_placement* best_shares = nullptr;
+  ballast::headroom_placement* room = nullptr;
+  ballast::deepseek_placement* published = nullptr;
+  ballast::any_policy* any = nullptr;
   ballast::rebalancer_options* options = nullptr;
   ballast::observer* watcher = nullptr;
 };
@@ -20,6 +27,7 @@ struct engine_of_header {
 
 #include <ballast/ballast.hpp>
 #include <ballast/policies/any_policy.hpp>
+#include <ballast/policies/balanced_shares.hpp>
 #include <ballast/policies/incremental.hpp>
 #include <ballast/transport/in_process.hpp>
 
@@ -53,6 +61,9 @@ static_assert(std::is_same_v<balancer, rebalancer<window_recorder, rotate_placem
                                                   in_process_endpoint, host_store, in_process_endpoint>>);
 static_assert(std::is_nothrow_move_constructible_v<balancer> && std::is_nothrow_move_assignable_v<balancer>);
 static_assert(!std::is_copy_constructible_v<balancer>);
+static_assert(std::is_same_v<decltype(engine_of_header::few_moves), basic_incremental_placement<token_cost>*>);
+static_assert(std::is_same_v<decltype(engine_of_header::best_balance), basic_balanced_placement<token_cost>*>);
+static_assert(std::is_same_v<decltype(engine_of_header::best_shares), balanced_shares_placement*>);
 
 /// An engine with a rebalancer as a member, made when the engine is ready for it.
 struct engine {
@@ -130,9 +141,30 @@ TEST_CASE("assigning a rebalancer ends the one that was there: its memory is giv
     CHECK(refused.code() == errc::invalid_option);
     CHECK(refused.message().find("was moved from") != std::string::npos);
   }
+  // Calls that return no status have nothing else to say it with. Those that are noexcept end the program here.
+  CHECK_BREAKS_CONTRACT(next.epoch(0));
+  CHECK_BREAKS_CONTRACT(next.disable());
   CHECK(held.start().ok());
   CHECK(held.options().interval == rebalancer_options{}.interval);
   CHECK(held.on_forward_pass_end().ok());
+}
+
+TEST_CASE("two rebalancers do not use one store at the same time") {
+  lonely_rank one;
+  auto const make = [&] {
+    return make_rebalancer(one.where, initial, rebalancing{window_recorder{num_layers, num_logical}, keep_placement{}},
+                           one.store, one.me);
+  };
+  std::optional<decltype(make())> first{make()};
+  auto second = make();
+  first->start().or_throw();
+  auto const refused = second.start();
+  CHECK(refused.code() == errc::invalid_option);
+  CHECK(refused.message() == "rebalancer: another rebalancer has started on this store and uses it still");
+  CHECK(first->start().code() == errc::busy);
+  CHECK(first->on_forward_pass_end().ok());
+  first.reset();
+  CHECK(second.start().ok());
 }
 
 #if !defined(__clang__) || __clang_major__ >= 17  // clang 16 does not deduce from named members

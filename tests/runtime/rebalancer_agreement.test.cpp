@@ -346,6 +346,13 @@ TEST_CASE("survivors go on with another topology, at another epoch, and move amo
     if (me.rank() == 2) { return; }
     auto& self = *ranks[static_cast<std::size_t>(me.rank())];
     self.moved.resume().or_throw();
+    // Nothing moves before the topology knows.
+    auto const early = self.moved.apply(trivial_placement({num_layers, 6, 12}));
+    CHECK(early.code() == errc::invalid_topology);
+    CHECK(early.message() ==
+          "rebalancer: rank 2 was expelled and the topology still has it alive: set_topology is due");
+    CHECK(early.rank() == 2);
+    self.moved.resume().or_throw();
     topology left = three;
     left.set_live(2, false);
     self.moved.set_topology(left, twice).or_throw();

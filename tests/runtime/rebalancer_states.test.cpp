@@ -384,6 +384,11 @@ TEST_CASE("what does not fit together is refused with the value") {
       doctest::Contains("threshold is nan"), std::system_error);
   CHECK_THROWS_WITH_AS(build({.utilization_threshold = 1.5}, 1, num_layers, where).or_throw(),
                        doctest::Contains("threshold is 1.5"), std::system_error);
+  // Somebody meant ten seconds, or thirty thousand milliseconds.
+  for (nanoseconds_t const other_unit : {10, 30'000}) {
+    CHECK_THROWS_WITH_AS(build({.timeout = other_unit}, 1, num_layers, where).or_throw(),
+                         doctest::Contains("its unit is the nanosecond"), std::system_error);
+  }
   auto const no_weights = build({.timeout = 50 * milliseconds}, 1, num_layers, where);
   CHECK(no_weights.code() == errc::invalid_weights);
   CHECK(no_weights.message().find("layer 0") != std::string::npos);

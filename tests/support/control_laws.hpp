@@ -217,6 +217,14 @@ void notices_death(Endpoint& self, law_log& log) {
   log.expect_failure(result.reason, {ballast::errc::peer_lost, ballast::errc::deadline_exceeded}, name,
                      "vote with a dead rank");
   log.expect(ballast::detail::now() - begin < 2 * timeout + slack, "a dead rank was noticed too late");
+  // Those that give up because of it do not stand before it.
+  self.control.give_up(result.reason);
+  sleep_for(20 * millisecond);
+  for (auto const& after : {self.control.all_reduce(values, timeout), self.control.trouble()}) {
+    log.expect_failure(after, {ballast::errc::peer_lost, ballast::errc::deadline_exceeded}, name,
+                       "a call when others have given up because of a dead rank");
+    log.expect(after.rank() == victim, "rank ", after.rank(), " is blamed for a dead one: ", after.message());
+  }
 }
 
 template <class Endpoint>
@@ -309,6 +317,11 @@ void regroups_again(Endpoint& self, law_log& log) {
     auto const result = self.control.regroup(timeout);
     log.expect_failure(result, {ballast::errc::deadline_exceeded}, ballast::detail::concat("rank ", late_one),
                        "regroup without the last rank");
+    log.expect(result.rank() == late_one, "regroup blames rank ", result.rank(), ": ", result.message());
+    for (ballast::index_t rank = 0; rank < late_one; ++rank) {
+      log.expect(result.message().find(ballast::detail::concat("rank ", rank)) == std::string::npos,
+                 "regroup names a rank that came: ", result.message());
+    }
     log.expect(ballast::detail::now() - begin < timeout + slack, "a regroup outlasted its deadline");
   }
   if (!log.expect_ok(self.control.regroup(patience), "the second regroup")) { return; }
@@ -341,6 +354,27 @@ void gives_up(Endpoint& self, law_log& log) {
   }
   if (!log.expect_ok(self.control.regroup(patience), "regroup")) { return; }
   works(self, log, "after a rank had given up");
+}
+
+// A rank gives up because of another one: that is the one to blame, not the rank that says so.
+template <class Endpoint>
+void carries_the_culprit(Endpoint& self, law_log& log) {
+  auto const culprit = self.num_ranks() - 1;
+  auto const blames = [&](ballast::status const& result, std::string_view what) {
+    log.expect(!result.ok() && result.rank() == culprit, what, " blames rank ", result.rank(), ": ", result.message());
+  };
+  if (self.rank() == 0) {
+    self.control.give_up(
+        {ballast::errc::deadline_exceeded, ballast::detail::concat("rank ", culprit, " is late"), culprit});
+    blames(self.control.trouble(), "its own trouble");
+    blames(self.control.vote(true, patience).reason, "its own vote");
+  } else {
+    std::array<std::int64_t, 1> values{5};
+    blames(self.control.all_reduce(values, patience), "a call");
+    blames(self.control.trouble(), "trouble");
+  }
+  if (!log.expect_ok(self.control.regroup(patience), "regroup")) { return; }
+  works(self, log, "after a rank had given up because of another one");
 }
 
 }  // namespace control_law
@@ -408,6 +442,11 @@ void check_control_laws(Runner runner) {
   SUBCASE("a rank that gives up is named, and a regroup ends it") {
     check([](auto& self, law_log& log) {
       if (self.num_ranks() > 1) { control_law::gives_up(self, log); }
+    });
+  }
+  SUBCASE("who gives up because of another rank carries its name along") {
+    check([](auto& self, law_log& log) {
+      if (self.num_ranks() > 1) { control_law::carries_the_culprit(self, log); }
     });
   }
   if constexpr (Runner::can_lose_ranks) {

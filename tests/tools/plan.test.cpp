@@ -133,7 +133,7 @@ TEST_CASE("deepseek plans what the reference published, replica ranks included")
 }
 
 TEST_CASE("a plan says how good it is and what it costs") {
-  for (auto const* policy : {"deepseek", "balanced", "incremental", "headroom"}) {
+  for (auto const* policy : {"deepseek", "balanced", "incremental", "headroom", "balanced_shares"}) {
     CAPTURE(policy);
     auto const planned = plan(with(mixtral_on_four, {"--policy", policy}));
     CHECK(planned["physical_to_logical_map"].size() == 3);
@@ -143,7 +143,8 @@ TEST_CASE("a plan says how good it is and what it costs") {
     CHECK(planned["balancedness_per_layer"].size() == 3);
     CHECK(planned["moves_per_layer"].size() == 3);
     CHECK(planned["balancedness"].get<double>() > planned["balancedness_of_current"].get<double>());
-    CHECK(planned.contains("shares") == (policy == std::string{"headroom"}));
+    CHECK(planned.contains("shares") ==
+          (policy == std::string{"headroom"} || policy == std::string{"balanced_shares"}));
     CHECK_FALSE(planned.contains("logical_count"));
     for (auto const& layer : planned["replica_counts"]) {
       CHECK(std::accumulate(layer.begin(), layer.end(), 0, [](int a, json const& b) { return a + b.get<int>(); }) ==
@@ -252,9 +253,13 @@ TEST_CASE("a file with rows for dense layers is read back, as current and to be 
   auto const by_layer_of_trace = output_of(with(base, {"--score", report}));
   CHECK(by_layer_of_trace["balancedness"] == again["balancedness"]);
   CHECK(refusal(with(mixtral_on_four, {"--score", file})) ==
-        file + ": physical_to_logical_map has 6 layers, must have 3\n");
+        file +
+            ": physical_to_logical_map has 6 layers, must have 3; where it has the rows of dense layers too, "
+            "--moe-layers and --model-layers say which\n");
   CHECK(refusal(with(mixtral_on_four, {"--score", file, "--moe-layers", "2:5"})) ==
-        file + ": physical_to_logical_map has 6 layers, must have 3 or 5\n");
+        file +
+            ": physical_to_logical_map has 6 layers, must have 3 or 5; where it has the rows of dense layers too, "
+            "--moe-layers and --model-layers say which\n");
   CHECK(refusal(with(mixtral_on_four, {"--policy", "balanced", "--model-layers", "6"})) ==
         "--model-layers is 6, but not which of them the 3 layers of the trace are: --moe-layers says it\n");
   CHECK(refusal(with(mixtral_on_four, {"--policy", "balanced", "--moe-layers", "2:6"})) ==
@@ -462,7 +467,7 @@ TEST_CASE("bad options are refused with their value") {
     return refusal(given);
   };
   CHECK(replaced("--policy", "magic") ==
-        "there is no policy 'magic'; known are: deepseek, balanced, incremental, headroom\n");
+        "there is no policy 'magic'; known are: deepseek, balanced, incremental, headroom, balanced_shares\n");
   CHECK(replaced("--ranks", "0") == "topology: number of ranks is 0, must be at least 1\n");
   CHECK(replaced("--ranks", "-4") == "topology: number of ranks is -4, must be at least 1\n");
   CHECK(replaced("--ranks", "5") == "topology: 5 ranks cannot be divided over 2 nodes\n");
@@ -480,7 +485,8 @@ TEST_CASE("bad options are refused with their value") {
   CHECK(replaced("--out", "/no/such/folder/plan.json") ==
         "/no/such/folder/plan.json: cannot be opened for writing: No such file or directory\n");
   CHECK(replaced("--speed", "9").find("--speed") != std::string::npos);
-  CHECK(refusal(mixtral_on_four) == "--policy is required; known are: deepseek, balanced, incremental, headroom\n");
+  CHECK(refusal(mixtral_on_four) ==
+        "--policy is required; known are: deepseek, balanced, incremental, headroom, balanced_shares\n");
   CHECK(refusal({}).find("--loads is required") != std::string::npos);
 }
 
@@ -509,7 +515,7 @@ TEST_CASE("bad files are refused with the place, and nothing is written") {
     return message.substr(std::min(file.size() + 2, message.size()));
   };
   CHECK(of_current("{}") == "there is no key physical_to_logical_map\n");
-  CHECK(of_current("nonsense").starts_with("not JSON: "));
+  CHECK(of_current("nonsense").starts_with("not JSON: parse error at line 1, column 2: "));
   auto map = plan(with(mixtral_on_four, {"--policy", "deepseek"}))["physical_to_logical_map"];
   for (auto& expert : map[2]) { expert = expert == 5 ? json(4) : expert; }
   CHECK(of_current(json{{"physical_to_logical_map", map}}.dump()) == "placement: layer 2 has no slot for expert 5\n");

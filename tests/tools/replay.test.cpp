@@ -147,6 +147,7 @@ TEST_CASE("a trace of N passes is over before the first plan, and the tool says 
   auto const result = replay(changing_trace(5), {"--policy", "deepseek", "--interval", "5"});
   CHECK(result.events.empty());
   CHECK(result.out.find("no expert was moved") != std::string::npos);
+  CHECK(result.out.find("nothing was committed") != std::string::npos);
 }
 
 TEST_CASE("balance above the threshold skips the plan, and still dumps") {
@@ -262,7 +263,7 @@ TEST_CASE("bad input is refused with its value") {
         "/no/such/folder/events: cannot be opened for writing: No such file or directory\n");
   CHECK(refusal(with(base, {"--policy", "deepseek", "--interval", "0"})) == "--interval is 0, must be at least 1\n");
   CHECK(refusal(with(base, {"--policy", "magic", "--interval", "2"})) ==
-        "there is no policy 'magic'; known are: deepseek, balanced, incremental, headroom\n");
+        "there is no policy 'magic'; known are: deepseek, balanced, incremental, headroom, balanced_shares\n");
   CHECK(refusal({"--trace", mixtral, "--ranks", "2000", "--nodes", "1", "--slots-per-rank", "1", "--policy", "deepseek",
                  "--interval", "2"}) == "--ranks is 2000, each is a thread: must be at most 1024\n");
   CHECK(refusal({"--trace", mixtral, "--ranks", "4", "--nodes", "4", "--slots-per-rank", "3", "--groups", "4",

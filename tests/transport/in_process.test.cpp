@@ -12,7 +12,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace {
 
@@ -47,6 +49,21 @@ TEST_CASE("an expelled rank is refused by every call, and the membership grows")
   CHECK(expelled.broadcast(bytes, 0, ballast_test::patience).code() == stale);
   CHECK(expelled.vote(true, ballast_test::patience).reason.code() == stale);
   CHECK(expelled.start({}, {}).code() == stale);
+}
+
+TEST_CASE("a rank expels another, as a process does") {
+  ballast::in_process_group group{3};
+  auto& self = group.endpoint(0);
+  auto const before = self.membership();
+  for (int again = 0; again < 2; ++again) { CHECK(self.expel(2).ok()); }
+  CHECK(self.membership() == before + 1);
+  CHECK(self.is_expelled(2));
+  CHECK_FALSE(self.is_expelled(1));
+  CHECK(group.endpoint(1).expel(2).ok());
+  for (ballast::index_t const none : {0, -1, 3}) {
+    CHECK(self.expel(none).code() == make_error_code(errc::invalid_option));
+  }
+  CHECK(group.endpoint(2).expel(0).code() == make_error_code(errc::stale_membership));
 }
 
 TEST_CASE("ranks that call different collectives are told so") {
@@ -107,4 +124,75 @@ TEST_CASE("what a batch had to offer ends with it") {
   REQUIRE(group.endpoint(1).start({}, receives).ok());
   CHECK(group.endpoint(1).poll() == ballast::transfer_state::pending);
   CHECK(group.endpoint(1).wait(0).code() == make_error_code(errc::deadline_exceeded));
+}
+
+TEST_CASE("whoever hears of a no hears why, and where it began") {
+  ballast::in_process_group group{3};
+  std::array<ballast::status, 3> results;
+  group.run([&](in_process_endpoint& self) {
+    if (self.rank() == 1) {
+      std::array<std::byte, 8> bytes{};
+      std::array<ballast::segment, 1> const segments{{{bytes.data(), bytes.size()}}};
+      std::array<ballast::incoming_message, 1> const receives{
+          {{.peer = 2, .tag = 7, .segments = segments, .source = {}}}};
+      REQUIRE(self.start({}, receives).ok());
+      CHECK(self.wait(1'000'000).code() == make_error_code(errc::deadline_exceeded));
+    }
+    auto vote = self.vote(self.rank() != 1, ballast_test::patience);
+    CHECK(vote.outcome == ballast::decision::drop);
+    results[static_cast<std::size_t>(self.rank())] = std::move(vote.reason);
+    // The batch is forgotten with its vote.
+    CHECK(self.vote(self.rank() != 1, ballast_test::patience).reason.rank() == 1);
+  });
+  for (auto const& result : results) {
+    CHECK(result.code() == make_error_code(errc::deadline_exceeded));
+    CHECK(result.message() == "rank 1 voted no: in_process: rank 1 waited in vain for a message of rank 2");
+    CHECK(result.rank() == 2);
+  }
+}
+
+TEST_CASE("a rank that has a reason of its own stands before those that gave up because of it") {
+  ballast::in_process_group group{4};
+  group.endpoint(0).give_up({errc::transport_failed, "rank 2 has given up", 2});
+  CHECK(group.endpoint(1).trouble().rank() == 2);
+  group.endpoint(2).give_up({errc::out_of_memory, "no staging"});
+  CHECK(group.endpoint(1).trouble().message() == "in_process: rank 2 has given up: no staging");
+  CHECK(group.endpoint(1).trouble().rank() == 2);
+  group.kill(3);
+  CHECK(group.endpoint(1).trouble().message() == "in_process: rank 3 is dead");
+  CHECK(group.endpoint(1).trouble().rank() == 3);
+}
+
+TEST_CASE("a regroup blames neither who was there a moment before nor who waits") {
+  ballast::in_process_group group{3};
+  std::array<ballast::status, 3> results;
+  group.run([&](in_process_endpoint& self) {
+    if (self.rank() == 2) { return; }
+    results[static_cast<std::size_t>(self.rank())] =
+        self.regroup((100 + 200 * self.rank()) * ballast_test::millisecond);
+  });
+  for (std::size_t rank : {0u, 1u}) {
+    CHECK(results[rank].message() == "regroup: rank 2 did not come in time");
+    CHECK(results[rank].rank() == 2);
+  }
+  // Now rank 1 is alone, and rank 2 is the one that has never come.
+  auto const alone = group.endpoint(1).regroup(0);
+  CHECK(alone.message() == "regroup: rank 0, rank 2 did not come in time");
+  CHECK(alone.rank() == 2);
+}
+
+TEST_CASE("a rank whose body throws is dead at once, and run throws what came first") {
+  ballast::in_process_group group{3};
+  auto const start = ballast::detail::now();
+  auto const run = [&] {
+    group.run([](in_process_endpoint& self) {
+      if (self.rank() == 2) { throw std::runtime_error{"the disk is full"}; }
+      std::array<std::int64_t, 1> value{};
+      self.all_reduce(value, ballast_test::patience).or_throw();
+    });
+  };
+  CHECK_THROWS_WITH(run(), "the disk is full");
+  CHECK(ballast::detail::now() - start < ballast_test::patience / 2);
+  // The others have thrown because of it, and are dead, too.
+  CHECK(group.endpoint(0).trouble().message() == "in_process: rank 2 is dead");
 }

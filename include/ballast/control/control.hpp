@@ -80,6 +80,13 @@ concept regrouping_plane = control_plane<C> && requires(C& c, nanoseconds_t time
   { c.trouble() } -> std::same_as<status>;
 };
 
+/// A control plane that can tell which ranks the group has expelled: `is_expelled(rank)`, of a rank in [0, R). A
+/// rebalancer then plans nothing while its topology has such a rank alive.
+template <class C>
+concept expelling_plane = control_plane<C> && requires(C const& k, index_t rank) {
+  { k.is_expelled(rank) } -> std::same_as<bool>;
+};
+
 /// One of the things that ranks compare before they act.
 struct agreed_word {
   std::string_view name;  ///< what it is, for the message: "plan", "step"

@@ -250,7 +250,7 @@ public:
   ///
   /// @return `errc::deadline_exceeded` naming a rank that does not regroup; or what the all-gather says.
   [[nodiscard]] status regroup(nanoseconds_t timeout) {
-    if (given_up_.ok()) { given_up_ = {errc::transport_failed, "it has to regroup"}; }
+    if (given_up_.ok()) { given_up_ = {errc::transport_failed, "it has to regroup", trouble().rank()}; }
     auto const deadline = detail::deadline_after(timeout);
     for (;;) {
       fill_header({activity::regroups, 0, 0}, 0);
@@ -266,12 +266,14 @@ public:
   void give_up(status const& why) {
     if (!given_up_.ok()) { return; }
     given_up_ = why.ok() ? status{errc::transport_failed, "without a reason"} : why;
+    if (given_up_.rank() == status::no_rank) { given_up_ = {given_up_.code(), given_up_.message(), rank_}; }
   }
 
   /// What the last call told; see `control_plane`.
   [[nodiscard]] status trouble() const {
     if (!given_up_.ok()) {
-      return {given_up_.code(), detail::concat("rank ", rank_, " has given up: ", given_up_.message()), rank_};
+      auto const culprit = given_up_.rank() == status::no_rank ? rank_ : given_up_.rank();
+      return {given_up_.code(), detail::concat("rank ", rank_, " has given up: ", given_up_.message()), culprit};
     }
     return out_of_step_.ok() ? lost_ : out_of_step_;
   }
@@ -291,6 +293,8 @@ private:
     call_identity identity;
     bool has_given_up;
     index_t sender;
+    index_t culprit;  // whom a sender that has given up blames, maybe itself; -1 when it says nothing of that
+    errc why;
     std::uint64_t generation;
     std::uint64_t call;
     std::uint64_t piece;
@@ -358,24 +362,36 @@ private:
     }
   }
 
-  // Is there a rank that this one cannot make any call with before it regroups?
+  // Is there a rank that this one cannot make any call with before it regroups? Of several the one that knows most of
+  // why: one that has a reason of its own, then one that blames another rank.
   [[nodiscard]] status find_out_of_step() {
+    int known = -1;
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
       auto const other = header_of(rank);
       if (!is_live(rank)) { continue; }
       if (other.has_given_up && other.proposal > generation_) {
-        auto const* const what =
-            other.identity.what == activity::recalls ? " has given up and recalls vote " : " has given up and regroups";
-        out_of_step_ = {errc::transport_failed, detail::concat("rank ", rank, what), rank};
-      } else if (other.generation > generation_ || (other.generation < generation_ && !other.has_given_up)) {
+        int const knows = other.culprit == rank ? 2 : other.culprit >= 0 ? 1 : 0;
+        if (knows > known) { out_of_step_ = gave_up(rank, other); }
+        known = std::max(known, knows);
+      } else if (known < 0 &&
+                 (other.generation > generation_ || (other.generation < generation_ && !other.has_given_up))) {
+        known = 0;
         out_of_step_ = {errc::transport_failed,
                         detail::concat("rank ", rank, " has regrouped ", other.generation, " times, rank ", rank_, " ",
                                        generation_, " times"),
                         rank};
       }
-      if (!out_of_step_.ok()) { return out_of_step_; }
     }
-    return {};
+    return out_of_step_;
+  }
+  [[nodiscard]] static status gave_up(index_t rank, frame_header const& other) {
+    auto const* const what =
+        other.identity.what == activity::recalls ? " has given up and recalls a vote" : " has given up and regroups";
+    auto text = detail::concat("rank ", rank, what);
+    if (other.culprit < 0) { return {errc::transport_failed, std::move(text), rank}; }
+    if (other.culprit != rank) { text += detail::concat(" because of rank ", other.culprit); }
+    auto const why = make_error_code(other.why);
+    return {why, detail::concat(text, ": ", why.message()), other.culprit};
   }
 
   // Are all ranks at the same piece of the same call?
@@ -587,7 +603,7 @@ private:
     frame_[0] = (given_up_.ok() ? 0 : given_up_bit) | static_cast<std::uint64_t>(identity.what) << 32 |
                 static_cast<std::uint64_t>(identity.root);
     frame_[1] = identity.size;
-    frame_[2] = static_cast<std::uint64_t>(rank_);
+    frame_[2] = reason_bits() | static_cast<std::uint64_t>(rank_);
     frame_[3] = generation_;
     frame_[4] = calls_;
     frame_[5] = piece;
@@ -597,6 +613,14 @@ private:
     frame_[8] = first_vote_;
     frame_[9] = proposal_;
   }
+  // Whom this rank blames for its giving up, plus one, and the code of why: as much of the reason as has room. Nothing
+  // where it only regroups.
+  [[nodiscard]] std::uint64_t reason_bits() const noexcept {
+    if (given_up_.rank() == status::no_rank) { return 0; }
+    bool const known = given_up_.code().category() == category();
+    auto const code = known ? given_up_.code().value() : static_cast<int>(errc::transport_failed);
+    return static_cast<std::uint64_t>(code) << 56 | (static_cast<std::uint64_t>(given_up_.rank()) + 1) << 32;
+  }
   [[nodiscard]] std::span<std::uint64_t const> frame_of(index_t rank) const noexcept {
     return std::span{frames_}.subspan(static_cast<std::size_t>(rank) * frame_.size(), frame_.size());
   }
@@ -605,7 +629,9 @@ private:
     auto const what = static_cast<activity>((words[0] & ~given_up_bit) >> 32);
     return {{what, static_cast<index_t>(words[0] & 0xffffffff), words[1]},
             (words[0] & given_up_bit) != 0,
-            static_cast<index_t>(words[2]),
+            static_cast<index_t>(words[2] & 0xffffffff),
+            static_cast<index_t>(words[2] >> 32 & 0xffffff) - 1,
+            words[2] >> 56 != 0 ? static_cast<errc>(words[2] >> 56) : errc::transport_failed,
             words[3],
             words[4],
             words[5],

@@ -71,7 +71,7 @@ public:
   void publish(topology const& where, placement const& from, index_t layer) {
     BALLAST_EXPECTS(from.shape() == shape_, "dispatch_tables: a placement of another shape");
     BALLAST_EXPECTS(where.num_slots() == shape_.num_slots, "dispatch_tables: a topology of another shape");
-    BALLAST_EXPECTS(layer >= 0 && layer < shape_.num_layers, "dispatch_tables: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, shape_.num_layers, "dispatch_tables: layer");
     builder_.build(where, from, layer, mode_, rank_, row(ranges_, layer, shape_.num_logical),
                    row(entries_, layer, shape_.num_slots));
   }
@@ -181,7 +181,7 @@ private:
 template <std::integral Id>
 void dispatch_ids(dispatch_view const& view, index_t layer, index_t top_k, std::span<Id const> logical,
                   std::span<Id> physical) {
-  BALLAST_EXPECTS(layer >= 0 && layer < view.num_layers, "dispatch_ids: layer out of range");
+  BALLAST_EXPECTS_BELOW(layer, view.num_layers, "dispatch_ids: layer");
   BALLAST_EXPECTS(logical.size() == physical.size(), "dispatch_ids: arrays differ in size");
   BALLAST_EXPECTS(top_k > 0 && logical.size() % static_cast<std::size_t>(top_k) == 0,
                   "dispatch_ids: not [tokens, top_k]");

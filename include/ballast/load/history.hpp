@@ -40,7 +40,7 @@ public:
   [[nodiscard]] constexpr std::span<load_t const> tokens() const noexcept { return tokens_; }
   /// One bucket, `[L, E]`. @pre in range
   [[nodiscard]] constexpr matrix_view<load_t const> bucket(index_t bucket) const {
-    BALLAST_EXPECTS(bucket >= 0 && bucket < num_buckets_, "load_history_view: bucket out of range");
+    BALLAST_EXPECTS_BELOW(bucket, num_buckets_, "load_history_view: bucket");
     auto const size = static_cast<std::size_t>(num_layers_) * static_cast<std::size_t>(num_logical_);
     return {tokens_.subspan(static_cast<std::size_t>(bucket) * size, size), num_layers_, num_logical_};
   }

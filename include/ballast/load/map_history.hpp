@@ -58,7 +58,7 @@ public:
   /// @complexity O(P), no allocation.
   /// @throws nothing
   void note_commit(index_t layer, std::int64_t pass, std::span<index_t const> old_row) {
-    BALLAST_EXPECTS(layer >= 0 && layer < num_layers_, "map_history: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, num_layers_, "map_history: layer");
     BALLAST_EXPECTS(old_row.size() == static_cast<std::size_t>(num_slots_), "map_history: map is not [P]");
     auto const at = static_cast<std::size_t>(layer);
     auto& count = count_[at];

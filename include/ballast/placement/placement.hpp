@@ -136,7 +136,7 @@ public:
   /// Slots of one logical expert, in replica-rank order.
   [[nodiscard]] std::span<index_t const> replicas_of(index_t layer, index_t expert) const {
     auto const offsets = replica_offsets(layer);
-    BALLAST_EXPECTS(expert >= 0 && expert < shape_.num_logical, "placement: expert out of range");
+    BALLAST_EXPECTS_BELOW(expert, shape_.num_logical, "placement: expert");
     auto const first = offsets[static_cast<std::size_t>(expert)];
     auto const last = offsets[static_cast<std::size_t>(expert) + 1];
     return replica_slots(layer).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(last - first));
@@ -254,13 +254,13 @@ private:
   }
   template <class T>
   [[nodiscard]] std::span<T const> row(std::vector<T> const& elements, index_t layer, index_t width) const {
-    BALLAST_EXPECTS(layer >= 0 && layer < shape_.num_layers, "placement: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, shape_.num_layers, "placement: layer");
     return std::span{elements}.subspan(static_cast<std::size_t>(layer) * static_cast<std::size_t>(width),
                                        static_cast<std::size_t>(width));
   }
   template <class T>
   [[nodiscard]] std::span<T> row(std::vector<T>& elements, index_t layer, index_t width) {
-    BALLAST_EXPECTS(layer >= 0 && layer < shape_.num_layers, "placement: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, shape_.num_layers, "placement: layer");
     return std::span{elements}.subspan(static_cast<std::size_t>(layer) * static_cast<std::size_t>(width),
                                        static_cast<std::size_t>(width));
   }

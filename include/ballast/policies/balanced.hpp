@@ -6,6 +6,7 @@
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/fwd.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/detail/dead_ranks.hpp>
@@ -292,8 +293,10 @@ private:
 /// completely. With two slots a rank, counts are found and proved by branch and bound. No layer comes out worse than
 /// with `deepseek_placement` of the same groups, and no rank holds two copies of an expert where that can be avoided,
 /// but for about one in a thousand small layers with idle experts (docs/balanced.md).
-template <rank_cost Cost = token_cost>
+template <class Cost>  // its default stands in fwd.hpp
 struct basic_balanced_placement {
+  static_assert(rank_cost<Cost>, "basic_balanced_placement: Cost is no rank_cost");
+
   static constexpr bool follows_loads = true;
 
   index_t num_groups = 1;  ///< G, consecutive experts that group-limited routing picks together

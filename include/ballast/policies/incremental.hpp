@@ -6,6 +6,7 @@
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/fwd.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/detail/dead_ranks.hpp>
@@ -90,8 +91,10 @@ struct move_cost_model {
 ///
 /// @par Cost
 /// `Cost` turns the load of a rank into what it costs the step; see `rank_cost`.
-template <rank_cost Cost = token_cost>
+template <class Cost>  // its default stands in fwd.hpp
 struct basic_incremental_placement {
+  static_assert(rank_cost<Cost>, "basic_incremental_placement: Cost is no rank_cost");
+
   static constexpr bool follows_loads = true;
 
   /// Most moves in any layer: experts that a rank must receive. -1: no budget, `worth` decides.

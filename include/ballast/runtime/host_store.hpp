@@ -139,12 +139,12 @@ public:
   /// @lifetime the store's; rows change in `commit` and `publish` only.
   [[nodiscard]] placement const& published() const noexcept { return published_; }
   [[nodiscard]] bool is_published(index_t layer) const {
-    BALLAST_EXPECTS(layer >= 0 && layer < num_layers(), "host_store: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, num_layers(), "host_store: layer");
     return epochs_[static_cast<std::size_t>(layer)].has_value();
   }
   /// Epoch of a layer's row, 0 before it is published.
   [[nodiscard]] epoch_t epoch(index_t layer) const {
-    BALLAST_EXPECTS(layer >= 0 && layer < num_layers(), "host_store: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, num_layers(), "host_store: layer");
     return epochs_[static_cast<std::size_t>(layer)].value_or(0);
   }
 

@@ -2,6 +2,7 @@
 #ifndef BALLAST_RUNTIME_REBALANCER_HPP
 #define BALLAST_RUNTIME_REBALANCER_HPP
 
+#include <ballast/contract.hpp>
 #include <ballast/control/control.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/load/recorder.hpp>
@@ -128,7 +129,7 @@ public:
 
   /// Layers whose commit this rank does not know the outcome of, in the state `cohort_lost`; ascending. Empty if there
   /// is nothing that `settle` could mend.
-  [[nodiscard]] std::span<index_t const> undecided_layers() const noexcept { return core_->undecided; }
+  [[nodiscard]] std::span<index_t const> undecided_layers() const noexcept { return own().undecided; }
   /// End `cohort_lost` with what the engine has learnt from the others: `commit` when a live rank is at a later epoch
   /// of the undecided layers, `drop` when none is. Concerns this rank alone; a `resume` on every rank is due
   /// afterwards.
@@ -143,10 +144,10 @@ public:
   ///
   /// In asynchronous mode, between `outgoing` and `incoming`, a group that has arrived is kept until the words tell
   /// whether all have committed it.
-  void disable() { detail::disable(*core_); }
+  void disable() { detail::disable(own()); }
   /// Plan again; the count of passes restarts. Call on every rank before the same step.
-  void enable() noexcept { detail::enable(*core_); }
-  [[nodiscard]] bool enabled() const noexcept { return core_->enabled; }
+  void enable() noexcept { detail::enable(own()); }
+  [[nodiscard]] bool enabled() const noexcept { return own().enabled; }
 
   // ---- recording, per layer of the running pass ----
 
@@ -156,8 +157,8 @@ public:
   void record_top_k(index_t layer, Ids const& logical_ids) {
     if constexpr (std::is_void_v<decltype(recorder().record_top_k(layer, logical_ids))>) {
       recorder().record_top_k(layer, logical_ids);
-    } else if (auto result = recorder().record_top_k(layer, logical_ids); !result.ok() && core_->recording.ok()) {
-      core_->recording = std::move(result);
+    } else if (auto result = recorder().record_top_k(layer, logical_ids); !result.ok() && own().recording.ok()) {
+      own().recording = std::move(result);
     }
   }
   /// Count tokens per logical expert, `[E]`.
@@ -178,7 +179,7 @@ public:
   template <class Counts>
   [[nodiscard]] status record_physical(index_t layer, Counts const& counts, std::uint64_t pass) {
     return under_map(layer, pass, [&](std::span<index_t const> map) {
-      return core_->recorder.record_physical(layer, counts, map, where());
+      return own().recorder.record_physical(layer, counts, map, where());
     });
   }
   /// Count tokens that arrived at this rank's slots, `[S]` or `[S + F]`, under the map in force.
@@ -190,7 +191,7 @@ public:
   template <class Counts>
   [[nodiscard]] status record_local(index_t layer, Counts const& counts, std::uint64_t pass) {
     return under_map(layer, pass, [&](std::span<index_t const> map) {
-      return core_->recorder.record_local(layer, counts, rank(), map, where());
+      return own().recorder.record_local(layer, counts, rank(), map, where());
     });
   }
   /// Count tokens that arrived at this rank's slots, from running sums over them, under the map in force.
@@ -202,7 +203,7 @@ public:
   template <class Sums>
   [[nodiscard]] status record_local_prefix_sums(index_t layer, Sums const& sums, std::uint64_t pass) {
     return under_map(layer, pass, [&](std::span<index_t const> map) {
-      return core_->recorder.record_local_prefix_sums(layer, sums, rank(), map, where());
+      return own().recorder.record_local_prefix_sums(layer, sums, rank(), map, where());
     });
   }
 
@@ -228,7 +229,7 @@ public:
 
   /// The word that this rank tells the others with the engine's next exchange, once per step. Asynchronous moves need
   /// it; in synchronous mode it lets every rank learn, in the same step, that a `resume` is due.
-  [[nodiscard]] std::uint64_t outgoing() noexcept { return detail::tell_word(*core_); }
+  [[nodiscard]] std::uint64_t outgoing() noexcept { return detail::tell_word(own()); }
 
   /// Take the words of all ranks in, before the next pass is launched: layers that every rank has received are
   /// committed, and the next bytes set off. A rank that missed an exchange learns from the next one what the others
@@ -290,27 +291,31 @@ public:
 
   // ---- what is so ----
 
-  [[nodiscard]] index_t rank() const noexcept { return core_->rank(); }
+  [[nodiscard]] index_t rank() const noexcept { return own().rank(); }
   /// The recorder: what it has dropped or could not count, its gate, its window.
-  [[nodiscard]] Recorder& recorder() noexcept { return core_->recorder; }
-  [[nodiscard]] Recorder const& recorder() const noexcept { return core_->recorder; }
-  [[nodiscard]] rebalancer_state state() const noexcept { return core_->state; }
+  [[nodiscard]] Recorder& recorder() noexcept { return own().recorder; }
+  [[nodiscard]] Recorder const& recorder() const noexcept { return own().recorder; }
+  [[nodiscard]] rebalancer_state state() const noexcept { return own().state; }
   /// Why the state is `failed` or `cohort_lost`; success otherwise.
-  [[nodiscard]] status const& failure() const noexcept { return core_->failure; }
+  [[nodiscard]] status const& failure() const noexcept { return own().failure; }
   /// Calls of `on_forward_pass_end` so far; after a `resume`, the most of any rank.
-  [[nodiscard]] std::uint64_t step() const noexcept { return core_->books.step(); }
+  [[nodiscard]] std::uint64_t step() const noexcept { return own().books.step(); }
   /// The placement in force; in mid-cycle, layers already moved are new and the others old.
-  [[nodiscard]] placement const& current() const noexcept { return core_->books.in_force(); }
+  [[nodiscard]] placement const& current() const noexcept { return own().books.in_force(); }
   /// Commits of one layer so far.
-  [[nodiscard]] epoch_t epoch(index_t layer) const { return core_->books.epoch(layer); }
-  [[nodiscard]] topology const& where() const noexcept { return core_->books.where(); }
-  [[nodiscard]] rebalancer_options const& options() const noexcept { return core_->options; }
+  [[nodiscard]] epoch_t epoch(index_t layer) const { return own().books.epoch(layer); }
+  [[nodiscard]] topology const& where() const noexcept { return own().books.where(); }
+  [[nodiscard]] rebalancer_options const& options() const noexcept { return own().options; }
   /// Exceptions that left the observer.
-  [[nodiscard]] std::uint64_t observer_exceptions() const noexcept { return core_->events.exceptions(); }
+  [[nodiscard]] std::uint64_t observer_exceptions() const noexcept { return own().events.exceptions(); }
 
 private:
   using core = detail::rebalancer_core<Recorder, Policy, Schedule, Transport, Store, Control>;
 
+  [[nodiscard]] core& own() const {
+    BALLAST_EXPECTS(core_ != nullptr, "rebalancer: it was moved from");
+    return *core_;
+  }
   template <class Call>
   [[nodiscard]] status call(char const* name, Call what) {
     if (core_ == nullptr) { return {errc::invalid_option, detail::concat(name, ": the rebalancer was moved from")}; }
@@ -319,7 +324,7 @@ private:
   template <class Record>
   [[nodiscard]] status under_map(index_t layer, std::uint64_t pass, Record record) const {
     std::span<index_t const> map;
-    if (auto result = core_->books.map_of(layer, pass, map); !result.ok()) { return result; }
+    if (auto result = own().books.map_of(layer, pass, map); !result.ok()) { return result; }
     return record(map);
   }
 

@@ -21,7 +21,7 @@ struct rebalancer_options {
   index_t interval = 1000;     ///< N, forward passes between plans, >= 1
   index_t share_interval = 0;  ///< M, passes between refreshes of the shares alone; 0: shares change with plans only
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; in [0, 1], 1 always plans
-  nanoseconds_t timeout = 10'000'000'000;  ///< of each wait for the other ranks; ranks may differ
+  nanoseconds_t timeout = 10'000'000'000;  ///< ns, of each wait for the other ranks; ranks may differ
   pass_gate gate{};                        ///< which passes count
   /// Under a `layerwise_policy` each rank plans some of the layers and gets the rows of the others; false: every rank
   /// plans all of them, and the plans are compared.
@@ -41,6 +41,9 @@ struct rebalancer_options {
   /// hold is compared at the next dump.
   index_t checked_slots = 0;
 
+  /// What is below can only be another unit, as 10 for ten seconds.
+  static constexpr nanoseconds_t shortest_timeout = 100'000;
+
   /// Refuse values that make no sense, naming them.
   [[nodiscard]] status validate() const {
     auto const refuse = [](auto const&... parts) {
@@ -53,8 +56,11 @@ struct rebalancer_options {
     if (checked_slots < 0) { return refuse("checked_slots is ", checked_slots, ", must not be negative"); }
     bool const in_range = utilization_threshold >= 0 && utilization_threshold <= 1;  // a NaN is not
     if (!in_range) { return refuse("utilization_threshold is ", utilization_threshold, ", must be in [0, 1]"); }
-    if (timeout <= 0) { return refuse("timeout is ", timeout, " ns, must be positive"); }
     if (checked_layers < 0) { return refuse("checked_layers is ", checked_layers, ", must not be negative"); }
+    if (timeout < shortest_timeout) {
+      return refuse("timeout is ", timeout, " ns, must be at least ", shortest_timeout,
+                    " ns: its unit is the nanosecond, and no rank answers sooner");
+    }
     if (relabel > relabel_scope::all) {
       return refuse("relabel is ", static_cast<int>(relabel), ", must be one of none, slots, ranks, nodes, all");
     }

@@ -106,7 +106,7 @@ public:
   void replace(index_t slot, index_t expert) {
     BALLAST_EXPECTS(slot >= 0 && slot < num_slots() && detail::at(next_, slot) != none,
                     "share_solver: not a live slot");
-    BALLAST_EXPECTS(expert >= 0 && expert < num_logical(), "share_solver: expert out of range");
+    BALLAST_EXPECTS_BELOW(expert, num_logical(), "share_solver: expert");
     remove(slot);
     insert(slot, expert);
   }

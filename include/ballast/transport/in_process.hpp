@@ -23,6 +23,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -38,6 +39,7 @@ struct in_process_state {
   struct collective {
     char const* kind = nullptr;
     std::vector<std::vector<std::byte>> contributions;
+    std::vector<status> doubts;           // why a rank voted no, if it knew
     std::vector<unsigned char> expected;  // not the ranks that were expelled before
     std::vector<unsigned char> arrived;
     index_t num_missing = 0;
@@ -57,11 +59,15 @@ struct in_process_state {
     std::condition_variable wake;
     std::uint64_t calls = 0;
     std::uint64_t no_in = 0;  // the last call in which it voted no
-    bool dead = false;
+    status doubt;             // why it did, if it knew
+    std::uint64_t died = 0;   // it was the n-th to die; 0 while it lives
     bool expelled = false;
-    bool regroups = false;  // waits for the others to do so too
-    status given_up;        // why it makes no call until then
+    bool regroups = false;           // waits for the others to do so too
+    std::uint64_t left_regroup = 0;  // when it last gave that up, in steps of `regroup_clock`
+    status given_up;                 // why it makes no call until then
     std::vector<parcel*> mailbox;
+
+    [[nodiscard]] bool dead() const noexcept { return died != 0; }
   };
 
   explicit in_process_state(index_t num_ranks) : ranks(static_cast<std::size_t>(num_ranks)) {}
@@ -70,13 +76,25 @@ struct in_process_state {
   void wake_all() {
     for (auto& rank : ranks) { rank.wake.notify_all(); }
   }
+  void bury(index_t rank) {
+    if (!at(rank).dead()) { at(rank).died = ++deaths; }
+    wake_all();
+  }
+  void expel(index_t rank) {
+    if (at(rank).expelled) { return; }
+    at(rank).expelled = true;
+    ++membership;
+    bury(rank);
+  }
 
   std::mutex mutex;
   std::vector<rank_state> ranks;
   // Whoever is inside a call holds on to it: a regroup forgets them all.
   std::map<std::uint64_t, std::shared_ptr<collective>> collectives;
   std::uint64_t membership = 1;
-  std::uint64_t generation = 0;  // times that the ranks have regrouped
+  std::uint64_t deaths = 0;
+  std::uint64_t generation = 0;     // times that the ranks have regrouped
+  std::uint64_t regroup_clock = 1;  // grows when a rank comes to a regroup, or gives one up
 };
 
 }  // namespace detail
@@ -142,6 +160,7 @@ public:
       state_->at(rank_).wake.wait_until(lock, deadline);
     }
     close(lock);
+    doubt_ = failure_;
     return std::exchange(failure_, {});
   }
 
@@ -153,6 +172,28 @@ public:
   [[nodiscard]] std::uint64_t membership() const {
     std::lock_guard const lock{state_->mutex};
     return state_->membership;
+  }
+
+  /// Whether `expel` has shut that rank out. @param rank in [0, R)
+  [[nodiscard]] bool is_expelled(index_t rank) const {
+    BALLAST_EXPECTS_BELOW(rank, num_ranks(), "is_expelled: rank");
+    std::lock_guard const lock{state_->mutex};
+    return state_->at(rank).expelled;
+  }
+  /// Shut a rank out, as `in_process_group::expel`: any rank may, also several the same one.
+  ///
+  /// @param rank  another rank. Expelling it again changes nothing.
+  /// @return `errc::stale_membership` when this rank was expelled itself, `errc::invalid_option` for this rank and for
+  ///         none of the group.
+  [[nodiscard]] status expel(index_t rank) {
+    std::lock_guard const lock{state_->mutex};
+    if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
+    if (rank < 0 || rank >= num_ranks() || rank == rank_) {
+      return {errc::invalid_option,
+              detail::concat("in_process: rank ", rank_, " of ", num_ranks(), " cannot expel rank ", rank)};
+    }
+    state_->expel(rank);
+    return {};
   }
 
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
@@ -188,7 +229,7 @@ public:
   }
 
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
-    BALLAST_EXPECTS(root >= 0 && root < num_ranks(), "broadcast: root out of range");
+    BALLAST_EXPECTS_BELOW(root, num_ranks(), "broadcast: root");
     auto const mine = rank_ == root ? std::span<std::byte const>{bytes} : std::span<std::byte const>{};
     return meet("broadcast", mine, timeout, [&](collective const& meeting) -> status {
       if (meeting.expected[static_cast<std::size_t>(root)] == 0) {
@@ -206,16 +247,24 @@ public:
     });
   }
 
+  /// Commit if every live rank says yes in time; see `control_plane`.
+  ///
+  /// @return with `drop`, the code and the rank of what failed the batch before the vote of a rank that said no;
+  ///         `errc::transport_failed` naming that rank itself where no batch of its own had failed.
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
     std::byte const mine{yes};
-    if (!yes) { tell_no(); }
+    auto const doubt = std::exchange(doubt_, {});
+    if (!yes) { tell_no(doubt); }
     auto result = meet("vote", {&mine, 1}, timeout, [](collective const& meeting) -> status {
+      index_t found = -1;
       for (std::size_t r = 0; r < meeting.contributions.size(); ++r) {
-        if (meeting.expected[r] != 0 && meeting.contributions[r][0] == std::byte{0}) {
-          return {errc::transport_failed, detail::concat("rank ", r, " voted no"), static_cast<index_t>(r)};
-        }
+        if (meeting.expected[r] == 0 || meeting.contributions[r][0] != std::byte{0}) { continue; }
+        // A rank that blames nobody else is where it began.
+        auto const rank = static_cast<index_t>(r);
+        if (found < 0 || culprit(meeting.doubts[r], rank) == rank) { found = rank; }
+        if (culprit(meeting.doubts[r], rank) == rank) { break; }
       }
-      return {};
+      return found < 0 ? status{} : voted_no("", found, meeting.doubts[static_cast<std::size_t>(found)]);
     });
     if (result.ok()) { return {decision::commit, {}}; }
     return {decision::drop, std::move(result)};
@@ -233,17 +282,17 @@ public:
     auto const deadline = deadline_after(timeout);
     auto& self = state_->at(rank_);
     auto const before = state_->generation;
+    auto const since = ++state_->regroup_clock;
     self.regroups = true;
     complete_regroup();
     auto const settled = [&] { return state_->generation != before || self.expelled || lost_rank() >= 0; };
     bool const in_time = self.wake.wait_until(lock, deadline, settled);
     if (state_->generation != before) { return {}; }
+    auto result = in_time ? lost("regroup", lost_rank()) : late_to_regroup(since);
     self.regroups = false;
+    self.left_regroup = ++state_->regroup_clock;
     if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
-    if (in_time) { return lost("regroup", lost_rank()); }
-    auto const missing = missing_ranks([](rank_state const& rank) { return !rank.expelled && !rank.regroups; });
-    return {errc::deadline_exceeded, detail::concat("regroup: ", missing.names, " did not come in time"),
-            missing.first};
+    return result;
   }
   /// Tell the others that this rank makes no call until it regroups; see `control_plane`.
   void give_up(status const& why) {
@@ -253,17 +302,11 @@ public:
     given_up = why.ok() ? status{errc::transport_failed, "without a reason"} : why;
     state_->wake_all();
   }
-  /// A rank that is dead, or one that has given up; see `control_plane`.
+  /// A rank that is dead, or else one that has given up; see `control_plane`.
   [[nodiscard]] status trouble() const {
     std::lock_guard const lock{state_->mutex};
     if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
-    for (index_t rank = 0; rank < num_ranks(); ++rank) {
-      auto const& other = state_->at(rank);
-      if (other.expelled) { continue; }
-      if (other.dead) { return lost("in_process", rank); }
-      if (!other.given_up.ok()) { return gave_up("in_process", rank); }
-    }
-    return {};
+    return find_trouble("in_process");
   }
 
 private:
@@ -298,24 +341,44 @@ private:
   // The last of the live ranks to come sets everybody's numbers.
   void complete_regroup() {
     for (auto const& rank : state_->ranks) {
-      if (!rank.expelled && (rank.dead || !rank.regroups)) { return; }
+      if (!rank.expelled && (rank.dead() || !rank.regroups)) { return; }
     }
     ++state_->generation;
     state_->collectives.clear();
     for (auto& rank : state_->ranks) {
       rank.regroups = false;
+      rank.left_regroup = state_->regroup_clock;
       rank.given_up = {};
       rank.calls = state_->generation << generation_shift;
     }
     state_->wake_all();
   }
-  // A rank that is dead and not expelled, or -1.
-  [[nodiscard]] index_t lost_rank() const {
+  // Those that have not been here since this rank came, else those that came at another time. Of several, the one that
+  // has been away for longest is to blame.
+  [[nodiscard]] status late_to_regroup(std::uint64_t since) const {
+    auto const is_away = [](rank_state const& rank) { return !rank.expelled && !rank.regroups; };
+    auto missing = missing_ranks([&](rank_state const& rank) { return is_away(rank) && rank.left_regroup < since; });
+    if (missing.names.empty()) { missing = missing_ranks(is_away); }
+    auto culprit = missing.first;
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
-      if (state_->at(rank).dead && !state_->at(rank).expelled) { return rank; }
+      auto const& other = state_->at(rank);
+      if (is_away(other) && other.left_regroup < state_->at(culprit).left_regroup) { culprit = rank; }
     }
-    return -1;
+    return {errc::deadline_exceeded, detail::concat("regroup: ", missing.names, " did not come in time"), culprit};
   }
+  // Of the ranks that are dead and not expelled the first that died, or -1: the others may have gone because of it.
+  [[nodiscard]] index_t lost_rank() const {
+    index_t found = -1;
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      auto const& other = state_->at(rank);
+      if (!other.dead() || other.expelled) { continue; }
+      if (found < 0 || other.died < state_->at(found).died) { found = rank; }
+    }
+    return found;
+  }
+
+  // Whom to blame for the loss of `rank`.
+  [[nodiscard]] index_t first_lost(index_t rank) const { return state_->at(rank).expelled ? rank : lost_rank(); }
 
   // Take what has arrived. Copies run without the lock: `copying` keeps the sender's memory alive meanwhile.
   [[nodiscard]] transfer_state progress(std::unique_lock<std::mutex>& lock) {
@@ -394,34 +457,58 @@ private:
   }
 
   // Whoever still waits for bytes, and has this vote before it, waits in vain.
-  void tell_no() {
+  void tell_no(status const& doubt) {
     std::lock_guard const lock{state_->mutex};
     auto& self = state_->at(rank_);
-    if (self.given_up.ok()) { self.no_in = self.calls + 1; }
+    if (self.given_up.ok()) {
+      self.no_in = self.calls + 1;
+      self.doubt = doubt;
+    }
     state_->wake_all();
   }
   void fail_if_outvoted() {
     auto const next = state_->at(rank_).calls + 1;
     for (index_t rank = 0; rank < num_ranks() && failure_.ok(); ++rank) {
       if (rank == rank_ || state_->at(rank).no_in != next) { continue; }
-      failure_ = {errc::transport_failed, detail::concat("in_process: rank ", rank, " voted no"), rank};
+      failure_ = voted_no("in_process: ", rank, state_->at(rank).doubt);
     }
   }
   // Nothing more comes from a rank that is dead or has given up.
   void fail_if_gone(index_t peer) {
     if (!failure_.ok()) { return; }
-    if (state_->at(peer).dead) {
-      failure_ = lost("in_process", peer);
+    if (state_->at(peer).dead()) {
+      failure_ = lost("in_process", first_lost(peer));
     } else if (!state_->at(peer).given_up.ok()) {
-      failure_ = gave_up("in_process", peer);
+      failure_ = find_trouble("in_process");
     }
+  }
+  // Where it began: a rank that is dead, then one that has given up and blames nobody else, then one that does.
+  [[nodiscard]] status find_trouble(char const* who) const {
+    if (auto const dead = lost_rank(); dead >= 0) { return lost(who, dead); }
+    index_t found = -1;
+    for (index_t rank = 0; rank < num_ranks(); ++rank) {
+      auto const& other = state_->at(rank);
+      if (other.expelled || other.given_up.ok()) { continue; }
+      if (culprit(other.given_up, rank) == rank) { return gave_up(who, rank); }
+      if (found < 0) { found = rank; }
+    }
+    return found < 0 ? status{} : gave_up(who, found);
+  }
+  // Whose fault it is that `rank` cannot go on, as far as it knows.
+  [[nodiscard]] static index_t culprit(status const& why, index_t rank) noexcept {
+    return why.rank() == status::no_rank ? rank : why.rank();
+  }
+  [[nodiscard]] static status voted_no(std::string_view who, index_t rank, status const& doubt) {
+    auto text = detail::concat(who, "rank ", rank, " voted no");
+    if (doubt.ok()) { return {errc::transport_failed, std::move(text), rank}; }
+    return {doubt.code(), detail::concat(text, ": ", doubt.message()), culprit(doubt, rank)};
   }
   [[nodiscard]] static status lost(char const* who, index_t rank) {
     return {errc::peer_lost, detail::concat(who, ": rank ", rank, " is dead"), rank};
   }
   [[nodiscard]] status gave_up(char const* who, index_t rank) const {
     auto const& why = state_->at(rank).given_up;
-    return {why.code(), detail::concat(who, ": rank ", rank, " has given up: ", why.message()), rank};
+    return {why.code(), detail::concat(who, ": rank ", rank, " has given up: ", why.message()), culprit(why, rank)};
   }
 
   [[nodiscard]] status late() const {
@@ -477,6 +564,9 @@ private:
     ++meeting->num_inside;
     meeting->arrived[static_cast<std::size_t>(rank_)] = 1;
     meeting->contributions[static_cast<std::size_t>(rank_)].assign(mine.begin(), mine.end());
+    if (auto const& self = state_->at(rank_); self.no_in == call) {
+      meeting->doubts[static_cast<std::size_t>(rank_)] = self.doubt;
+    }
     if (--meeting->num_missing == 0) { state_->wake_all(); }
     return meeting;
   }
@@ -484,6 +574,7 @@ private:
     auto meeting = std::make_shared<collective>();
     meeting->kind = kind;
     meeting->contributions.resize(state_->ranks.size());
+    meeting->doubts.resize(state_->ranks.size());
     meeting->arrived.resize(state_->ranks.size());
     for (auto const& rank : state_->ranks) {
       meeting->expected.push_back(rank.expelled ? 0 : 1);
@@ -507,8 +598,8 @@ private:
     for (auto const& rank : state_->ranks) {
       if (!is_missing(meeting, rank)) { continue; }
       auto const index = static_cast<index_t>(&rank - state_->ranks.data());
-      if (rank.dead) { return fail(meeting, lost(meeting.kind, index)); }
-      if (!rank.given_up.ok()) { return fail(meeting, gave_up(meeting.kind, index)); }
+      if (rank.dead()) { return fail(meeting, lost(meeting.kind, first_lost(index))); }
+      if (!rank.given_up.ok()) { return fail(meeting, find_trouble(meeting.kind)); }
     }
   }
   [[nodiscard]] status compare_sizes(collective const& meeting, std::size_t bytes) const {
@@ -542,6 +633,7 @@ private:
   index_t rank_;
   bool open_ = false;
   status failure_;
+  status doubt_;  // how the last batch failed, until the next vote
   std::span<incoming_message const> receives_;
   std::vector<unsigned char> received_;
   std::size_t num_received_ = 0;
@@ -550,7 +642,7 @@ private:
 };
 
 static_assert(message_transport<in_process_endpoint>);
-static_assert(control_plane<in_process_endpoint>);
+static_assert(regrouping_plane<in_process_endpoint> && expelling_plane<in_process_endpoint>);
 
 /// R ranks as threads of one process: the embedded default of demo and tests.
 class in_process_group {
@@ -568,15 +660,16 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(endpoints_.size()); }
   /// @pre `0 <= rank < num_ranks()`
   [[nodiscard]] in_process_endpoint& endpoint(index_t rank) {
-    BALLAST_EXPECTS(rank >= 0 && rank < num_ranks(), "in_process_group: rank out of range");
+    BALLAST_EXPECTS_BELOW(rank, num_ranks(), "in_process_group: rank");
     return endpoints_[static_cast<std::size_t>(rank)];
   }
 
-  /// Run `body(endpoint)` once per rank, each on a thread of its own, and wait for all.
-  /// @throws the exception of the lowest rank whose body threw
+  /// Run `body(endpoint)` once per rank, each on a thread of its own, and wait for all. A rank whose body throws is
+  /// dead from then on, so that those who wait for it go on at once.
+  /// @throws the first exception that left a body
   template <class Body>
   void run(Body body) {
-    std::vector<std::exception_ptr> errors(endpoints_.size());
+    [[maybe_unused]] std::exception_ptr first_error;
     std::vector<std::thread> threads;
     threads.reserve(endpoints_.size());
     for (std::size_t r = 0; r < endpoints_.size(); ++r) {
@@ -584,33 +677,32 @@ public:
 #if defined(__cpp_exceptions)
         try {
           body(endpoints_[r]);
-        } catch (...) { errors[r] = std::current_exception(); }
+        } catch (...) {
+          std::lock_guard const lock{state_.mutex};
+          if (first_error == nullptr) { first_error = std::current_exception(); }
+          state_.bury(static_cast<index_t>(r));
+        }
 #else
         body(endpoints_[r]);
 #endif
       });
     }
     for (auto& thread : threads) { thread.join(); }
-    for (auto const& error : errors) {
-      if (error) { std::rethrow_exception(error); }
-    }
+#if defined(__cpp_exceptions)
+    if (first_error != nullptr) { std::rethrow_exception(first_error); }
+#endif
   }
 
   /// Declare a rank dead: whoever waits for it learns so at once.
   void kill(index_t rank) {
     std::lock_guard const lock{state_.mutex};
-    state_.at(rank).dead = true;
-    state_.wake_all();
+    state_.bury(rank);
   }
   /// Shut a rank out: its own calls fail from now on, the others' go on without it, and the membership grows. A call
   /// that waits for it fails.
   void expel(index_t rank) {
     std::lock_guard const lock{state_.mutex};
-    if (state_.at(rank).expelled) { return; }
-    state_.at(rank).dead = true;
-    state_.at(rank).expelled = true;
-    ++state_.membership;
-    state_.wake_all();
+    state_.expel(rank);
   }
 
 private:

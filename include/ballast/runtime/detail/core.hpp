@@ -13,6 +13,7 @@
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/set_up.hpp>
 #include <ballast/runtime/detail/share_refresh.hpp>
+#include <ballast/runtime/detail/store_claim.hpp>
 #include <ballast/runtime/detail/teller.hpp>
 #include <ballast/runtime/detail/transport_share.hpp>
 #include <ballast/runtime/detail/words.hpp>
@@ -54,6 +55,7 @@ struct rebalancer_core {
         options{parts.options},
         store{&a_store},
         transport{&a_transport},
+        claim{&a_store},
         share{a_transport, a_store},
         next{initial},
         books{std::move(where), std::move(initial), a_store, a_transport.rank()},
@@ -172,6 +174,7 @@ struct rebalancer_core {
   rebalancer_options options;
   Store* store;
   Transport* transport;
+  store_claim claim;
   transport_share<Transport, Store> share;
 
   placement next;  // where the cycle leads

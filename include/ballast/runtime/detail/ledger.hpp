@@ -46,7 +46,7 @@ public:
   [[nodiscard]] index_t num_layers() const noexcept { return in_force_.num_layers(); }
   /// Commits of one layer so far.
   [[nodiscard]] epoch_t epoch(index_t layer) const {
-    BALLAST_EXPECTS(layer >= 0 && layer < num_layers(), "rebalancer: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, num_layers(), "rebalancer: layer");
     return epochs_[static_cast<std::size_t>(layer)];
   }
   [[nodiscard]] std::uint64_t digest_of_epochs() const noexcept {

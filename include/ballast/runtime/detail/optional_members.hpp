@@ -91,6 +91,9 @@ struct optional_control_members {
                                                  requires { &Control::trouble; }),
                 "Control has a member regroup, give_up or trouble, but is no regrouping_plane: status "
                 "regroup(nanoseconds_t), void give_up(status const&), status trouble()");
+  static_assert(
+      expelling_plane<Control> || !requires { &Control::is_expelled; },
+      "Control has a member is_expelled, but is no expelling_plane: bool is_expelled(index_t) const");
   static constexpr bool fit = true;
 };
 

@@ -4,6 +4,7 @@
 
 #include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/detail/dead_ranks.hpp>
@@ -210,9 +211,26 @@ template <class Core>
   return core.mover.plan();
 }
 
+/// A plan would move experts from and to a rank that the group has shut out.
+template <class Core>
+[[nodiscard]] status refuse_expelled([[maybe_unused]] Core& core) {
+  if constexpr (expelling_plane<typename Core::control_type>) {
+    auto const& where = core.books.where();
+    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+      if (!where.is_live(rank) || !core.ranks.control().is_expelled(rank)) { continue; }
+      return {
+          errc::invalid_topology,
+          concat("rebalancer: rank ", rank, " was expelled and the topology still has it alive: set_topology is due"),
+          rank};
+    }
+  }
+  return {};
+}
+
 /// From `next` (or the failure to plan it) to chunks that every rank has agreed on.
 template <class Core>
 [[nodiscard]] status prepare_moves(Core& core, status planned = {}, nanoseconds_t start = now()) {
+  if (planned.ok()) { planned = detail::refuse_expelled(core); }
   if (planned.ok()) { planned = core.mover.plan(); }
   auto agreed = detail::agree_on_plan(core, planned);
   if (agreed.code() == errc::disagreement && core.options.adopt_first_plan) {

@@ -84,9 +84,15 @@ template <class Core>
   auto result = core.ranks.regroup(timeout);
   // The others hear of a store that does not fit, if they are there.
   auto own = check_mode(core.options, *core.transport);
+  if (own.ok() && !core.claim.take()) {
+    own = {errc::invalid_option, "rebalancer: another rebalancer has started on this store and uses it still"};
+  }
   if (own.ok()) { own = check_store(*core.store, core.books.where(), core.books.in_force()); }
   if (result.ok()) { result = all_ready(control, own, "start", timeout); }
-  if (!own.ok()) { return own; }
+  if (!own.ok()) {
+    core.claim.give_back();
+    return own;
+  }
   if (result.ok()) { result = detail::compare_set_up(core, timeout); }
   if (result.ok()) { result = core.share.take(control, timeout); }
   if (result.ok()) {
@@ -105,7 +111,10 @@ template <class Core>
   }
   if (result.ok()) { result = all_ready(control, detail::publish_tables(core), "publish its tables", timeout); }
   core.started = result.ok();
-  if (!core.started) { core.share.give_back(); }
+  if (!core.started) {
+    core.share.give_back();
+    core.claim.give_back();
+  }
   return result;
 }
 

@@ -62,7 +62,7 @@ public:
   [[nodiscard]] index_t num_layers() const noexcept { return static_cast<index_t>(layers_.size()); }
   [[nodiscard]] index_t slots_per_rank() const noexcept { return static_cast<index_t>(slots_); }
   [[nodiscard]] std::span<expert_tensor const> tensors(index_t layer) const {
-    BALLAST_EXPECTS(layer >= 0 && layer < num_layers(), "store: layer out of range");
+    BALLAST_EXPECTS_BELOW(layer, num_layers(), "store: layer");
     return layers_[static_cast<std::size_t>(layer)];
   }
   [[nodiscard]] std::span<segment const> regions() const noexcept { return regions_; }

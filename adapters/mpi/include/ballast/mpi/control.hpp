@@ -232,7 +232,7 @@ public:
     static_cast<void>(wait([&] { return !regrouping_ || is_any_missing(is_vain); }, timeout));
     if (regrouping_) {
       regrouping_ = false;
-      gave_up_ = late("regroup", missing([&](index_t peer) { return !box_of(peer).confirmed; }));
+      gave_up_ = late("regroup", missing_at_regroup());
       announce_departure();
       return gave_up_;
     }
@@ -260,10 +260,8 @@ public:
     collect();
     if (!failure().ok()) { return failure(); }
     if (!gave_up_.ok()) { return refuse("mpi"); }
-    for (index_t peer = 0; peer < num_ranks(); ++peer) {
-      if (!box_of(peer).why.ok() && box_of(peer).gave_up >= generation_) { return departure("mpi", peer); }
-    }
-    return {};
+    auto const quitter = first_quitter();
+    return quitter < 0 ? status{} : departure("mpi", quitter);
   }
 
 private:
@@ -311,10 +309,19 @@ private:
     bool confirmed = false;     // it has given the number that is now proposed, in answer to this rank's attempt,
     std::uint64_t attempt = 0;  // in this attempt of its own
     std::uint64_t votes = 0;    // how many votes it had then seen
+    std::uint64_t met = 0;      // the last attempt of this rank in which it was heard
+  };
+
+  struct named_ranks {
+    std::string names;
+    index_t first = status::no_rank;
   };
 
   static constexpr int generation_shift = 40;
   static constexpr std::size_t longest_reason = 512;
+  // The code of why a rank gave up, and whom it blames, in one word.
+  static constexpr int culprit_shift = 32;
+  static constexpr std::uint64_t code_mask = 0xffffffff;
 
   static void copy_bytes(std::span<std::byte const> from, std::span<std::byte> to) noexcept {
     if (!from.empty()) { std::memcpy(to.data(), from.data(), from.size()); }
@@ -576,6 +583,7 @@ private:
     from.told.read(what.payload());
     from.left = std::max(from.left, head.id);
     if (!regrouping_) { return; }
+    from.met = attempt_;
     if (head.id > proposal_) {
       // Who gave this rank's number and looks for another one in a later attempt has met all others under that number,
       // unless it gave it up: this rank will meet them, too.
@@ -589,6 +597,11 @@ private:
     }
     end_when_confirmed();
   }
+  // Those that have not been heard in this attempt, else those that have not stayed.
+  [[nodiscard]] named_ranks missing_at_regroup() const {
+    auto const found = missing([&](index_t peer) { return !box_of(peer).confirmed && box_of(peer).met != attempt_; });
+    return found.names.empty() ? missing([&](index_t peer) { return !box_of(peer).confirmed; }) : found;
+  }
   // It gave up what is proposed now.
   [[nodiscard]] bool withdrew(box const& from) const { return !from.why.ok() && from.gave_up >= proposal_; }
 
@@ -598,7 +611,8 @@ private:
     auto const record = record_.write(votes_);
     auto const record_bytes = std::as_bytes(std::span{record});
     for_each_peer([&](index_t peer) {
-      letter::header const head{letter_kind::give_up, proposal_, code_of(gave_up_), record_bytes.size()};
+      auto const reason = code_of(gave_up_) | static_cast<std::uint64_t>(culprit(gave_up_, rank())) << culprit_shift;
+      letter::header const head{letter_kind::give_up, proposal_, reason, record_bytes.size()};
       auto what = detail::write_letter(peer, head, record_bytes.size() + text.size());
       copy_bytes(record_bytes, what.payload());
       copy_bytes(std::as_bytes(std::span{text}), what.payload().subspan(record_bytes.size()));
@@ -615,23 +629,43 @@ private:
     from.left = std::max(from.left, head.id + 1);
     std::string reason(text.size(), ' ');
     copy_bytes(text, std::as_writable_bytes(std::span{reason}));
-    from.why = {static_cast<errc>(head.size), std::move(reason)};
+    from.why = {static_cast<errc>(head.size & code_mask), std::move(reason),
+                static_cast<index_t>(head.size >> culprit_shift)};
     if (withdrew(from)) { from.confirmed = false; }
   }
 
   // It makes no call of this generation any more. What it sent before has arrived before.
   [[nodiscard]] bool has_left(box const& from) const { return from.left > generation_; }
+  [[nodiscard]] bool has_given_up(index_t peer) const {
+    return !box_of(peer).why.ok() && box_of(peer).gave_up >= generation_;
+  }
+  // One that has given up and blames nobody else, or else the first that has given up, or -1.
+  [[nodiscard]] index_t first_quitter() const {
+    index_t found = -1;
+    for (index_t peer = 0; peer < num_ranks(); ++peer) {
+      if (peer == rank() || !has_given_up(peer)) { continue; }
+      if (culprit(box_of(peer).why, peer) == peer) { return peer; }
+      if (found < 0) { found = peer; }
+    }
+    return found;
+  }
+  // Why `peer` is of no more use in this generation.
   [[nodiscard]] status departure(std::string_view name, index_t peer) const {
+    if (!mailbox_.has_gone(peer) && has_given_up(peer)) { peer = first_quitter(); }
     auto const& from = box_of(peer);
     if (mailbox_.has_gone(peer)) {
       return {errc::peer_lost, ballast::detail::concat(name, ": the control plane of rank ", peer, " is no more"),
               peer};
     }
-    if (!from.why.ok() && from.gave_up >= generation_) {
+    if (has_given_up(peer)) {
       return {from.why.code(), ballast::detail::concat(name, ": rank ", peer, " has given up: ", from.why.message()),
-              peer};
+              culprit(from.why, peer)};
     }
     return {errc::transport_failed, ballast::detail::concat(name, ": rank ", peer, " regroups"), peer};
+  }
+  // Whose fault it is that `who` cannot go on, as far as it knows.
+  [[nodiscard]] static index_t culprit(status const& why, index_t who) noexcept {
+    return why.rank() == status::no_rank ? who : why.rank();
   }
   // What other ranks can make of the code.
   [[nodiscard]] static std::uint64_t code_of(status const& why) {
@@ -650,7 +684,7 @@ private:
     if (!failure().ok()) { return failure(); }
     if (gave_up_.ok()) { return {}; }
     return {gave_up_.code(), ballast::detail::concat(name, ": rank ", rank(), " has given up: ", gave_up_.message()),
-            rank()};
+            culprit(gave_up_, rank())};
   }
 
   // ---- words ----
@@ -662,10 +696,6 @@ private:
     }
     return false;
   }
-  struct named_ranks {
-    std::string names;
-    index_t first = status::no_rank;
-  };
   template <class Predicate>
   [[nodiscard]] named_ranks missing(Predicate is_missing) const {
     named_ranks found;

@@ -920,7 +920,7 @@ private:
   std::vector<std::uint64_t> read_words_;
 };
 
-static_assert(control_plane<process_group>);
+static_assert(regrouping_plane<process_group> && expelling_plane<process_group>);
 
 }  // namespace posix
 BALLAST_END_NAMESPACE
