@@ -4,10 +4,13 @@
 //
 // Traces: the folder given, or $BALLAST_TRACES_DIR, or ../shared/traces beside the sources, and tests/data/traces.
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/dealt.hpp>
 #include <ballast/placement/moves.hpp>
+#include <ballast/policies/any_policy.hpp>
 #include <ballast/policies/balanced.hpp>
 #include <ballast/policies/balanced_shares.hpp>
 #include <ballast/policies/deepseek.hpp>
+#include <ballast/policies/headroom.hpp>
 #include <ballast/policies/incremental.hpp>
 #include <ballast/policies/relabel.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -40,7 +43,7 @@ std::vector<shape> shapes_for(index_t num_logical) {
     case 8: return {{{4, 1, 3, 0}}, {{8, 1, 2, 0}}};
     case 64: return {{{8, 1, 9, 0}}, {{16, 2, 5, 0}}};
     case 128: return {{{16, 2, 9, 0}}};
-    case 256: return {{{32, 4, 9, 0}}, {{32, 4, 9, 0}, 8}, {{72, 9, 4, 0}}, {{144, 18, 2, 0}}};
+    case 256: return {{{32, 4, 9, 0}}, {{32, 4, 9, 0}, 8}, {{64, 8, 5, 0}}, {{72, 9, 4, 0}}, {{144, 18, 2, 0}}};
     default: return {};
   }
 }
@@ -271,6 +274,145 @@ void print_next_window(trace const& of, shape const& on) {
   std::puts("");
 }
 
+// ---- planned on one recording, judged on another ----
+
+/// A window of loads that was recorded in one piece.
+struct recording {
+  std::string kind;  ///< recordings of a kind are of the same model and the same use
+  std::string model;
+  matrix_view<load_t const> loads;
+};
+
+/// Recordings that are long enough to plan on, and different enough to judge by.
+std::vector<recording> recordings_in(std::vector<trace> const& traces) {
+  constexpr index_t most_steps = 6;  // traces of more are sequences
+  std::vector<recording> result;
+  for (auto const& one : traces) {
+    if (one.steps > most_steps) { continue; }
+    auto const model = one.name.substr(0, one.name.find('/'));
+    auto const kind = one.steps == 1 ? one.name.substr(0, one.name.find("_in")) : one.name;
+    for (index_t step = 0; step < one.steps; ++step) { result.push_back({kind, model, one.step(step)}); }
+  }
+  return result;
+}
+
+/// Means over pairs of recordings, of one policy on one topology.
+class pair_score {
+public:
+  explicit pair_score(topology const& where) : where_{where} {}
+
+  void plan_on(any_policy const& policy, matrix_view<load_t const> loads, placement const& from) {
+    auto const start = std::clock();
+    plan(policy, loads, from, where_, planned_).or_throw();
+    milliseconds_ += 1000.0 * static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+    relabel(from, where_, planned_, {.scope = interchangeable(policy)});
+    moves_ += static_cast<double>(count_moves(where_, from, planned_)) / loads.rows();
+    doubled_ += static_cast<double>(doubled_slots(where_, planned_)) / loads.rows();
+    here_ = score_of(planned_, loads);
+    ++plans_;
+  }
+  void judge_on(matrix_view<load_t const> loads) {
+    in_sample_ += here_;
+    auto even = planned_;
+    even.drop_shares();
+    even_ += score_of(even, loads);
+    own_ += score_of(planned_, loads);
+    optimal_shares(where_, even, loads, solver_).or_throw();
+    split_ += score_of(even, loads);
+    ++pairs_;
+  }
+  void print(std::string const& kind, char const* policy) const {
+    std::printf("| %s | %d x %d | %s | %.2f | %.4f | %.4f | %.4f | %.4f | %.1f | %.2f |\n", kind.c_str(),
+                where_.num_ranks(), where_.slots_per_rank(), policy, milliseconds_ / plans_, in_sample_ / pairs_,
+                even_ / pairs_, own_ / pairs_, split_ / pairs_, moves_ / plans_, doubled_ / plans_);
+  }
+
+private:
+  [[nodiscard]] double score_of(placement const& in, matrix_view<load_t const> loads) const {
+    return balancedness(where_, in, loads);
+  }
+
+  topology const& where_;
+  share_solver solver_;
+  placement planned_;
+  double here_ = 0;
+  double milliseconds_ = 0, moves_ = 0, doubled_ = 0;
+  double in_sample_ = 0, even_ = 0, own_ = 0, split_ = 0;
+  int plans_ = 0;
+  int pairs_ = 0;
+};
+
+struct contender {
+  char const* name;
+  any_policy policy;
+  bool from_dealt = false;
+};
+std::vector<contender> contenders() {
+  auto const incremental = [](index_t moves, share_mode shares = share_mode::even) {
+    return any_policy{with_budget(moves, shares)};
+  };
+  return {{"deepseek", any_policy{deepseek_placement{}}},
+          {"balanced", any_policy{balanced_placement{}}},
+          {"balanced_shares", any_policy{balanced_shares_placement{}}},
+          {"headroom", any_policy{headroom_placement{}}},
+          {"incremental", incremental(-1)},
+          {"incremental, <= 8", incremental(8)},
+          {"incremental, <= 32", incremental(32)},
+          {"incremental, shares", incremental(-1, share_mode::optimal)},
+          {"incremental, shares, <= 44", incremental(44, share_mode::optimal)},
+          {"dealt, incremental", incremental(-1), true},
+          {"dealt, incremental, <= 8", incremental(8), true}};
+}
+
+void print_pairs(std::vector<recording> const& all, std::string const& from_kind, std::string const& to_kind,
+                 shape const& on) {
+  topology const where{on.sizes};
+  for (auto const& one : contenders()) {
+    pair_score score{where};
+    for (auto const& first : all) {
+      if (first.kind != from_kind) { continue; }
+      placement_shape const sizes{first.loads.rows(), first.loads.columns(), where.num_slots()};
+      score.plan_on(one.policy, first.loads, one.from_dealt ? dealt_placement(sizes, where) : trivial_placement(sizes));
+      for (auto const& second : all) {
+        if (second.kind == to_kind && &second != &first) { score.judge_on(second.loads); }
+      }
+    }
+    score.print(from_kind == to_kind ? from_kind : from_kind + " -> " + to_kind, one.name);
+  }
+}
+
+void print_all_pairs(std::vector<trace> const& traces) {
+  std::puts("\n## The first plan, judged on another recording\n");
+  std::puts(
+      "Planned on one recording from slot p = expert p mod E (or from `dealt_placement`), relabelled, judged on every "
+      "other of the");
+  std::puts(
+      "same kind, or of another kind of the model; means over all ordered pairs. Next: with even shares, with the "
+      "plan's own, and");
+  std::puts("split anew. Moves and doubled: a layer.\n");
+  std::puts(
+      "| recordings | ranks x slots | policy | ms | in sample | next, even | next, own | next, split anew | moves | "
+      "doubled |");
+  std::puts("|---|---|---|---:|---:|---:|---:|---:|---:|---:|");
+  auto const all = recordings_in(traces);
+  std::set<std::pair<std::string, std::string>> kinds;
+  for (auto const& first : all) {
+    for (auto const& second : all) {
+      if (&first == &second || first.model != second.model) { continue; }
+      // Of models with several kinds, all pairs of kinds of the same number of layers.
+      if (first.loads.rows() == second.loads.rows()) { kinds.insert({first.kind, second.kind}); }
+    }
+  }
+  for (auto const& [from_kind, to_kind] : kinds) {
+    auto const experts = std::find_if(all.begin(), all.end(), [&kind = from_kind](recording const& one) {
+                           return one.kind == kind;
+                         })->loads.columns();
+    for (auto const& on : shapes_for(experts)) {
+      if (on.num_groups == 1) { print_pairs(all, from_kind, to_kind, on); }
+    }
+  }
+}
+
 /// Traces of one step that belong together follow each other as the steps of one.
 std::vector<trace> in_sequence(std::vector<trace> const& traces) {
   std::vector<trace> result;
@@ -323,6 +465,7 @@ int main(int argc, char** argv) {
   for (auto const& one : in_sequence(traces)) {
     if (one.steps > 1) { print_changes(one, shapes_for(one.experts).front()); }
   }
+  print_all_pairs(traces);
   std::puts("\n## On the next step, nothing moved\n");
   std::puts(
       "Planned from scratch on each step; balancedness on that step and on the next. \"Even\" is balanced packing with "

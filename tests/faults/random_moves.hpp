@@ -46,6 +46,10 @@ struct random_moves {
     return {};
   }
   [[nodiscard]] ballast::status validate() const { return {}; }
+  // Every layer changes, if only by the order of its slots.
+  [[nodiscard]] constexpr ballast::relabel_scope interchangeable() const noexcept {
+    return ballast::relabel_scope::none;
+  }
   void describe(ballast::digest& out) const { out.add(std::string_view{"random_moves"}).add(few); }
 
   [[nodiscard]] static ballast::placement first(ballast::topology const& where, ballast::index_t num_layers,

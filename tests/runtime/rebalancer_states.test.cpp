@@ -179,6 +179,9 @@ TEST_CASE("ranks that plan differently are told so before a byte moves; resume l
         return odd ? rotate_placement{2}.plan(history, current, ranks, next)
                    : rotate_placement{1}.plan(history, current, ranks, next);
       }
+      [[nodiscard]] constexpr ballast::relabel_scope interchangeable() const noexcept {
+        return ballast::relabel_scope::none;
+      }
       void describe(digest& out) const { out.add(std::string_view{"differs"}); }
     };
     member<differs, one_by_one> self{where,         initial, {me.rank() == 1},
@@ -205,6 +208,9 @@ TEST_CASE("ranks that plan differently may take rank 0's plan instead") {
       index_t every;
       status plan(load_history_view history, placement const& current, topology const& ranks, placement& next) const {
         return rotate_placement{every}.plan(history, current, ranks, next);
+      }
+      [[nodiscard]] constexpr ballast::relabel_scope interchangeable() const noexcept {
+        return ballast::relabel_scope::none;
       }
       void describe(digest& out) const { out.add(std::string_view{"differs"}); }
     };

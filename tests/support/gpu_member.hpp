@@ -42,6 +42,9 @@ struct shuffle_placement {
     return {};
   }
   [[nodiscard]] ballast::status validate() const { return {}; }
+  [[nodiscard]] constexpr ballast::relabel_scope interchangeable() const noexcept {
+    return ballast::relabel_scope::none;
+  }
   void describe(ballast::digest& out) const { out.add(std::string_view{"shuffle_placement"}); }
 };
 

@@ -83,6 +83,9 @@ struct wayward_placement {
     if (now == plan_otherwise) { return keep_placement{}.plan(history, current, where, next); }
     return rotate_placement{}.plan(history, current, where, next);
   }
+  [[nodiscard]] constexpr ballast::relabel_scope interchangeable() const noexcept {
+    return ballast::relabel_scope::none;
+  }
   void describe(ballast::digest& out) const { out.add(std::string_view{"wayward_placement"}); }
 };
 

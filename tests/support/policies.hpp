@@ -42,6 +42,10 @@ struct rotate_placement {
     return {ballast::errc::invalid_option,
             ballast::detail::concat("rotate_placement: every is ", every, ", must be at least 1")};
   }
+  // Its plans are what the tests expect, slot by slot.
+  [[nodiscard]] constexpr ballast::relabel_scope interchangeable() const noexcept {
+    return ballast::relabel_scope::none;
+  }
   void describe(ballast::digest& out) const { out.add(std::string_view{"rotate_placement"}).add(every); }
 };
 

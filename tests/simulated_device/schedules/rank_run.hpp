@@ -71,6 +71,9 @@ struct restless_placement {
     }
     return {};
   }
+  [[nodiscard]] constexpr ballast::relabel_scope interchangeable() const noexcept {
+    return ballast::relabel_scope::none;
+  }
   void describe(ballast::digest& out) const { out.add(std::string_view{"restless_placement"}); }
 };
 
