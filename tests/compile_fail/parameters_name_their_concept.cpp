@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// expect 1: constraint & rank_cost & describe
+// expect 1: Cost is no rank_cost & describe
 // expect 2: constraint & all_gather_function
 #include <ballast/control/engine_control.hpp>
 #include <ballast/policies/incremental.hpp>

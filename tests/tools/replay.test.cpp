@@ -51,9 +51,9 @@ std::string refusal(arguments const& given) {
 }
 
 /// Loads of `steps` passes over five layers of eight experts that differ so much from pass to pass that every plan of
-/// deepseek changes every layer.
+/// deepseek changes every layer, whatever its ranks are called.
 std::string changing_trace(index_t steps) {
-  ballast_test::generator random{3};
+  ballast_test::generator random{4};
   std::vector<load_t> tokens(static_cast<std::size_t>(steps) * 40);
   for (auto& count : tokens) { count = random.below(4) == 0 ? random.below(10000) : random.below(100); }
   return ballast_tools::format_trace({tokens, steps, 5, 8});

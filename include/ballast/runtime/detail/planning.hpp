@@ -90,6 +90,7 @@ template <class Core>
     return core.policy.plan_layers(books.window().history(), books.in_force(), books.where(), layers, core.next);
   });
   if (!planned.ok()) { return planned; }
+  if (core.options.share_interval > 0) { core.next.drop_shares(); }  // they will be split anew
   if (auto result = validate_layers(core.next, books.in_force().shape(), layers); !result.ok()) {
     return {errc::policy_failed, concat("plan: the policy broke its promise: ", result.message()), result.rank()};
   }
@@ -143,41 +144,40 @@ template <class Core>
   return planned;
 }
 
+/// Let the policy fill `next` in: together with the other ranks where it plans by layer, else all of it.
+/// @param in_parts  out: which way it was; plans made in parts are relabelled.
 template <class Core>
-[[nodiscard]] status plan_as_a_whole(Core& core) {
+[[nodiscard]] status ask_for_plan(Core& core, bool& in_parts) {
   auto& books = core.books;
-  auto planned = ask_policy(core.policy, books.window().history(), books.in_force(), books.where(), core.next);
-  if (planned.ok()) { planned = validate_plan(books.in_force(), books.where(), core.next); }
-  if (!planned.ok()) { return planned; }
-  std::vector<index_t> layers(static_cast<std::size_t>(core.next.num_layers()));
-  std::iota(layers.begin(), layers.end(), 0);
-  detail::relabel_layers(core, layers);
-  return {};
-}
-
-template <class Core>
-[[nodiscard]] status ask_for_plan(Core& core) {
+  in_parts = false;
   if constexpr (layerwise_policy<typename Core::policy_type>) {
-    bool const helps = core.options.plan_in_parts && core.books.where().num_live_ranks() > 1;
-    if (helps && plans_by_layer(core.policy)) {
+    in_parts = core.options.plan_in_parts && books.where().num_live_ranks() > 1 && plans_by_layer(core.policy);
+    if (in_parts) {
       auto planned = detail::plan_in_parts(core);
-      // Rank 0's plan is the remedy for ranks that differ, and it has to have all of it.
+      // Rank 0's plan is the remedy for ranks that differ, and rank 0 has to have all of it.
       if (planned.code() != errc::disagreement || !core.options.adopt_first_plan) { return planned; }
+      in_parts = false;
     }
   }
-  return detail::plan_as_a_whole(core);
+  return ask_policy(core.policy, books.window().history(), books.in_force(), books.where(), core.next);
 }
 
-/// Let the policy fill `next` in, and name its ranks and slots so that the least has to move. Layers without a token
-/// stay as they are.
+/// Let the policy plan, and name ranks and slots of the plan so that the least has to move. Layers without a token stay
+/// as they are.
 template <class Core>
 [[nodiscard]] status plan_next(Core& core) {
   auto& books = core.books;
   auto const& in_force = books.in_force();
   bool const splits_anew = core.options.share_interval > 0;
-  auto planned = detail::ask_for_plan(core);
+  bool in_parts = false;
+  auto planned = detail::ask_for_plan(core, in_parts);
   if (planned.ok() && splits_anew) { core.next.drop_shares(); }
   if (planned.ok()) { planned = validate_plan(in_force, books.where(), core.next); }
+  if (planned.ok() && !in_parts) {
+    std::vector<index_t> layers(static_cast<std::size_t>(core.next.num_layers()));
+    std::iota(layers.begin(), layers.end(), 0);
+    detail::relabel_layers(core, layers);
+  }
   if (planned.ok() && splits_anew) { planned = core.shares.solve_for(core.next, books); }
   if (planned.ok() && plans_from_loads(core.policy)) { keep_idle_layers(books.loads(), in_force, core.next); }
   return planned;
