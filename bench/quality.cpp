@@ -351,17 +351,21 @@ std::vector<contender> contenders() {
   auto const incremental = [](index_t moves, share_mode shares = share_mode::even) {
     return any_policy{with_budget(moves, shares)};
   };
-  return {{"deepseek", any_policy{deepseek_placement{}}},
-          {"balanced", any_policy{balanced_placement{}}},
-          {"balanced_shares", any_policy{balanced_shares_placement{}}},
-          {"headroom", any_policy{headroom_placement{}}},
-          {"incremental", incremental(-1)},
-          {"incremental, <= 8", incremental(8)},
-          {"incremental, <= 32", incremental(32)},
-          {"incremental, shares", incremental(-1, share_mode::optimal)},
-          {"incremental, shares, <= 44", incremental(44, share_mode::optimal)},
-          {"dealt, incremental", incremental(-1), true},
-          {"dealt, incremental, <= 8", incremental(8), true}};
+  return {
+      {"deepseek", any_policy{deepseek_placement{}}},
+      {"balanced", any_policy{balanced_placement{}}},
+      {"balanced_shares", any_policy{balanced_shares_placement{}}},
+      {"headroom", any_policy{headroom_placement{}}},
+      {"incremental", incremental(-1)},
+      {"incremental, <= 8", incremental(8)},
+      {"incremental, <= 32", incremental(32)},
+      {"incremental, shares", incremental(-1, share_mode::optimal)},
+      {"incremental, shares, <= 44", incremental(44, share_mode::optimal)},
+      {"incremental, <= 1 a rank", any_policy{incremental_placement{.max_arrivals_per_rank = 1}}},
+      {"incremental, <= 1 a rank of other nodes", any_policy{incremental_placement{.max_remote_arrivals_per_rank = 1}}},
+      {"incremental, <= 500 in all", any_policy{incremental_placement{.max_moves_in_all = 500}}},
+      {"dealt, incremental", incremental(-1), true},
+      {"dealt, incremental, <= 8", incremental(8), true}};
 }
 
 void print_pairs(std::vector<recording> const& all, std::string const& from_kind, std::string const& to_kind,

@@ -19,6 +19,8 @@
 // expect 3: Policy has a member follows_loads.*placement_policy
 // expect 3: Policy has a member for_each_option.*names_options
 // expect 3: Policy has a member interchangeable.*placement_policy
+// expect 3: Policy has a member choose_layers.*layerwise_policy
+// expect 3: Policy has a member plan_layers.*layerwise_policy
 // expect 4: Schedule has a member step_bytes.*limits_step_bytes
 // expect 4: Schedule has a member for_each_option.*names_options
 // expect 5: Store has a member connect.*connecting_store
@@ -111,6 +113,10 @@ struct policy {
   bool follows_loads = true;
   void for_each_option() const;
   [[nodiscard]] bool interchangeable() const;
+  [[nodiscard]] status choose_layers(ballast::load_history_view, ballast::placement const&, ballast::topology const&,
+                                     ballast::placement&) const;
+  [[nodiscard]] status plan_layers(ballast::load_history_view, ballast::placement const&, ballast::topology const&,
+                                   ballast::placement&) const;
 #endif
 };
 

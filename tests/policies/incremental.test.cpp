@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <ostream>
+#include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -240,6 +242,69 @@ TEST_CASE("an expert that its rank keeps stays in its slot") {
   }
 }
 
+TEST_CASE("no rank receives more than it may, nor from other nodes") {
+  ballast_test::generator random{18};
+  for (int i = 0; i < 300; ++i) {
+    CAPTURE(i);
+    random_case const in{random};
+    incremental_placement policy;
+    policy.max_arrivals_per_rank = random.between(-1, 3);
+    policy.max_remote_arrivals_per_rank = random.between(-1, 2);
+    policy.shares = random.below(2) == 0 ? share_mode::even : share_mode::optimal;
+    policy.stop_when_not_worth = random.below(2) == 0;
+    auto const made = planned(policy, in.view(), in.current, in.where);
+    for (index_t layer = 0; layer < 2; ++layer) {
+      for (index_t rank = 0; rank < in.where.num_ranks(); ++rank) {
+        std::set<index_t> arrived;
+        std::set<index_t> remote;
+        auto const first = in.where.first_slot(rank);
+        for (index_t slot = first; slot < first + in.where.slots_per_rank(); ++slot) {
+          auto const expert = made.logical_of_slot(layer)[static_cast<std::size_t>(slot)];
+          auto const held = in.current.replicas_of(layer, expert);
+          auto const on_rank = [&](index_t at) { return in.where.rank_of_slot(at) == rank; };
+          auto const on_node = [&](index_t at) { return in.where.node_of_slot(at) == in.where.node_of_rank(rank); };
+          if (std::none_of(held.begin(), held.end(), on_rank)) { arrived.insert(expert); }
+          if (std::none_of(held.begin(), held.end(), on_node)) { remote.insert(expert); }
+        }
+        if (policy.max_arrivals_per_rank >= 0) { CHECK(std::ssize(arrived) <= policy.max_arrivals_per_rank); }
+        if (policy.max_remote_arrivals_per_rank >= 0) {
+          CHECK(std::ssize(remote) <= policy.max_remote_arrivals_per_rank);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("of too many moves in all, the layers that gain most get theirs") {
+  topology const where{{8, 1, 6, 0}};
+  auto loads = skewed_loads(5, 40, 71);
+  // Layer 3 is a tenth of the others, and so is what it gains.
+  for (auto& load : std::span{loads}.subspan(3 * 40, 40)) { load /= 10; }
+  auto const start = trivial_placement({5, 40, 48});
+  incremental_placement policy{.max_moves_per_layer = 6};
+  auto const all = planned(policy, {loads, 1, 5, 40}, start, where);
+  auto const moves = count_moves(where, start, all);
+  REQUIRE(moves > 12);
+  for (std::int64_t const most : {std::int64_t{0}, std::int64_t{7}, moves - 1, moves}) {
+    CAPTURE(most);
+    policy.max_moves_in_all = most;
+    auto const some = planned(policy, {loads, 1, 5, 40}, start, where);
+    CHECK(count_moves(where, start, some) <= most);
+    for (index_t layer = 0; layer < 5; ++layer) {
+      auto const row = some.logical_of_slot(layer);
+      auto const is = [&](placement const& other) {
+        return std::equal(row.begin(), row.end(), other.logical_of_slot(layer).begin());
+      };
+      CHECK((is(all) || is(start)));
+    }
+    CHECK((most == moves) == (some == all));
+    if (most == moves - 1) {
+      CHECK(std::equal(start.logical_of_slot(3).begin(), start.logical_of_slot(3).end(),
+                       some.logical_of_slot(3).begin()));
+    }
+  }
+}
+
 TEST_CASE("optimal shares are at least as good as the same policy's even plan, split anew") {
   ballast_test::generator random{17};
   for (int i = 0; i < 400; ++i) {
@@ -406,6 +471,9 @@ TEST_CASE("options out of range are refused, and every option is in the digest")
   CHECK(code({.worth = {.link_bytes_per_second = 0}}) == errc::invalid_option);
   std::vector<std::uint64_t> values{value({}),
                                     value({.max_moves_per_layer = 1}),
+                                    value({.max_arrivals_per_rank = 1}),
+                                    value({.max_remote_arrivals_per_rank = 1}),
+                                    value({.max_moves_in_all = 1}),
                                     value({.worth = {.bytes_per_expert = 1}}),
                                     value({.worth = {.link_bytes_per_second = 1'000'000}}),
                                     value({.worth = {.layer_nanoseconds = 1}}),

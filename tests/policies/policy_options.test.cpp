@@ -110,6 +110,9 @@ struct nonsense<incremental_placement> {
     };
     for (index_t const v : {-2, -7, least}) {
       add("max_moves_per_layer", v, [v](auto& p) { p.max_moves_per_layer = v; });
+      add("max_arrivals_per_rank", v, [v](auto& p) { p.max_arrivals_per_rank = v; });
+      add("max_remote_arrivals_per_rank", v, [v](auto& p) { p.max_remote_arrivals_per_rank = v; });
+      add("max_moves_in_all", v, [v](auto& p) { p.max_moves_in_all = v; });
     }
     for (index_t const v : {-1, 2, huge}) {
       add("shares", v, [v](auto& p) { p.shares = share_mode{v}; });

@@ -120,7 +120,9 @@ TEST_CASE("ranks that plan in parts come to the plan that each would have made a
   for (index_t const dead : {-1, 3}) {
     same_in_parts(incremental_placement{}, dead);
     same_in_parts(incremental_placement{.max_moves_per_layer = 8, .shares = share_mode::optimal}, dead);
+    same_in_parts(incremental_placement{.max_moves_in_all = 9}, dead);
     same_in_parts(headroom_placement{}, dead);
+    same_in_parts(any_policy{incremental_placement{.max_moves_in_all = 9}}, dead);
     same_in_parts(any_policy{headroom_placement{}}, dead);
   }
 }

@@ -48,6 +48,10 @@ public:
                                    std::span<index_t const> layers, placement& next) const {
     return policy_ == nullptr ? none() : policy_->plan_layers(history, current, where, layers, next);
   }
+  void choose_layers(load_history_view history, placement const& current, topology const& where,
+                     placement& next) const {
+    if (policy_ != nullptr) { policy_->choose_layers(history, current, where, next); }
+  }
   /// Whether the policy inside is a `layerwise_policy`.
   [[nodiscard]] bool plans_by_layer() const noexcept { return policy_ != nullptr && policy_->plans_by_layer(); }
   /// Whether layers without tokens are to stay as they are; see `ballast::follows_loads`.
@@ -81,6 +85,8 @@ private:
                                       placement& next) const = 0;
     [[nodiscard]] virtual status plan_layers(load_history_view history, placement const& current, topology const& where,
                                              std::span<index_t const> layers, placement& next) const = 0;
+    virtual void choose_layers(load_history_view history, placement const& current, topology const& where,
+                               placement& next) const = 0;
     [[nodiscard]] virtual bool plans_by_layer() const noexcept = 0;
     [[nodiscard]] virtual bool follows_loads() const noexcept = 0;
     [[nodiscard]] virtual relabel_scope interchangeable() const noexcept = 0;
@@ -106,6 +112,10 @@ private:
       } else {
         return {errc::invalid_option, "any_policy: the policy inside does not plan layer by layer"};
       }
+    }
+    void choose_layers(load_history_view history, placement const& current, topology const& where,
+                       placement& next) const override {
+      detail::choose_layers_of(policy_, history, current, where, next);
     }
     [[nodiscard]] bool plans_by_layer() const noexcept override { return detail::plans_by_layer(policy_); }
     [[nodiscard]] bool follows_loads() const noexcept override { return detail::plans_from_loads(policy_); }

@@ -12,6 +12,7 @@
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/rank_cost.hpp>
+#include <ballast/policies/detail/incremental/choose_layers.hpp>
 #include <ballast/policies/detail/incremental/incremental_planner.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel_scope.hpp>
@@ -99,6 +100,12 @@ struct basic_incremental_placement {
 
   /// Most moves in any layer: experts that a rank must receive. -1: no budget, `worth` decides.
   index_t max_moves_per_layer = -1;
+  /// Most experts that a rank receives in any layer, and most of those that come from other nodes; -1: no limit. They
+  /// hold for layouts from scratch too, and for the experts of dead ranks.
+  index_t max_arrivals_per_rank = -1;
+  index_t max_remote_arrivals_per_rank = -1;
+  /// Most moves of a plan over all layers; the layers that gain most for theirs get them. -1: no limit.
+  std::int64_t max_moves_in_all = -1;
   /// When a move pays, where there is no budget.
   move_cost_model worth{};
   /// False: move as long as it helps, where there is no budget.
@@ -144,6 +151,12 @@ struct basic_incremental_placement {
     return {};
   }
 
+  /// See `layerwise_policy`.
+  void choose_layers(load_history_view history, placement const& current, topology const& where,
+                     placement& next) const {
+    if (max_moves_in_all >= 0) { detail::choose_layers(history, current, where, max_moves_in_all, next); }
+  }
+
   /// Refuse options out of their range, naming the value.
   [[nodiscard]] status validate() const {
     auto const refuse = [](char const* name, std::int64_t value, char const* range) {
@@ -151,6 +164,11 @@ struct basic_incremental_placement {
                     detail::concat("incremental_placement: ", name, " is ", value, ", must be ", range)};
     };
     if (max_moves_per_layer < -1) { return refuse("max_moves_per_layer", max_moves_per_layer, "-1 or more"); }
+    if (max_arrivals_per_rank < -1) { return refuse("max_arrivals_per_rank", max_arrivals_per_rank, "-1 or more"); }
+    if (max_remote_arrivals_per_rank < -1) {
+      return refuse("max_remote_arrivals_per_rank", max_remote_arrivals_per_rank, "-1 or more");
+    }
+    if (max_moves_in_all < -1) { return refuse("max_moves_in_all", max_moves_in_all, "-1 or more"); }
     if (shares != share_mode::even && shares != share_mode::optimal) {
       return refuse("shares", static_cast<index_t>(shares), "in [0, 1]");
     }
@@ -174,6 +192,9 @@ struct basic_incremental_placement {
   template <class Visit>
   void for_each_option(Visit&& visit) const {
     visit("max_moves_per_layer", detail::option_bits(max_moves_per_layer));
+    visit("max_arrivals_per_rank", detail::option_bits(max_arrivals_per_rank));
+    visit("max_remote_arrivals_per_rank", detail::option_bits(max_remote_arrivals_per_rank));
+    visit("max_moves_in_all", detail::option_bits(max_moves_in_all));
     detail::for_each_option_of("worth", worth, visit);
     visit("stop_when_not_worth", detail::option_bits(stop_when_not_worth));
     visit("shares", detail::option_bits(static_cast<index_t>(shares)));
@@ -188,6 +209,8 @@ private:
     result.of_search.retries = retries_for(where);
     result.of_search.work = work_per_layer;
     result.of_search.ranks = where.num_live_ranks();
+    if (max_arrivals_per_rank >= 0) { result.of_search.max_arrivals = max_arrivals_per_rank; }
+    if (max_remote_arrivals_per_rank >= 0) { result.of_search.max_remote = max_remote_arrivals_per_rank; }
     result.budget = max_moves_per_layer;
     result.plans_per_layout = worth.plans_per_layout;
     result.price = stop_when_not_worth ? worth.price(where.num_live_ranks()) : 0;

@@ -74,6 +74,20 @@ template <class P>
   }
 }
 
+template <class P>
+concept chooses_layers =
+    requires(P const& p, load_history_view history, placement const& current, topology const& where, placement& next) {
+      { p.choose_layers(history, current, where, next) } -> std::same_as<void>;
+    };
+
+/// What a layerwise policy makes of the plan of all layers.
+template <class Policy>
+void choose_layers_of([[maybe_unused]] Policy const& policy, [[maybe_unused]] load_history_view history,
+                      [[maybe_unused]] placement const& current, [[maybe_unused]] topology const& where,
+                      [[maybe_unused]] placement& next) {
+  if constexpr (chooses_layers<Policy>) { policy.choose_layers(history, current, where, next); }
+}
+
 /// Plan all layers of a layerwise policy.
 template <class Policy>
 [[nodiscard]] status plan_every_layer(Policy const& policy, load_history_view history, placement const& current,
@@ -84,6 +98,7 @@ template <class Policy>
   next.drop_shares();
   if (auto result = policy.plan_layers(history, current, where, layers, next); !result.ok()) { return result; }
   if (!next.has_shares()) { finish_plan(current, where, next); }
+  choose_layers_of(policy, history, current, where, next);
   return {};
 }
 
@@ -112,6 +127,10 @@ struct optional_policy_members {
       names_what_is_interchangeable<Policy> || !requires { &Policy::interchangeable; },
       "Policy has a member interchangeable, but not the one of a placement_policy: relabel_scope interchangeable() "
       "const");
+  static_assert(
+      chooses_layers<Policy> || !requires { &Policy::choose_layers; },
+      "Policy has a member choose_layers, but not the one of a layerwise_policy: void choose_layers(load_history_view, "
+      "placement const&, topology const&, placement&) const");
   static_assert(
       layerwise_policy<Policy> || !requires { &Policy::plan_layers; },
       "Policy has a member plan_layers, but is no layerwise_policy: status plan_layers(load_history_view, placement "

@@ -55,6 +55,10 @@ struct regime_placement {
     if (auto result = validate(); !result.ok()) { return result; }
     return policy.plan_layers(since_last_change(history, change_percent), current, where, layers, next);
   }
+  void choose_layers(load_history_view history, placement const& current, topology const& where,
+                     placement& next) const {
+    detail::choose_layers_of(policy, since_last_change(history, change_percent), current, where, next);
+  }
   [[nodiscard]] bool plans_by_layer() const noexcept { return detail::plans_by_layer(policy); }
   /// As the other policy says.
   [[nodiscard]] bool follows_loads() const noexcept { return detail::plans_from_loads(policy); }

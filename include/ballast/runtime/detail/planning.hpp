@@ -140,8 +140,10 @@ template <class Core>
   }
   if (planned.ok() && core.options.checked_layers > 0) { planned = detail::check_part(core, parts); }
   if (planned.ok()) { planned = parts.read(core.next); }
-  if (planned.ok() && !core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }
-  return planned;
+  if (!planned.ok()) { return planned; }
+  if (!core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }
+  choose_layers_of(core.policy, history, books.in_force(), books.where(), core.next);
+  return {};
 }
 
 /// Let the policy fill `next` in: together with the other ranks where it plans by layer, else all of it.

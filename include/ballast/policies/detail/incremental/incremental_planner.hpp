@@ -113,7 +113,7 @@ private:
     start_row_.assign(row.begin(), row.end());
     map_.open(where_, start_row_, loads_);
     start_ = search_.level_of(map_);
-    return rehome(map_, budget(), layer);
+    return rehome(map_, limits_at(start_.mean), layer);
   }
   [[nodiscard]] bool has_budget() const noexcept { return limits_.budget >= 0; }
   [[nodiscard]] index_t budget() const noexcept {
@@ -128,20 +128,6 @@ private:
     result.price = has_budget() ? 0 : (mean >> 20) * limits_.price;
     return result;
   }
-  /// Experts that ranks must receive between the placement in force and a row.
-  [[nodiscard]] index_t arrivals(std::span<index_t const> row) const {
-    auto const per_rank = static_cast<std::size_t>(where_.slots_per_rank());
-    index_t count = 0;
-    for (std::size_t first = 0; first < row.size(); first += per_rank) {
-      auto const now = row.subspan(first, per_rank);
-      auto const before = std::span{start_row_}.subspan(first, per_rank);
-      for (auto slot = now.begin(); slot != now.end(); ++slot) {
-        bool const is_new = std::find(before.begin(), before.end(), *slot) == before.end();
-        count += is_new && std::find(now.begin(), slot, *slot) == slot ? 1 : 0;
-      }
-    }
-    return count;
-  }
 
   // ---- a few moves ----
 
@@ -155,12 +141,13 @@ private:
     }
     // The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is not:
     // then the same loads move nothing when they come again.
-    for (auto rounds = limits.retries > 0 ? max_rounds : 1; rounds > 0; --rounds) {
-      search_.run(map_, limits);
-      if (map_.moves() == 0) { break; }
+    search_.run(map_, limits);
+    if (limits.retries == 0 || limits.limits_arrivals()) { return; }
+    for (auto rounds = max_rounds; rounds > 1 && map_.moves() > 0; --rounds) {
       row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
       keep_dead_slots(row_);
       map_.open(where_, row_, loads_);
+      search_.run(map_, limits);
     }
   }
   void try_doubles(move_limits limits) {
@@ -203,11 +190,21 @@ private:
     fresh_.plan_even_layer(layer, row);
     next.index_replicas(layer);
     relabeler_.run(current, next, layer);
-    other_.open(where_, row, loads_);
-    auto const moves = arrivals(row);
-    if (moves > budget() || search_.level_of(other_).max > start_.max) { return; }
-    if (!is_worth(stress - stress_(where_, other_), moves)) { return; }
-    std::swap(map_, other_);
+    other_.open(where_, start_row_, loads_);
+    for (index_t slot = 0; slot < other_.num_slots(); ++slot) {
+      if (other_.expert(slot) != none) { other_.assign(slot, row[static_cast<std::size_t>(slot)]); }
+    }
+    if (!is_within_limits(other_) || search_.level_of(other_).max > start_.max) { return; }
+    if (is_worth(stress - stress_(where_, other_), other_.moves())) { std::swap(map_, other_); }
+  }
+  [[nodiscard]] bool is_within_limits(replica_map const& map) const {
+    auto const& limits = limits_.of_search;
+    bool within = map.moves() <= budget();
+    for (index_t rank = 0; rank < map.num_ranks(); ++rank) {
+      auto const arrived = map.arrivals(rank);
+      within = within && arrived.all <= limits.max_arrivals && arrived.remote <= limits.max_remote;
+    }
+    return within;
   }
   [[nodiscard]] bool is_worth(load_t relief, index_t moves) const {
     if (relief < least_relief) { return false; }

@@ -55,7 +55,9 @@ struct move_search_numbers {
 
 /// How far a search may go in one layer.
 struct move_limits {
-  index_t max_moves = std::numeric_limits<index_t>::max();  ///< pairs (rank, expert) that may be new
+  index_t max_moves = std::numeric_limits<index_t>::max();     ///< pairs (rank, expert) that may be new
+  index_t max_arrivals = std::numeric_limits<index_t>::max();  ///< of them, on one rank
+  index_t max_remote = std::numeric_limits<index_t>::max();    ///< of those on one rank, from other nodes
   load_t price = 0;         ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
   index_t ranks = 1;        ///< that receive moves
   load_t good_enough = 0;   ///< a layer at or below this largest rank cost stays as it is
@@ -66,6 +68,16 @@ struct move_limits {
   std::int64_t work = 0;    ///< candidates to look at
   bool may_double = false;  ///< further copies of an expert on a rank that has one, as a way to empty a slot
 
+  [[nodiscard]] bool limits_arrivals() const noexcept {
+    constexpr auto none = std::numeric_limits<index_t>::max();
+    return max_arrivals != none || max_remote != none;
+  }
+  /// Whether a slot may get an expert as far as its rank's arrivals go.
+  [[nodiscard]] bool allow(replica_map const& map, index_t slot, index_t expert) const {
+    if (!limits_arrivals()) { return true; }
+    auto const would_be = map.arrivals_with(slot, expert);
+    return would_be.all <= max_arrivals && would_be.remote <= max_remote;
+  }
   /// What some moves cost. The first ones take away what sticks out and are two fifths of the price each; from two
   /// moves for three ranks on they cost more than the price.
   [[nodiscard]] load_t price_of(index_t moves) const noexcept {
@@ -90,9 +102,7 @@ template <rank_cost Cost>
 class move_search {
 public:
   move_search(topology const& where, Cost const& cost)
-      : cost_{cost},
-        ranks_per_node_{where.num_nodes() > 1 ? where.ranks_per_node() : 0},
-        live_ranks_{live_ranks(where)} {
+      : cost_{cost}, has_nodes_{where.num_nodes() > 1}, live_ranks_{live_ranks(where)} {
     auto const ranks = static_cast<std::size_t>(where.num_ranks());
     rank_cost_.resize(ranks);
     excess_.resize(ranks);
@@ -131,7 +141,6 @@ public:
     tolerance_ = (mean_ >> numbers::tolerance_shift) + 1;
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
-    find_node_holders();
     descend();
     auto best = best_;
     if (start.max - best.max < limits.least_gain || start.max - best.worth < limits.price / 2) {
@@ -363,8 +372,9 @@ private:
     if (moves <= 0 && (is_settled(proposal.slot) || is_settled(proposal.other_slot))) { return; }
     proposal.worth = moves > 1 ? gain / moves : gain;
     auto& best = moves <= 0 ? free_ : paid_;
-    if (proposal.worth <= best.worth) { return; }
-    if (ranks_per_node_ > 0) {
+    if (proposal.worth <= best.worth || !limits_.allow(*map_, proposal.slot, proposal.expert)) { return; }
+    if (proposal.other_slot != none && !limits_.allow(*map_, proposal.other_slot, proposal.other_expert)) { return; }
+    if (has_nodes_) {
       // Of candidates that are about as good, prefer the one whose bytes stay inside a node.
       proposal.worth -= proposal.worth / numbers::remote_discount * (is_remote(proposal.slot, proposal.expert) ? 1 : 0);
       proposal.worth -=
@@ -375,20 +385,7 @@ private:
   /// Whether no rank of the slot's node held the expert at the start.
   [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
     auto const rank = slot != none ? map_->rank_of(slot) : none;
-    return rank != none && map_->arrival(rank, expert) != 0 && node_held_[node_cell(rank, expert)] == 0;
-  }
-  void find_node_holders() {
-    if (ranks_per_node_ == 0) { return; }
-    node_held_.assign(node_cell(map_->num_ranks(), 0), 0);
-    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
-      if (map_->expert_before(slot) != none) {
-        node_held_[node_cell(map_->rank_of(slot), map_->expert_before(slot))] = 1;
-      }
-    }
-  }
-  [[nodiscard]] std::size_t node_cell(index_t rank, index_t expert) const {
-    return static_cast<std::size_t>(rank / ranks_per_node_) * static_cast<std::size_t>(map_->num_logical()) +
-           static_cast<std::size_t>(expert);
+    return rank != none && map_->arrival(rank, expert) != 0 && map_->is_remote(rank, expert);
   }
   /// A change without moves leaves alone what was changed since the last one with moves, so that no circle has no end.
   [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
@@ -616,7 +613,7 @@ private:
   }
 
   Cost const& cost_;
-  index_t ranks_per_node_;  ///< 0 with a single node
+  bool has_nodes_;  ///< more than one
   replica_map* map_ = nullptr;
   move_limits limits_;
   std::int64_t work_ = 0;
@@ -645,7 +642,6 @@ private:
   std::vector<spare_slot> spare_;
   std::vector<unsigned char> discount_;        ///< [S] of the costliest rank
   std::vector<unsigned char> other_discount_;  ///< [S]
-  std::vector<unsigned char> node_held_;       ///< [N, E] held by a rank of the node at the start
   std::vector<entry> journal_;
   std::vector<index_t> changed_;  ///< slots that hold another expert than at the start
   std::uint64_t random_ = 0;

@@ -43,6 +43,9 @@ public:
     rank_load_.assign(static_cast<std::size_t>(where.num_ranks()), 0);
     changed_.assign(static_cast<std::size_t>(where.num_ranks()), 0);
     presence_.assign(static_cast<std::size_t>(where.num_ranks()) * loads.size(), 0);
+    ranks_per_node_ = where.num_nodes() > 1 ? where.ranks_per_node() : 0;
+    held_in_node_.assign(ranks_per_node_ > 0 ? static_cast<std::size_t>(where.num_nodes()) * loads.size() : 0, 0);
+    arrivals_.assign(static_cast<std::size_t>(where.num_ranks()), {});
     moves_ = 0;
     for (std::size_t e = 0; e < loads.size(); ++e) { experts_[e].load = loads[e]; }
     for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
@@ -54,6 +57,7 @@ public:
         at(expert_, slot) = expert;
         join_ring(slot);
         presence_[cell(rank, expert)] |= 1U;
+        if (ranks_per_node_ > 0) { held_in_node_[cell(rank / ranks_per_node_, expert)] = 1; }
       }
     }
     for (auto& expert : experts_) { expert.split(); }
@@ -118,6 +122,31 @@ public:
 
   /// Moves between the start and now: pairs (rank, expert) that are new.
   [[nodiscard]] index_t moves() const noexcept { return moves_; }
+  /// The same of one rank: experts that it must receive, and those of them that no rank of its node held.
+  struct arrival_count {
+    index_t all = 0;
+    index_t remote = 0;
+  };
+  [[nodiscard]] arrival_count arrivals(index_t rank) const { return at(arrivals_, rank); }
+  /// Whether no rank of the node held the expert at the start, so that a move there crosses nodes.
+  [[nodiscard]] bool is_remote(index_t rank, index_t expert) const {
+    return ranks_per_node_ > 0 && held_in_node_[cell(rank / ranks_per_node_, expert)] == 0;
+  }
+  /// What the arrivals of a slot's rank would be with another expert in the slot.
+  [[nodiscard]] arrival_count arrivals_with(index_t slot, index_t expert) const {
+    auto const rank = rank_of(slot);
+    auto result = arrivals(rank);
+    auto const leaving = at(expert_, slot);
+    if (refund(slot) != 0) {
+      --result.all;
+      result.remote -= is_remote(rank, leaving) ? 1 : 0;
+    }
+    if (expert != leaving && arrival(rank, expert) != 0) {
+      ++result.all;
+      result.remote += is_remote(rank, expert) ? 1 : 0;
+    }
+    return result;
+  }
   /// 1 if putting the expert on the rank is a move.
   [[nodiscard]] index_t arrival(index_t rank, index_t expert) const { return presence(rank, expert) == 0 ? 1 : 0; }
   /// 1 if taking the slot's expert away undoes a move.
@@ -126,9 +155,9 @@ public:
   /// Put another expert into a slot. @pre the slot is live
   void assign(index_t slot, index_t expert) {
     auto const rank = rank_of(slot);
-    moves_ -= refund(slot);
+    count_arrival(rank, at(expert_, slot), -refund(slot));
     unlink(slot);
-    moves_ += arrival(rank, expert);
+    count_arrival(rank, expert, arrival(rank, expert));
     at(expert_, slot) = expert;
     link(slot);
     at(changed_, rank) = 1;
@@ -155,6 +184,11 @@ private:
   [[nodiscard]] std::uint16_t presence(index_t rank, index_t expert) const { return presence_[cell(rank, expert)]; }
   [[nodiscard]] std::size_t cell(index_t rank, index_t expert) const {
     return static_cast<std::size_t>(rank) * experts_.size() + static_cast<std::size_t>(expert);
+  }
+  void count_arrival(index_t rank, index_t expert, index_t change) {
+    moves_ += change;
+    at(arrivals_, rank).all += change;
+    at(arrivals_, rank).remote += is_remote(rank, expert) ? change : 0;
   }
   void set_slot_load(index_t slot, load_t load) {
     at(rank_load_, rank_of(slot)) += load - at(slot_load_, slot);
@@ -208,6 +242,7 @@ private:
   }
 
   index_t slots_per_rank_ = 1;
+  index_t ranks_per_node_ = 0;  ///< 0 with a single node
   index_t moves_ = 0;
   std::vector<index_t> start_;     ///< [P] the map at the start
   std::vector<index_t> expert_;    ///< [P] the map now
@@ -216,10 +251,12 @@ private:
   std::vector<index_t> rank_;      ///< [P]
   std::vector<load_t> slot_load_;  ///< [P] load of each slot's copy
   std::vector<index_t> replicated_;
-  std::vector<replicas> experts_;        ///< [E]
-  std::vector<load_t> rank_load_;        ///< [R]
-  std::vector<unsigned char> changed_;   ///< [R]
-  std::vector<std::uint16_t> presence_;  ///< [R, E]
+  std::vector<replicas> experts_;            ///< [E]
+  std::vector<load_t> rank_load_;            ///< [R]
+  std::vector<unsigned char> changed_;       ///< [R]
+  std::vector<std::uint16_t> presence_;      ///< [R, E]
+  std::vector<unsigned char> held_in_node_;  ///< [N, E] held by a rank of the node at the start
+  std::vector<arrival_count> arrivals_;      ///< [R]
 };
 
 }  // namespace detail

@@ -152,7 +152,7 @@ private:
     auto const rank = map_->rank_of(slot);
     if (map_->holds(rank, expert)) { return; }
     auto const moves = map_->arrival(rank, expert) - map_->refund(slot);
-    if (map_->moves() + moves > limits_.max_moves) { return; }
+    if (map_->moves() + moves > limits_.max_moves || !limits_.allow(*map_, slot, expert)) { return; }
     auto const old = map_->expert(slot);
     solver_->replace(slot, expert);
     look_at(moves, {0, 0, slot, expert, none, none});
@@ -169,6 +169,7 @@ private:
     auto const moves = map_->arrival(rank, expert) + map_->arrival(map_->rank_of(slot), taken) - map_->refund(slot) -
                        map_->refund(other);
     if (map_->moves() + moves > limits_.max_moves) { return; }
+    if (!limits_.allow(*map_, slot, taken) || !limits_.allow(*map_, other, expert)) { return; }
     solver_->replace(slot, taken);
     solver_->replace(other, expert);
     look_at(moves, {0, 0, slot, taken, other, expert});
