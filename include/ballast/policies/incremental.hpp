@@ -38,7 +38,7 @@ struct move_cost_model {
   std::int64_t link_bytes_per_second = 8'000'000'000;  ///< what a rank may receive without slowing its passes down
   std::int64_t layer_nanoseconds = 200'000;            ///< expert computation of one layer and pass, in balance
   std::int64_t passes_until_next_plan = 1'000;         ///< for which a plan pays off
-  std::int64_t plans_per_layout = 8;                   ///< for which a layout from scratch pays off
+  std::int64_t plans_per_layout = 8;                   ///< for which a layout from scratch pays off; 0: there is none
 
   /// Refuse values that give no price, naming the first.
   [[nodiscard]] status validate() const {
@@ -60,15 +60,20 @@ struct move_cost_model {
     }
     return {};
   }
-  /// What a move costs, as a part of the mean rank load in units of 1 / 2^20; see `move_limits::price_of`.
+  /// How long a rank receives an expert, against all that it computes until the next plan: a part of the mean rank load
+  /// in units of 1 / 2^20.
+  [[nodiscard]] load_t arrival_price() const noexcept {
+    auto const nanoseconds = bytes_per_expert * 1000 / (link_bytes_per_second / 1'000'000);
+    auto const part =
+        std::min(nanoseconds, std::int64_t{1} << 42) * (load_t{1} << 20) / (layer_nanoseconds * passes_until_next_plan);
+    return std::min(part, load_t{1} << 36);
+  }
+  /// What a move costs, in the same units; see `move_limits::price_of`.
   ///
   /// Links of different ranks work side by side, but few moves do not spread over all of them: in 94 ranks a move
   /// costs a quarter of what it costs in 16. The numbers are from experiments (docs/incremental.md).
   [[nodiscard]] load_t price(index_t num_ranks) const noexcept {
-    auto const nanoseconds = bytes_per_expert * 1000 / (link_bytes_per_second / 1'000'000);
-    auto const part =
-        std::min(nanoseconds, std::int64_t{1} << 42) * (load_t{1} << 20) / (layer_nanoseconds * passes_until_next_plan);
-    return std::min(std::min(part, load_t{1} << 36) * 18 / 11 / (num_ranks + 8), load_t{1} << 20);
+    return std::min(arrival_price() * 18 / 11 / (num_ranks + 8), load_t{1} << 20);
   }
   void describe(digest& out) const { detail::describe_options(*this, out); }
   /// See `detail::names_options`.
@@ -212,6 +217,7 @@ private:
     if (max_arrivals_per_rank >= 0) { result.of_search.max_arrivals = max_arrivals_per_rank; }
     if (max_remote_arrivals_per_rank >= 0) { result.of_search.max_remote = max_remote_arrivals_per_rank; }
     result.budget = max_moves_per_layer;
+    result.arrival_price = worth.arrival_price();
     result.plans_per_layout = worth.plans_per_layout;
     result.price = stop_when_not_worth ? worth.price(where.num_live_ranks()) : 0;
     return result;

@@ -37,6 +37,7 @@ struct incremental_limits {
   move_limits of_search;              ///< but for what depends on the loads
   index_t budget = -1;                ///< moves a layer; -1: none
   load_t price = 0;                   ///< of a move, in 1 / 2^20 of the mean; 0: moves cost nothing
+  load_t arrival_price = 0;           ///< of what a layout brings to the busiest rank, in the same units
   std::int64_t plans_per_layout = 0;  ///< that a layout from scratch serves; 0: there is none
 };
 
@@ -60,8 +61,7 @@ public:
   /// @param next     in/out: [L, P]; the layer's row of `current` comes in, its plan goes out.
   [[nodiscard]] status plan_even(load_history_view history, placement const& current, index_t layer, placement& next) {
     if (auto result = open(history, current, layer); !result.ok()) { return result; }
-    search_for_moves();
-    if (limits_.plans_per_layout > 0 && cost_is_load<Cost>) { look_at_fresh_layout(current, layer, next); }
+    change(current, layer, next);
     write(next, layer);
     return {};
   }
@@ -82,8 +82,7 @@ public:
     }
     auto const split_moves = map_;
     map_ = rehomed;
-    search_for_moves();
-    if (limits_.plans_per_layout > 0) { look_at_fresh_layout(current, layer, next); }
+    change(current, layer, next);
     auto reached = split(map_);
     if (reached > done) { reached = search_for_split(map_); }
     if (few_moves <= reached) { map_ = split_moves; }
@@ -127,6 +126,20 @@ private:
     result.good_enough = mean + (mean >> 11);
     result.price = has_budget() ? 0 : (mean >> 20) * limits_.price;
     return result;
+  }
+
+  /// A layout from scratch, or a few moves. Which one shows after the first descent; what the search does beyond it
+  /// makes the layer better on these loads, not on others.
+  void change(placement const& current, index_t layer, placement& next) {
+    if (limits_.plans_per_layout > 0 && cost_is_load<Cost>) {
+      rehomed_ = map_;
+      auto quick = limits_at(start_.mean);
+      quick.retries = 0;
+      search_.run(map_, quick);
+      if (take_fresh_layout(current, layer, next)) { return; }
+      std::swap(map_, rehomed_);
+    }
+    search_for_moves();
   }
 
   // ---- a few moves ----
@@ -182,9 +195,9 @@ private:
 
   // ---- a layout from scratch ----
 
-  void look_at_fresh_layout(placement const& current, index_t layer, placement& next) {
+  [[nodiscard]] bool take_fresh_layout(placement const& current, index_t layer, placement& next) {
     auto const stress = stress_(where_, map_);
-    if (stress < layout_stress::unit + least_relief) { return; }
+    if (stress < layout_stress::unit + least_relief) { return false; }
     auto const row = next.edit(layer).logical_of_slot;
     std::copy(tokens_.begin(), tokens_.end(), fresh_.loads().begin());
     fresh_.plan_even_layer(layer, row);
@@ -194,8 +207,10 @@ private:
     for (index_t slot = 0; slot < other_.num_slots(); ++slot) {
       if (other_.expert(slot) != none) { other_.assign(slot, row[static_cast<std::size_t>(slot)]); }
     }
-    if (!is_within_limits(other_) || search_.level_of(other_).max > start_.max) { return; }
-    if (is_worth(stress - stress_(where_, other_), other_.moves())) { std::swap(map_, other_); }
+    if (!is_within_limits(other_) || search_.level_of(other_).max > start_.max) { return false; }
+    if (!is_worth(stress - stress_(where_, other_), other_)) { return false; }
+    std::swap(map_, other_);
+    return true;
   }
   [[nodiscard]] bool is_within_limits(replica_map const& map) const {
     auto const& limits = limits_.of_search;
@@ -206,12 +221,15 @@ private:
     }
     return within;
   }
-  [[nodiscard]] bool is_worth(load_t relief, index_t moves) const {
-    if (relief < least_relief) { return false; }
-    move_limits cost = limits_.of_search;
-    cost.price = (start_.mean >> 20) * limits_.price;
-    return start_.mean / layout_stress::unit * relief * limits_.plans_per_layout > cost.price_of(moves);
+  /// Whether what a layout saves over the plans that it serves takes longer than receiving it.
+  [[nodiscard]] bool is_worth(load_t relief, replica_map const& layout) const {
+    index_t most = 0;
+    for (index_t rank = 0; rank < layout.num_ranks(); ++rank) { most = std::max(most, layout.arrivals(rank).all); }
+    auto const saved = relief * limits_.plans_per_layout;
+    return relief >= least_relief &&
+           saved > most * std::min(limits_.arrival_price, load_t{1} << 36) / ((load_t{1} << 20) / layout_stress::unit);
   }
+
   // ---- the row ----
 
   void keep_dead_slots(std::vector<index_t>& row) const {
@@ -259,6 +277,7 @@ private:
   share_solver solver_;
   typename move_search<Cost>::level start_{};
   replica_map map_;                 ///< the plan so far
+  replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
   replica_map other_;               ///< one to compare it with
   std::vector<load_t> loads_;       ///< [E] load units
   std::vector<load_t> tokens_;      ///< [E]
