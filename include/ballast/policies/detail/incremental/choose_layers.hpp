@@ -55,8 +55,9 @@ inline void choose_layers(load_history_view history, placement const& current, t
         {layer, moves,
          must_move ? std::numeric_limits<load_t>::max() : (busiest(current, layer) - busiest(next, layer)) / moves});
   }
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](candidate const& a, candidate const& b) { return a.worth > b.worth; });
+  std::sort(candidates.begin(), candidates.end(), [](candidate const& a, candidate const& b) {
+    return a.worth != b.worth ? a.worth > b.worth : a.layer < b.layer;
+  });
   auto left = max_moves;
   for (auto const& one : candidates) {
     if (one.moves <= left || one.worth == std::numeric_limits<load_t>::max()) {
