@@ -12,14 +12,14 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <string>
-#include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -192,4 +192,47 @@ TEST_CASE("a policy that plans otherwise on one rank is found by who plans its l
     CHECK(seen.planned[rank] == trivial_placement(shape));
   }
   CHECK(seen.ended[2].message().find("rank 2 and rank 3 plan layer 3 differently") != std::string::npos);
+}
+
+TEST_CASE("a rank that plans too long is waited for once, named, and can come back") {
+  topology const where{{num_ranks, 1, 8, 0}};
+  auto const initial = trivial_placement(shape);
+  constexpr auto timeout = 400 * milliseconds;
+  in_process_group group{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    watched<headroom_placement> policy;
+    policy.rank = wire.rank();
+    auto dawdles = std::make_shared<bool>(wire.rank() == 1);
+    policy.on_layers = [dawdles](index_t, std::span<index_t const>) {
+      if (std::exchange(*dawdles, false)) { std::this_thread::sleep_for(std::chrono::nanoseconds{3 * timeout}); }
+    };
+    member<watched<headroom_placement>, layers_per_chunk<>> part{
+        where, initial, policy, layers_per_chunk<>{num_layers}, wire, {.interval = 1, .timeout = timeout}};
+    part.moved.start().or_throw();
+    auto const pass = [&] {
+      auto const loads = some_loads();
+      for (index_t layer = 0; layer < num_layers; ++layer) {
+        auto const row = matrix_view<load_t const>{loads, num_layers, num_experts}.row(layer);
+        part.moved.record_logical(layer, row).or_throw();
+      }
+      return part.moved.on_forward_pass_end({.tokens = 1});
+    };
+    pass().or_throw();
+    auto const before = std::chrono::steady_clock::now();
+    auto const ended = pass();
+    auto const waited = std::chrono::steady_clock::now() - before;
+    CHECK_FALSE(ended.ok());
+    CHECK(part.moved.state() == rebalancer_state::failed);
+    if (wire.rank() != 1) {
+      CHECK(ended.rank() == 1);
+      CHECK(waited < std::chrono::nanoseconds{2 * timeout});
+    }
+    CHECK(part.moved.current() == initial);
+    // Whoever is early waits for the one that is late: engines resume when they have heard that all are back.
+    while (!part.moved.resume().ok()) {}
+    pass().or_throw();
+    pass().or_throw();
+    CHECK_FALSE(part.moved.current() == initial);
+    CHECK(part.first_error().empty());
+  });
 }

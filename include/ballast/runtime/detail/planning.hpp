@@ -127,7 +127,9 @@ template <class Core>
   digest inputs;
   books.in_force().describe(inputs);
   inputs.add(history.tokens());
-  if (auto agreed = core.agree_on("loads and placement", inputs.value()); !agreed.ok()) { return agreed; }
+  if (auto agreed = core.agree_on("loads and placement", inputs.value()); !agreed.ok()) {
+    return agreed.code() == errc::disagreement ? agreed : core.fail(std::move(agreed));
+  }
 
   plan_parts parts{books.where(), books.in_force().shape()};
   auto const mine = parts.layers_of(core.rank());
@@ -136,7 +138,7 @@ template <class Core>
   if (planned.ok()) { planned = detail::plan_some_layers(core, mine); }
   if (planned.ok()) { parts.write(core.next, mine); }
   if (auto told = core.ranks.control().all_gather(parts.mine(), parts.all(), core.options.timeout); !told.ok()) {
-    return told;
+    return core.fail(std::move(told));
   }
   if (planned.ok() && core.options.checked_layers > 0) { planned = detail::check_part(core, parts); }
   if (planned.ok()) { planned = parts.read(core.next); }
@@ -232,6 +234,7 @@ template <class Core>
 /// From `next` (or the failure to plan it) to chunks that every rank has agreed on.
 template <class Core>
 [[nodiscard]] status prepare_moves(Core& core, status planned = {}, nanoseconds_t start = now()) {
+  if (!core.failure.ok()) { return planned; }  // the ranks did not meet to plan: waiting once is enough
   if (planned.ok()) { planned = detail::refuse_expelled(core); }
   if (planned.ok()) { planned = core.mover.plan(); }
   auto agreed = detail::agree_on_plan(core, planned);
