@@ -7,6 +7,7 @@
 #include <ballast/transport/in_process.hpp>
 
 #include "../support/cohort.hpp"
+#include "../support/hooked.hpp"
 #include "../support/random.hpp"
 
 #include <doctest/doctest.h>
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -63,6 +65,22 @@ struct watched {
   }
   [[nodiscard]] relabel_scope interchangeable() const noexcept { return policy.interchangeable(); }
   void describe(digest& out) const { policy.describe(out); }
+};
+
+/// A control plane whose sums are wrong on one rank.
+class miscounting_control : public hooked_control<in_process_endpoint> {
+public:
+  miscounting_control(in_process_endpoint& inner, bool wrong)
+      : hooked_control{inner, [](char const*) {}}, wrong_{wrong} {}
+
+  [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
+    auto result = hooked_control::all_reduce(values, timeout);
+    if (wrong_) { values.back() += 100'000; }
+    return result;
+  }
+
+private:
+  bool wrong_;
 };
 
 struct outcome {
@@ -235,4 +253,45 @@ TEST_CASE("a rank that plans too long is waited for once, named, and can come ba
     CHECK_FALSE(part.moved.current() == initial);
     CHECK(part.first_error().empty());
   });
+}
+
+TEST_CASE("ranks that would plan on different loads hear it before they plan, or take rank 0's plan") {
+  topology const where{{num_ranks, 1, 8, 0}};
+  auto const initial = trivial_placement(shape);
+  for (bool const adopts : {false, true}) {
+    CAPTURE(adopts);
+    std::vector<placement> planned(num_ranks);
+    in_process_group group{num_ranks};
+    group.run([&](in_process_endpoint& wire) {
+      miscounting_control control{wire, wire.rank() == 3};
+      patterned_weights weights{where, wire.rank(), initial, {{48, 48}, {5, 8}}};
+      host_store store{where, num_layers};
+      weights.add_to(store);
+      rebalancer moved{where,
+                       initial,
+                       rebalancing{window_recorder{num_layers, num_experts, {1, 1}},
+                                   headroom_placement{},
+                                   layers_per_chunk{num_layers},
+                                   {.interval = 1, .timeout = patience, .adopt_first_plan = adopts}},
+                       store,
+                       wire,
+                       control};
+      moved.start().or_throw();
+      status ended;
+      for (int pass = 0; pass < 2; ++pass) {
+        auto const loads = some_loads();
+        for (index_t layer = 0; layer < num_layers; ++layer) {
+          auto const row = matrix_view<load_t const>{loads, num_layers, num_experts}.row(layer);
+          moved.record_logical(layer, row).or_throw();
+        }
+        ended = moved.on_forward_pass_end({.tokens = 1});
+      }
+      CHECK(ended.ok() == adopts);
+      if (!adopts) { CHECK(ended.message().find("rank 3 differs from rank 0 in loads and placement") == 0); }
+      CHECK((moved.current() == initial) != adopts);
+      CHECK(weights.first_error(moved.current()).empty());
+      planned[static_cast<std::size_t>(wire.rank())] = moved.current();
+    });
+    for (auto const& one : planned) { CHECK(one == planned.front()); }
+  }
 }
