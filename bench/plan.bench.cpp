@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Planning all layers of a model, tables included: time beside balance. Rows: plan/<policy>/<layers x
 // experts>/<slots>/<ranks>, and incremental/curve/<ranks> (100 layers, 2 experts and 4 slots a rank, 10 % drift),
-// beside balanced/curve.
+// beside balanced/curve. part/<start or drift>/...: what one rank of a group plans when they plan in parts.
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/moves.hpp>
 #include <ballast/policies/balanced.hpp>
@@ -78,6 +78,39 @@ void from_current(benchmark::State& state, incremental_placement const& policy, 
   measure(state, policy, shape, ballast_bench::drifted(before, 0.1), current);
 }
 
+/// The layers of the first rank, which has most, with the default options.
+void part_of_a_rank(benchmark::State& state, model const& shape, bool drift) {
+  topology const where{{shape.num_ranks, shape.num_nodes, shape.num_slots / shape.num_ranks, 0}};
+  auto const before = ballast_bench::log_normal_loads(shape.num_layers, shape.num_logical);
+  auto const loads = drift ? ballast_bench::drifted(before, 0.1) : before;
+  auto current = trivial_placement({shape.num_layers, shape.num_logical, shape.num_slots});
+  if (drift) {
+    placement planned;
+    plan(incremental_placement{}, matrix_view<load_t const>{before, shape.num_layers, shape.num_logical}, current,
+         where, planned)
+        .or_throw();
+    current = planned;
+  }
+  std::vector<index_t> layers;
+  for (index_t layer = 0; layer < shape.num_layers; layer += shape.num_ranks) { layers.push_back(layer); }
+  auto next = current;
+  for (auto _ : state) {
+    incremental_placement{}
+        .plan_layers(matrix_view<load_t const>{loads, shape.num_layers, shape.num_logical}, current, where, layers,
+                     next)
+        .or_throw();
+    benchmark::DoNotOptimize(next.logical_of_slot().elements().data());
+    benchmark::ClobberMemory();
+  }
+  state.counters["layers"] = static_cast<double>(layers.size());
+  state.SetLabel(BALLAST_BENCH_INSTRUCTION_SET);
+}
+
+constexpr model shared_models[] = {{"58x256", 58, 256, 288, 8, 1, 1},
+                                   {"58x256", 58, 256, 288, 32, 4, 1},
+                                   {"58x256", 58, 256, 288, 72, 9, 1},
+                                   {"100x2048", 100, 2048, 4096, 1024, 8, 1}};
+
 [[maybe_unused]] bool const registered = [] {
   auto const add = [](std::string const& name, auto run) {
     benchmark::RegisterBenchmark(name.c_str(), run)->Unit(benchmark::kMillisecond);
@@ -91,6 +124,13 @@ void from_current(benchmark::State& state, incremental_placement const& policy, 
         [&shape](auto& state) { from_scratch(state, deepseek_placement{}, shape); });
     add(row_name("balanced", shape), [&shape](auto& state) { from_scratch(state, balanced_placement{}, shape); });
     add(row_name("incremental", shape), [&shape](auto& state) { from_current(state, incremental_placement{}, shape); });
+  }
+  for (auto const& shape : shared_models) {
+    for (bool const drift : {false, true}) {
+      auto const name = std::string{"part/"} + (drift ? "drift/" : "start/") + shape.name + "/" +
+                        std::to_string(shape.num_slots) + "/" + std::to_string(shape.num_ranks);
+      add(name, [&shape, drift](auto& state) { part_of_a_rank(state, shape, drift); });
+    }
   }
   for (index_t ranks = 32; ranks <= 1024; ranks *= 2) {
     model const shape{"curve", 100, 2 * ranks, 4 * ranks, ranks, 1, 1};

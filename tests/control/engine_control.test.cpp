@@ -41,6 +41,10 @@ struct gather_on {
 using control = ballast::engine_control<gather_on>;
 static_assert(ballast::regrouping_plane<control>);
 
+struct engine_endpoint : ballast_test::law_endpoint<control, ballast::in_process_endpoint> {
+  static constexpr bool is_over_a_channel = true;
+};
+
 struct engine_runner {
   static constexpr bool can_lose_ranks = true;
   [[nodiscard]] std::vector<ballast::index_t> sizes() const { return {1, 2, 5}; }
@@ -49,7 +53,7 @@ struct engine_runner {
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
     return ballast_test::in_process_runner{}.run(num_ranks, [&](auto& inner, ballast_test::law_log& log) {
       control plane{inner.rank(), inner.num_ranks(), gather_on{&inner.control}};
-      ballast_test::law_endpoint<control, ballast::in_process_endpoint> self{plane, inner.transport, inner.die};
+      engine_endpoint self{{plane, inner.transport, inner.die}};
       body(self, log);
     });
   }

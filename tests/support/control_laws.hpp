@@ -309,23 +309,32 @@ void regroups_for_nothing(Endpoint& self, law_log& log) {
 template <class Endpoint>
 void regroups_again(Endpoint& self, law_log& log) {
   auto const late_one = self.num_ranks() - 1;
-  auto const timeout = 100 * millisecond;
-  if (self.rank() == late_one) {
-    sleep_for(4 * timeout);
-  } else {
-    auto const begin = ballast::detail::now();
-    auto const result = self.control.regroup(timeout);
+  auto const timeout = 500 * millisecond;
+  if (self.rank() == late_one) { sleep_for(2 * timeout); }
+  auto const begin = ballast::detail::now();
+  ballast::status result;
+  if (self.rank() != late_one) {
+    result = self.control.regroup(timeout);
     log.expect_failure(result, {ballast::errc::deadline_exceeded}, ballast::detail::concat("rank ", late_one),
                        "regroup without the last rank");
-    log.expect(result.rank() == late_one, "regroup blames rank ", result.rank(), ": ", result.message());
-    for (ballast::index_t rank = 0; rank < late_one; ++rank) {
-      log.expect(result.message().find(ballast::detail::concat("rank ", rank)) == std::string::npos,
-                 "regroup names a rank that came: ", result.message());
-    }
     log.expect(ballast::detail::now() - begin < timeout + slack, "a regroup outlasted its deadline");
   }
   if (!log.expect_ok(self.control.regroup(patience), "the second regroup")) { return; }
   works(self, log, "after the second regroup");
+  // A plane over somebody else's channel says what that says: who came to the last of several calls, on a busy machine.
+  if constexpr (requires { Endpoint::is_over_a_channel; }) { return; }
+  // Where all but one came together, that one is named and no other. On a busy machine they may not have.
+  std::array<std::uint64_t, 1> const mine{static_cast<std::uint64_t>(begin)};
+  std::vector<std::uint64_t> begins(static_cast<std::size_t>(self.num_ranks()));
+  if (!log.expect_ok(self.control.all_gather(mine, begins, patience), "gather")) { return; }
+  begins.pop_back();
+  auto const [first, last] = std::minmax_element(begins.begin(), begins.end());
+  if (self.rank() == late_one || *last - *first > static_cast<std::uint64_t>(10 * millisecond)) { return; }
+  log.expect(result.rank() == late_one, "regroup blames rank ", result.rank(), ": ", result.message());
+  for (ballast::index_t rank = 0; rank < late_one; ++rank) {
+    log.expect(result.message().find(ballast::detail::concat("rank ", rank)) == std::string::npos,
+               "regroup names a rank that came: ", result.message());
+  }
 }
 
 // Whoever waits for a rank that has given up hears of it, at the latest by the deadline; afterwards all go on.

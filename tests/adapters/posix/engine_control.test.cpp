@@ -31,6 +31,10 @@ struct membership_of {
 using control = ballast::engine_control<gather_on, membership_of>;
 static_assert(ballast::regrouping_plane<control>);
 
+struct engine_endpoint : ballast_test::law_endpoint<control, ballast::posix::peer_copy> {
+  static constexpr bool is_over_a_channel = true;
+};
+
 struct engine_runner {
   static constexpr bool can_lose_ranks = true;
   [[nodiscard]] std::vector<ballast::index_t> sizes() const { return {2, 5}; }
@@ -39,7 +43,7 @@ struct engine_runner {
   [[nodiscard]] std::vector<std::string> run(ballast::index_t num_ranks, Body body) const {
     return ballast_test::posix_runner{}.run(num_ranks, [&](auto& inner, ballast_test::law_log& log) {
       control plane{inner.rank(), inner.num_ranks(), gather_on{&inner.control}, {}, membership_of{&inner.control}};
-      ballast_test::law_endpoint<control, ballast::posix::peer_copy> self{plane, inner.transport, inner.die};
+      engine_endpoint self{{plane, inner.transport, inner.die}};
       body(self, log);
     });
   }
