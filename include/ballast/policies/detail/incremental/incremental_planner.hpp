@@ -74,9 +74,9 @@ public:
     auto const start = split(map_);
     auto const done = start_.mean + (start_.mean >> balanced_shift);
     if (start <= done) { return write_split(next, layer); }
-    // A layer far from balance is brought near it by the faster search.
+    // Without a budget, a layer far from balance is brought near it by the faster search.
     auto few_moves = std::numeric_limits<load_t>::max();
-    if (start <= start_.mean + start_.mean / far) {
+    if (has_budget() || start <= start_.mean + start_.mean / far) {
       few_moves = search_for_split(map_);
       if (few_moves <= done) { return write_split(next, layer); }
     }
@@ -102,6 +102,7 @@ private:
   /// A layout from scratch is for layers that no few moves mend: it must stand up to other loads by so much better, an
   /// eighth of the mean. What drift does to a good layout stays below.
   static constexpr load_t least_relief = layout_stress::unit / 8;
+  static constexpr index_t slots_of_large_layers = 400;
 
   // ---- a layer as it is ----
 
@@ -131,7 +132,7 @@ private:
   /// A layout from scratch, or a few moves. Which one shows after the first descent; what the search does beyond it
   /// makes the layer better on these loads, not on others.
   void change(placement const& current, index_t layer, placement& next) {
-    if (limits_.plans_per_layout > 0 && cost_is_load<Cost>) {
+    if (is_layout_worth_a_look()) {
       rehomed_ = map_;
       auto quick = limits_at(start_.mean);
       quick.retries = 0;
@@ -195,6 +196,11 @@ private:
 
   // ---- a layout from scratch ----
 
+  /// Making one takes as long as ranks times slots, so large layers have to be far from balance to get one.
+  [[nodiscard]] bool is_layout_worth_a_look() const noexcept {
+    if (limits_.plans_per_layout == 0 || !cost_is_load<Cost>) { return false; }
+    return map_.num_slots() <= slots_of_large_layers || start_.max > start_.mean + start_.mean / 2;
+  }
   [[nodiscard]] bool take_fresh_layout(placement const& current, index_t layer, placement& next) {
     auto const stress = stress_(where_, map_);
     if (stress < layout_stress::unit + least_relief) { return false; }
