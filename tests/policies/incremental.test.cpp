@@ -279,7 +279,7 @@ TEST_CASE("of too many moves in all, the layers that gain most get theirs") {
   topology const where{{8, 1, 6, 0}};
   auto loads = skewed_loads(5, 40, 71);
   // Layer 3 is a tenth of the others, and so is what it gains.
-  for (auto& load : std::span{loads}.subspan(3 * 40, 40)) { load /= 10; }
+  for (auto& load : std::span{loads}.subspan(std::size_t{3} * 40, 40)) { load /= 10; }
   auto const start = trivial_placement({5, 40, 48});
   incremental_placement policy{.max_moves_per_layer = 6};
   auto const all = planned(policy, {loads, 1, 5, 40}, start, where);
@@ -335,7 +335,7 @@ std::vector<load_t> block_loads(index_t layers, index_t experts, std::uint64_t s
   auto loads = skewed_loads(layers, experts, seed);
   ballast_test::generator random{heat_seed};
   for (std::size_t block = 0; block < loads.size() / 16; ++block) {
-    auto const percent = load_t{100} + 50 * random.below(4);
+    auto const percent = load_t{100} + load_t{50} * random.below(4);
     for (auto& load : std::span{loads}.subspan(block * 16, 16)) { load = load * percent / 100; }
   }
   return loads;

@@ -101,7 +101,7 @@ outcome one_cycle(Policy const& policy, rebalancer_options options, index_t dead
   if (dead >= 0) { group.expel(dead); }
   group.run([&](in_process_endpoint& wire) {
     if (wire.rank() == dead) { return; }
-    auto mine = policy;
+    auto mine = policy;  // NOLINT(performance-unnecessary-copy-initialization): some learn their rank
     if constexpr (requires { mine.rank; }) { mine.rank = wire.rank(); }
     member<Policy, layers_per_chunk<>> part{where, initial, mine, layers_per_chunk<>{num_layers}, wire, options};
     part.moved.start().or_throw();

@@ -28,7 +28,7 @@ public:
   /// Agree on both with the other ranks, and make the store's memory readable where peers read it; a collective.
   template <control_plane Control>
   [[nodiscard]] status take(Control& control, nanoseconds_t timeout) {
-    std::uint64_t first_region = 0;
+    std::uint64_t first_region = 0;  // NOLINT(misc-const-correctness): not where peers read memory
     if constexpr (peer_copier<Transport>) { first_region = transport_->next_region(); }
     std::uint64_t const mine[] = {last_session(), first_region};
     std::vector<std::uint64_t> all(2 * static_cast<std::size_t>(control.num_ranks()));
