@@ -295,3 +295,18 @@ TEST_CASE("ranks that would plan on different loads hear it before they plan, or
     for (auto const& one : planned) { CHECK(one == planned.front()); }
   }
 }
+
+TEST_CASE("words of one rank that stand in for another's are not taken for its rows") {
+  topology const where{{num_ranks, 1, 8, 0}};
+  detail::plan_parts parts{where, shape};
+  auto plan = trivial_placement(shape);
+  parts.write(plan, parts.layers_of(0));
+  // As an all-gather gives them for a rank that was expelled and that the topology still has alive.
+  for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+    std::ranges::copy(parts.mine(), parts.all().begin() + static_cast<std::ptrdiff_t>(rank * parts.mine().size()));
+  }
+  auto const result = parts.read(plan);
+  CHECK(result.code() == errc::disagreement);
+  CHECK(result.rank() == 1);
+  CHECK(result.message() == "plan: rank 1 planned layer 0, not layer 1");
+}

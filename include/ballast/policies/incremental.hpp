@@ -90,10 +90,11 @@ struct move_cost_model {
 /// Starts from the placement in force and changes as little as pays.
 ///
 /// Layers in balance stay as they are. In the others experts get a copy where another can spare one, or change places,
-/// each step the one that removes the most overload for its bytes. A second copy of an expert on its rank costs no
-/// bytes either; it stays only where the busiest rank would be busier without. With a budget only the budget limits;
-/// without one a plan stops where further moves would cost more time than they save. A layer never comes out worse than
-/// it was. Experts of dead ranks are given a new home first.
+/// each step the one that removes the most overload for its bytes. A layer whose layout no few moves mend gets one from
+/// scratch, once, where that pays and the budget allows it. A second copy of an expert on its rank costs no bytes; it
+/// is made only where a budget binds and it pays. With a budget only the budget limits; without one a plan stops where
+/// further moves would cost more time than they save. A layer never comes out worse than it was. Experts of dead ranks
+/// are given a new home first. docs/incremental.md has the rules.
 ///
 /// @par Cost
 /// `Cost` turns the load of a rank into what it costs the step; see `rank_cost`.
@@ -134,7 +135,7 @@ struct basic_incremental_placement {
   /// @param where    R ranks, and which are alive.
   /// @param next     out: [L, P], shares only if ranks are dead.
   /// @return `errc::invalid_option` for an option out of range, or optimal shares with a rank cost;
-  ///         `errc::missing_expert` if the budget does not suffice to give every expert of a dead rank a new home.
+  ///         `errc::missing_expert` if budget and limits do not suffice to give every expert of a dead rank a home.
   /// @post every layer's largest rank cost is at most that of `current`, if no rank is dead.
   /// @complexity O(H L E + L P) for layers in balance, bounded by `work_per_layer` for the others.
   /// @throws std::bad_alloc

@@ -242,12 +242,19 @@ template <class Work>
 
 namespace detail {
 
+/// What is wrong with a policy's options, or with what it would plan on.
+template <placement_policy Policy>
+[[nodiscard]] status validate_question(Policy const& policy, load_history_view history, placement const& current,
+                                       topology const& where) {
+  if (auto result = guarded([&] { return validate_policy(policy); }); !result.ok()) { return result; }
+  return validate_plan_inputs(history, current, where);
+}
+
 /// Let a policy plan, without a look at what it leaves in `next`; see `plan`.
 template <placement_policy Policy>
 [[nodiscard]] status ask_policy(Policy const& policy, load_history_view history, placement const& current,
                                 topology const& where, placement& next) {
-  if (auto result = guarded([&] { return validate_policy(policy); }); !result.ok()) { return result; }
-  if (auto result = validate_plan_inputs(history, current, where); !result.ok()) { return result; }
+  if (auto result = validate_question(policy, history, current, where); !result.ok()) { return result; }
   return guarded([&] { return policy.plan(history, current, where, next); });
 }
 

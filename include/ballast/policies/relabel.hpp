@@ -42,7 +42,7 @@ public:
     source_.resize(num_ranks);
     kept_.resize(num_ranks * num_ranks);
     near_.resize(num_ranks * num_nodes);
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) { source_[static_cast<std::size_t>(rank)] = rank; }
+    std::iota(source_.begin(), source_.end(), 0);
   }
 
   void run(placement const& current, placement& target, index_t layer) {
@@ -54,7 +54,14 @@ public:
     if (options_.scope > relabel_scope::slots) {
       count_overlaps(current, target, layer);
       match();
+      rewrite(current, target, layer);
+    } else {
+      align_slots(current, target, layer);
     }
+  }
+  /// Slots alone change names, whatever the scope.
+  void align_slots(placement const& current, placement& target, index_t layer) {
+    std::iota(source_.begin(), source_.end(), 0);
     rewrite(current, target, layer);
   }
 

@@ -23,7 +23,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <numeric>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -75,11 +74,10 @@ template <class Core>
 
 // ---- the plan ----
 
-/// Slots and ranks take the names that move least, as far as policy and options allow.
+/// What may change names in a plan, as far as policy and options allow.
 template <class Core>
-void relabel_layers(Core& core, std::span<index_t const> layers) {
-  auto const scope = std::min(interchangeable(core.policy), core.options.relabel);
-  relabel(core.books.in_force(), core.books.where(), core.next, layers, {.scope = scope});
+[[nodiscard]] relabel_options naming(Core const& core) {
+  return {.scope = std::min(interchangeable(core.policy), core.options.relabel)};
 }
 
 /// Let the policy plan some layers into `next`.
@@ -94,7 +92,7 @@ template <class Core>
   if (auto result = validate_layers(core.next, books.in_force().shape(), layers); !result.ok()) {
     return {errc::policy_failed, concat("plan: the policy broke its promise: ", result.message()), result.rank()};
   }
-  detail::relabel_layers(core, layers);
+  relabel(books.in_force(), books.where(), core.next, layers, detail::naming(core));
   return {};
 }
 
@@ -122,8 +120,7 @@ template <class Core>
 [[nodiscard]] status plan_in_parts(Core& core) {
   auto& books = core.books;
   auto const history = books.window().history();
-  auto planned = guarded([&] { return validate_policy(core.policy); });
-  if (planned.ok()) { planned = validate_plan_inputs(history, books.in_force(), books.where()); }
+  auto planned = validate_question(core.policy, history, books.in_force(), books.where());
   digest inputs;
   books.in_force().describe(inputs);
   inputs.add(history.tokens());
@@ -177,11 +174,7 @@ template <class Core>
   auto planned = detail::ask_for_plan(core, in_parts);
   if (planned.ok() && splits_anew) { core.next.drop_shares(); }
   if (planned.ok()) { planned = validate_plan(in_force, books.where(), core.next); }
-  if (planned.ok() && !in_parts) {
-    std::vector<index_t> layers(static_cast<std::size_t>(core.next.num_layers()));
-    std::iota(layers.begin(), layers.end(), 0);
-    detail::relabel_layers(core, layers);
-  }
+  if (planned.ok() && !in_parts) { relabel(in_force, books.where(), core.next, detail::naming(core)); }
   if (planned.ok() && splits_anew) { planned = core.shares.solve_for(core.next, books); }
   if (planned.ok() && plans_from_loads(core.policy)) { keep_idle_layers(books.loads(), in_force, core.next); }
   return planned;

@@ -62,7 +62,7 @@ public:
   [[nodiscard]] status plan_even(load_history_view history, placement const& current, index_t layer, placement& next) {
     if (auto result = open(history, current, layer); !result.ok()) { return result; }
     change(current, layer, next);
-    write(next, layer);
+    write(current, next, layer);
     return {};
   }
 
@@ -73,12 +73,12 @@ public:
     auto const rehomed = map_;
     auto const start = split(map_);
     auto const done = start_.mean + (start_.mean >> balanced_shift);
-    if (start <= done) { return write_split(next, layer); }
+    if (start <= done) { return write_split(current, next, layer); }
     // Without a budget, a layer far from balance is brought near it by the faster search.
     auto few_moves = std::numeric_limits<load_t>::max();
     if (has_budget() || start <= start_.mean + start_.mean / far) {
       few_moves = search_for_split(map_);
-      if (few_moves <= done) { return write_split(next, layer); }
+      if (few_moves <= done) { return write_split(current, next, layer); }
     }
     auto const split_moves = map_;
     map_ = rehomed;
@@ -87,7 +87,7 @@ public:
     if (reached > done) { reached = search_for_split(map_); }
     if (few_moves <= reached) { map_ = split_moves; }
     if (start <= std::min(few_moves, reached)) { map_ = rehomed; }
-    return write_split(next, layer);
+    return write_split(current, next, layer);
   }
 
 private:
@@ -244,35 +244,17 @@ private:
     }
   }
   /// The map, each expert that a rank keeps in the slot it has.
-  void write(placement& next, index_t layer) {
-    auto const out = next.edit(layer).logical_of_slot;
-    auto const per_rank = static_cast<std::size_t>(where_.slots_per_rank());
+  void write(placement const& current, placement& next, index_t layer) {
     row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
     keep_dead_slots(row_);
-    for (std::size_t first = 0; first < row_.size(); first += per_rank) {
-      align(std::span{start_row_}.subspan(first, per_rank), std::span{row_}.subspan(first, per_rank),
-            out.subspan(first, per_rank));
-    }
+    std::copy(row_.begin(), row_.end(), next.edit(layer).logical_of_slot.begin());
     next.index_replicas(layer);
+    relabeler_.align_slots(current, next, layer);
   }
-  [[nodiscard]] status write_split(placement& next, index_t layer) {
-    write(next, layer);
+  [[nodiscard]] status write_split(placement const& current, placement& next, index_t layer) {
+    write(current, next, layer);
     return split_planned_layer(where_, next, layer, tokens_, solver_);
   }
-  void align(std::span<index_t const> held, std::span<index_t> wanted, std::span<index_t> out) {
-    for (std::size_t slot = 0; slot < held.size(); ++slot) {
-      auto const found = std::find(wanted.begin(), wanted.end(), held[slot]);
-      out[slot] = found == wanted.end() ? none : held[slot];
-      if (found != wanted.end()) { *found = none; }
-    }
-    auto rest = wanted.begin();
-    for (auto& slot : out) {
-      if (slot != none) { continue; }
-      while (*rest == none) { ++rest; }
-      slot = *rest++;
-    }
-  }
-
   topology const& where_;
   incremental_limits limits_;
   move_search<Cost> search_;
