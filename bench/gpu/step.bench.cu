@@ -150,6 +150,7 @@ struct trade_with_neighbour {
     }
     return {};
   }
+  [[nodiscard]] static bool follows_loads() { return false; }
   [[nodiscard]] status validate() const { return {}; }
   void describe(digest& out) const { out.add(std::string_view{"trade"}).add(experts); }
 };
