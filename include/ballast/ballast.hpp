@@ -10,6 +10,7 @@
 #include <ballast/control/control.hpp>
 #include <ballast/control/engine_control.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/dispatch/quota_dispatch.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/fwd.hpp>
@@ -51,6 +52,10 @@
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/schedule/schedules.hpp>
+#include <ballast/shares/quota_row.hpp>
+#include <ballast/shares/quota_rows.hpp>
+#include <ballast/shares/quota_sources.hpp>
+#include <ballast/shares/quotas.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>

@@ -17,6 +17,13 @@
   #endif
 #endif
 
+// What kernels run as well as the host: the two must never differ.
+#if defined(__CUDACC__) || defined(__HIPCC__)
+  #define BALLAST_HOST_DEVICE __host__ __device__
+#else
+  #define BALLAST_HOST_DEVICE
+#endif
+
 // Version and contract level are part of the ABI namespace: translation units built with other ones never share an
 // inline function body; handing our types from one to the other fails to link.
 #define BALLAST_DETAIL_CAT_ABI(major, minor, level) v##major##_##minor##_c##level

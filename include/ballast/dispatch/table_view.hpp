@@ -8,13 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 
-// The one header of the core whose functions also run inside kernels: host tables and device tables must never differ.
-#if defined(__CUDACC__) || defined(__HIPCC__)
-  #define BALLAST_HOST_DEVICE __host__ __device__
-#else
-  #define BALLAST_HOST_DEVICE
-#endif
-
 BALLAST_BEGIN_NAMESPACE
 
 /// Where the candidates of one logical expert start among a layer's entries, and how many there are.

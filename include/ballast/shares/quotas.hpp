@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_SHARES_QUOTAS_HPP
+#define BALLAST_SHARES_QUOTAS_HPP
+
+#include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
+#include <ballast/detail/options.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/digest.hpp>
+#include <ballast/shares/quota_row.hpp>
+#include <ballast/status.hpp>
+#include <ballast/types.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+BALLAST_BEGIN_NAMESPACE
+
+/// How far quotas are worked out; the same on every rank.
+struct quota_options {
+  index_t sweeps = 8;     ///< at most, over all pairs of replicas
+  index_t searches = 48;  ///< at most, for what sweeps leave; 0: none
+  /// Accepted is an excess of 2^-tolerance_bits over the lower bound; 31: none.
+  index_t tolerance_bits = 11;
+  /// Rows to which a grouped GEMM pads an expert's tokens: ranks are charged in tiles of so many, and quotas are whole
+  /// tiles but for the last one of an expert. 1: tokens.
+  index_t tile = 1;
+
+  /// As many steps as it takes: the optimum.
+  [[nodiscard]] static constexpr quota_options exact(index_t tile = 1) noexcept {
+    return {8, std::numeric_limits<index_t>::max(), 31, tile};
+  }
+  /// Refuse values that make no sense, naming them.
+  [[nodiscard]] status validate() const {
+    auto const refuse = [](auto const&... parts) {
+      return status{errc::invalid_option, detail::concat("quotas: ", parts...)};
+    };
+    if (sweeps < 0) { return refuse("sweeps is ", sweeps, ", must not be negative"); }
+    if (searches < 0) { return refuse("searches is ", searches, ", must not be negative"); }
+    if (tolerance_bits < 1 || tolerance_bits > 31) {
+      return refuse("tolerance_bits is ", tolerance_bits, ", must be in [1, 31]");
+    }
+    if (tile < 1) { return refuse("tile is ", tile, ", must be at least 1"); }
+    return {};
+  }
+  template <class Visit>
+  void for_each_option(Visit visit) const {
+    visit("sweeps", detail::option_bits(sweeps));
+    visit("searches", detail::option_bits(searches));
+    visit("tolerance_bits", detail::option_bits(tolerance_bits));
+    visit("tile", detail::option_bits(tile));
+  }
+  void describe(digest& out) const { detail::describe_options(*this, out); }
+};
+
+/// What a solution is worth, in tiles (tokens, if a tile is one).
+struct quota_balance {
+  index_t max = 0;       ///< of the busiest rank
+  index_t bound = 0;     ///< no quotas can bring it below that
+  index_t resident = 0;  ///< of the busiest rank under the shares in force
+  index_t total = 0;     ///< of all live ranks
+  index_t sweeps = 0;
+  index_t searches = 0;
+
+  bool operator==(quota_balance const&) const = default;
+};
+
+/// Most tokens of a batch and layer: sums stay within 31 bits.
+inline constexpr load_t max_batch_tokens = load_t{1} << 30;
+
+/// Works out for one batch and layer how many of each expert's tokens each replica takes, so that the busiest rank has
+/// as few as possible. Whole numbers; they add up to the expert's tokens.
+///
+/// *Sweeps*: each pair of replicas levels its two ranks out, class by class. *Searches*: what is still above the bound
+/// goes along shortest paths of replicas to ranks below it, and where no path is left, the ranks that can be reached
+/// are a bottleneck: their mean is a better bound. Enough searches give the optimum and the proof that it is one.
+///
+/// Kernels do the same steps in the same order: this is their oracle, number for number.
+///
+/// @threads distinct solvers are independent.
+class quota_solver {
+public:
+  /// @param row      replicas of the layer; must live while results are read.
+  /// @param tokens   [E] of the batch, of all ranks together, >= 0, at most `max_batch_tokens` together. Those of
+  ///                 experts that no live rank holds are left out.
+  /// @return what was reached.
+  /// @pre `options.validate().ok()`
+  /// @complexity O(sweeps * pairs + searches * (movable + R)); allocates only while sizes grow.
+  /// @throws std::bad_alloc
+  /// @determinism integers, in ascending order of positions.
+  quota_balance solve(quota_row row, std::span<index_t const> tokens, quota_options const& options = {}) {
+    BALLAST_EXPECTS(tokens.size() == static_cast<std::size_t>(row.shape().num_logical), "quotas: tokens are not [E]");
+    BALLAST_EXPECTS(options.validate().ok(), "quotas: options");
+    row_ = row;
+    start(tokens, options);
+    auto const accepted = [&](index_t bound) { return bound + (bound >> options.tolerance_bits); };
+    balance_.resident = max_load();
+    balance_.max = balance_.resident;
+    while (balance_.max > accepted(balance_.bound) && balance_.sweeps < options.sweeps) {
+      sweep(balance_.sweeps++);
+      balance_.max = max_load();
+    }
+    while (balance_.max > accepted(balance_.bound) && balance_.searches < options.searches) {
+      ++balance_.searches;
+      auto const target = search(balance_.bound, accepted(balance_.bound));
+      if (target != none) {
+        hand_along(target, balance_.bound);
+        balance_.max = max_load();
+      } else {
+        balance_.bound = mean_of_reached();  // grows: a source is above the bound, and no rank reached is below it
+      }
+    }
+    to_tokens(tokens, options.tile);
+    return balance_;
+  }
+
+  /// `[replicas]` tokens that each replica takes, by position.
+  [[nodiscard]] std::span<index_t const> quotas() const noexcept { return quotas_; }
+  /// `[R]` tiles of each rank.
+  [[nodiscard]] std::span<index_t const> rank_loads() const noexcept { return load_; }
+
+private:
+  static constexpr index_t none = -1;
+  static constexpr index_t far = std::numeric_limits<index_t>::max();
+
+  [[nodiscard]] static index_t divide_up(index_t a, index_t b) { return a / b + (a % b != 0 ? 1 : 0); }
+
+  /// Every expert split by the shares in force, and what cannot be split where it is.
+  void start(std::span<index_t const> tokens, quota_options const& options) {
+    auto const ranks = static_cast<std::size_t>(row_.shape().num_ranks);
+    load_.assign(ranks, 0);
+    level_.resize(ranks);
+    by_slot_.resize(ranks);
+    flow_.resize(static_cast<std::size_t>(row_.num_movable()));
+    opened_by_.resize(static_cast<std::size_t>(row_.num_groups()));
+    balance_ = {};
+    auto const units = [&](index_t expert) {
+      return divide_up(tokens[static_cast<std::size_t>(expert)], options.tile);
+    };
+    for (index_t position = row_.num_movable(); position < row_.num_replicas(); ++position) {
+      auto const load = units(row_.expert()[position]);
+      detail::at(load_, row_.rank()[position]) += load;
+      balance_.total += load;
+    }
+    balance_.bound = max_load();
+    for (index_t group = 0; group < row_.num_groups(); ++group) {
+      auto const first = row_.group_first()[group];
+      auto const expert = row_.expert()[first];
+      auto const count = row_.count()[expert];
+      auto rest = units(expert);
+      balance_.total += rest;
+      for (index_t position = first; position < first + count; ++position) {
+        auto const wanted = static_cast<index_t>(
+            static_cast<std::uint64_t>(units(expert)) * static_cast<std::uint64_t>(row_.share()[position]) >> 30);
+        auto const load = position + 1 == first + count ? rest : wanted;
+        rest -= load;
+        detail::at(flow_, position) = load;
+        detail::at(load_, row_.rank()[position]) += load;
+      }
+    }
+    balance_.bound = std::max(balance_.bound, divide_up(balance_.total, row_.num_live_ranks()));
+  }
+
+  [[nodiscard]] index_t max_load() const { return *std::max_element(load_.begin(), load_.end()); }
+
+  // ---- sweeps ----
+
+  /// Level every pair's ranks out. From the third sweep on large steps go a third too far, which gets further sooner.
+  /// What cannot be halved goes to one side or the other in turn, and so finds its way.
+  void sweep(index_t number) {
+    for (index_t pair = 0; pair < row_.num_pairs(); ++pair) {
+      auto const a = row_.pair_a()[pair];
+      auto const b = row_.pair_b()[pair];
+      auto& load_a = detail::at(load_, row_.rank()[a]);
+      auto& load_b = detail::at(load_, row_.rank()[b]);
+      auto const step = step_of(load_a - load_b, number, pair);
+      auto const moved = std::clamp(step, -detail::at(flow_, b), detail::at(flow_, a));
+      detail::at(flow_, a) -= moved;
+      detail::at(flow_, b) += moved;
+      load_a -= moved;
+      load_b += moved;
+    }
+  }
+  [[nodiscard]] static index_t step_of(index_t difference, index_t sweep, index_t pair) {
+    constexpr index_t small = 16;
+    constexpr index_t first_long = 2;
+    if (sweep >= first_long && (difference > small || difference < -small)) {
+      return (difference >> 1) + (difference >> 3) + (difference >> 5);
+    }
+    return (difference + ((sweep + pair) & 1)) >> 1;
+  }
+
+  // ---- searches ----
+
+  /// Find the nearest rank below the bound that ranks above `accepted` can hand tokens to; of equally near ones the
+  /// lightest. @return `none` if there is none.
+  [[nodiscard]] index_t search(index_t bound, index_t accepted) {
+    std::fill(opened_by_.begin(), opened_by_.end(), far);
+    for (index_t rank = 0; rank < row_.shape().num_ranks; ++rank) {
+      detail::at(level_, rank) = detail::at(load_, rank) > accepted ? 0 : far;
+    }
+    index_t target = none;
+    bool grows = true;
+    for (index_t level = 0; grows && target == none; ++level) {
+      open_groups(level);
+      grows = reach_ranks(level);
+      target = lightest_below(bound, level + 1);
+    }
+    return target;
+  }
+  /// Groups with tokens on a rank of this level, each with the first replica that has some.
+  void open_groups(index_t level) {
+    for (index_t position = 0; position < row_.num_movable(); ++position) {
+      auto& opened_by = detail::at(opened_by_, row_.group_of()[position]);
+      if (opened_by == far && detail::at(level_, row_.rank()[position]) == level && detail::at(flow_, position) > 0) {
+        opened_by = position;
+      }
+    }
+  }
+  /// Ranks of open groups that were not reached yet. @return false if there is none
+  [[nodiscard]] bool reach_ranks(index_t level) {
+    bool any = false;
+    for (index_t position = 0; position < row_.num_movable(); ++position) {
+      auto const rank = row_.rank()[position];
+      if (detail::at(level_, rank) != far || detail::at(opened_by_, row_.group_of()[position]) == far) { continue; }
+      detail::at(level_, rank) = level + 1;
+      detail::at(by_slot_, rank) = position;
+      any = true;
+    }
+    return any;
+  }
+  [[nodiscard]] index_t lightest_below(index_t bound, index_t level) const {
+    index_t lightest = none;
+    for (index_t rank = 0; rank < row_.shape().num_ranks; ++rank) {
+      if (detail::at(level_, rank) != level || detail::at(load_, rank) >= bound) { continue; }
+      if (lightest == none || detail::at(load_, rank) < detail::at(load_, lightest)) { lightest = rank; }
+    }
+    return lightest;
+  }
+  /// Hand as much along the path to `target` as its replicas have, and both its ends can use.
+  void hand_along(index_t target, index_t bound) {
+    auto amount = bound - detail::at(load_, target);
+    auto const source =
+        walk(target, [&](index_t from, index_t) { amount = std::min(amount, detail::at(flow_, from)); });
+    amount = std::min(amount, detail::at(load_, source) - bound);
+    detail::at(load_, source) -= amount;
+    detail::at(load_, target) += amount;
+    walk(target, [&](index_t from, index_t to) {
+      detail::at(flow_, from) -= amount;
+      detail::at(flow_, to) += amount;
+    });
+  }
+  /// Visit the replicas that hand over and take on the path to a rank, the last first. @return where it starts
+  template <class Visit>
+  index_t walk(index_t rank, Visit visit) {
+    while (detail::at(level_, rank) > 0) {
+      auto const to = detail::at(by_slot_, rank);
+      auto const from = detail::at(opened_by_, row_.group_of()[to]);
+      visit(from, to);
+      rank = row_.rank()[from];
+    }
+    return rank;
+  }
+  /// Of the ranks that the last search reached, rounded up: their experts cannot leave them.
+  [[nodiscard]] index_t mean_of_reached() const {
+    load_t sum = 0;
+    load_t count = 0;
+    for (index_t rank = 0; rank < row_.shape().num_ranks; ++rank) {
+      if (detail::at(level_, rank) == far) { continue; }
+      sum += detail::at(load_, rank);
+      ++count;
+    }
+    return static_cast<index_t>((sum + count - 1) / count);
+  }
+
+  /// Tiles to tokens; the last replica of an expert that has any takes what does not fill one.
+  void to_tokens(std::span<index_t const> tokens, index_t tile) {
+    quotas_.resize(static_cast<std::size_t>(row_.num_replicas()));
+    for (index_t position = row_.num_replicas() - 1; position >= row_.num_movable(); --position) {
+      detail::at(quotas_, position) = tokens[static_cast<std::size_t>(row_.expert()[position])];
+    }
+    for (index_t group = 0; group < row_.num_groups(); ++group) {
+      auto const first = row_.group_first()[group];
+      auto const expert = row_.expert()[first];
+      auto rest = tokens[static_cast<std::size_t>(expert)];
+      for (index_t position = first; position < first + row_.count()[expert]; ++position) {
+        auto const quota = static_cast<index_t>(
+            std::min(static_cast<load_t>(rest), static_cast<load_t>(detail::at(flow_, position)) * tile));
+        detail::at(quotas_, position) = quota;
+        rest -= quota;
+      }
+    }
+  }
+
+  quota_row row_;
+  quota_balance balance_;
+  std::vector<index_t> load_;       ///< [R] tiles
+  std::vector<index_t> flow_;       ///< [movable] tiles
+  std::vector<index_t> quotas_;     ///< [replicas] tokens
+  std::vector<index_t> level_;      ///< [R] hops from the nearest source, `far` where none reaches
+  std::vector<index_t> by_slot_;    ///< [R] replica by which a rank was reached
+  std::vector<index_t> opened_by_;  ///< [groups] replica from which the others of its expert were reached
+};
+
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/dispatch/quota_dispatch.hpp>
+#include <ballast/matrix_view.hpp>
+#include <ballast/placement/placement.hpp>
+#include <ballast/policies/headroom.hpp>
+#include <ballast/shares/quota_rows.hpp>
+#include <ballast/shares/quota_sources.hpp>
+#include <ballast/shares/quotas.hpp>
+#include <ballast/shares/replica_shares.hpp>
+#include <ballast/topology.hpp>
+
+#include <doctest/doctest.h>
+#include <support/allocation_counter.hpp>
+#include <support/random.hpp>
+#include <support/trace_files.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <numeric>
+#include <set>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+using namespace ballast;
+using ballast_test::generator;
+
+namespace {
+
+/// A layer on a group of ranks, some of them dead, and the tokens of a batch by source rank.
+struct batch_case {
+  topology where;
+  placement held;
+  std::vector<index_t> counts;  ///< [R, E]
+
+  [[nodiscard]] matrix_view<index_t const> by_source() const {
+    return {std::span<index_t const>{counts}, where.num_ranks(), held.num_logical()};
+  }
+  [[nodiscard]] std::vector<index_t> tokens() const {
+    std::vector<index_t> sums(static_cast<std::size_t>(held.num_logical()));
+    for (std::size_t i = 0; i < counts.size(); ++i) { sums[i % sums.size()] += counts[i]; }
+    return sums;
+  }
+};
+
+bool all_live(topology const& where, placement const& held) {
+  for (index_t expert = 0; expert < held.num_logical(); ++expert) {
+    auto const replicas = held.replicas_of(0, expert);
+    if (std::none_of(replicas.begin(), replicas.end(),
+                     [&](index_t slot) { return where.is_live(where.rank_of_slot(slot)); })) {
+      return false;
+    }
+  }
+  return true;
+}
+
+batch_case random_case(generator& random) {
+  for (;;) {
+    auto const nodes = random.between(1, 3);
+    auto const ranks = nodes * random.between(1, 4);
+    topology where{{ranks, nodes, random.between(1, 5), 0}};
+    if (ranks > 1 && random.below(4) == 0) { where.set_live(random.below(ranks), false); }
+    auto const experts = random.between(1, where.num_slots());
+    batch_case made{where, ballast_test::random_placement({1, experts, where.num_slots()}, random), {}};
+    if (!all_live(where, made.held)) { continue; }
+    auto const most = random.below(2) == 0 ? 6 : 4000;
+    for (index_t i = 0; i < ranks * experts; ++i) {
+      made.counts.push_back(random.below(3) == 0 ? 0 : random.below(most) * random.below(most) / 7);
+    }
+    return made;
+  }
+}
+
+quota_rows rows_of(topology const& where, placement const& held) {
+  quota_rows rows{where, held.num_layers(), held.num_logical()};
+  for (index_t layer = 0; layer < held.num_layers(); ++layer) { rows.publish(where, held, layer); }
+  return rows;
+}
+
+/// The least that the busiest rank can have, from the flow solver of shares; a flow of whole tokens reaches it rounded
+/// up.
+index_t optimum(topology const& where, placement const& held, std::vector<index_t> const& tokens) {
+  share_solver solver;
+  solver.open(where, held.logical_of_slot(0), std::vector<load_t>{tokens.begin(), tokens.end()}).or_throw();
+  return static_cast<index_t>((solver.solve() + (load_t{1} << 18) - 1) >> 18);
+}
+
+std::vector<index_t> loads_of(quota_row row, std::span<index_t const> quotas) {
+  std::vector<index_t> loads(static_cast<std::size_t>(row.shape().num_ranks));
+  for (index_t position = 0; position < row.num_replicas(); ++position) {
+    loads[static_cast<std::size_t>(row.rank()[position])] += quotas[static_cast<std::size_t>(position)];
+  }
+  return loads;
+}
+
+void check_sums(quota_row row, std::span<index_t const> quotas, std::vector<index_t> const& tokens) {
+  REQUIRE(quotas.size() == static_cast<std::size_t>(row.num_replicas()));
+  std::vector<index_t> sums(tokens.size());
+  for (index_t position = 0; position < row.num_replicas(); ++position) {
+    CHECK(quotas[static_cast<std::size_t>(position)] >= 0);
+    sums[static_cast<std::size_t>(row.expert()[position])] += quotas[static_cast<std::size_t>(position)];
+  }
+  CHECK(sums == tokens);
+}
+
+/// Where each source rank's tokens go, [R][replicas]; from the ends of each rank.
+std::vector<std::vector<index_t>> assigned(quota_row row, std::span<index_t const> quotas, batch_case const& of) {
+  std::vector<std::vector<index_t>> result;
+  quota_sources sources;
+  for (index_t rank = 0; rank < of.where.num_ranks(); ++rank) {
+    sources.assign(row, quotas, of.by_source(), rank);
+    REQUIRE(sources.ends().size() == static_cast<std::size_t>(row.num_movable()));
+    std::vector<index_t> taken;
+    for (index_t position = 0; position < row.num_movable(); ++position) {
+      auto const starts = row.group_first()[row.group_of()[position]] == position;
+      auto const at = static_cast<std::size_t>(position);
+      taken.push_back(sources.ends()[at] - (starts ? 0 : sources.ends()[at - 1]));
+    }
+    result.push_back(taken);
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("rows list every live replica once, movable ones first, and pairs of different ranks in classes") {
+  generator random{11};
+  for (int i = 0; i < 2000; ++i) {
+    auto const of = random_case(random);
+    auto const rows = rows_of(of.where, of.held);
+    auto const row = rows.row(0);
+    index_t live_slots = 0;
+    for (index_t slot = 0; slot < of.where.num_slots(); ++slot) {
+      live_slots += of.where.is_live(of.where.rank_of_slot(slot)) ? 1 : 0;
+    }
+    REQUIRE(row.num_replicas() == live_slots);
+    REQUIRE(row.num_groups() <= row.shape().max_groups());
+    REQUIRE(row.num_movable() <= row.shape().max_movable());
+    REQUIRE(row.num_pairs() <= row.shape().max_pairs());
+    std::set<index_t> physical;
+    for (index_t position = 0; position < row.num_replicas(); ++position) {
+      physical.insert(row.physical()[position]);
+      auto const expert = row.expert()[position];
+      CHECK((row.count()[expert] > 1) == (position < row.num_movable()));
+      CHECK(position >= row.first()[expert]);
+      CHECK(position < row.first()[expert] + row.count()[expert]);
+    }
+    CHECK(physical.size() == static_cast<std::size_t>(live_slots));
+    std::set<std::pair<index_t, index_t>> pairs;
+    index_t begin = 0;
+    for (index_t c = 0; c < row.num_classes(); ++c) {
+      auto const end = row.class_end()[c];
+      CHECK(end > begin);
+      std::set<index_t> ranks;
+      for (auto p = begin; p < end; ++p) {
+        auto const a = row.pair_a()[p];
+        auto const b = row.pair_b()[p];
+        CHECK(row.expert()[a] == row.expert()[b]);
+        CHECK(ranks.insert(row.rank()[a]).second);
+        CHECK(ranks.insert(row.rank()[b]).second);
+        CHECK(pairs.insert({a, b}).second);
+      }
+      begin = end;
+    }
+    CHECK(begin == row.num_pairs());
+  }
+}
+
+TEST_CASE("rows have room for whatever a placement does with its spare slots") {
+  // All spare slots for one expert, or spread so that pairs are most for each.
+  for (index_t const share : {1, 2, 3, 4, 5, 15}) {
+    topology const where{{16, 1, 2, 0}};
+    std::vector<index_t> map(32);
+    for (index_t slot = 0; slot < 32; ++slot) {
+      map[static_cast<std::size_t>(slot)] = slot < 16 ? slot : (slot - 16) / share;
+    }
+    placement held;
+    held.assign({1, 16, 32}, map).or_throw();
+    auto const rows = rows_of(where, held);
+    CHECK(rows.row(0).num_pairs() > 0);
+    CHECK(rows.row(0).num_pairs() <= rows.shape().max_pairs());
+    CHECK(rows.row(0).num_groups() == (16 + share - 1) / share);
+  }
+}
+
+TEST_CASE("a row's version changes with each publication") {
+  topology const where{{2, 1, 2, 0}};
+  auto const held = trivial_placement({1, 3, 4});
+  quota_rows rows{where, 1, 3};
+  rows.publish(where, held, 0);
+  auto const first = rows.row(0).version();
+  rows.publish(where, held, 0);
+  CHECK(rows.row(0).version() != first);
+}
+
+TEST_CASE("exact quotas are the optimum of a flow in whole tokens, and the bound proves it") {
+  generator random{1};
+  quota_solver solver;
+  for (int i = 0; i < 4000; ++i) {
+    CAPTURE(i);
+    auto const of = random_case(random);
+    auto const rows = rows_of(of.where, of.held);
+    auto const tokens = of.tokens();
+    auto const reached = solver.solve(rows.row(0), tokens, quota_options::exact());
+    check_sums(rows.row(0), solver.quotas(), tokens);
+    auto const loads = loads_of(rows.row(0), solver.quotas());
+    CHECK(*std::max_element(loads.begin(), loads.end()) == reached.max);
+    CHECK(reached.max == optimum(of.where, of.held, tokens));
+    CHECK(reached.bound == reached.max);
+    CHECK(reached.total == std::accumulate(tokens.begin(), tokens.end(), 0));
+  }
+}
+
+TEST_CASE("quotas by default: never above the shares in force, and no bound above the optimum") {
+  generator random{2};
+  quota_solver solver;
+  for (int i = 0; i < 4000; ++i) {
+    CAPTURE(i);
+    auto const of = random_case(random);
+    auto const rows = rows_of(of.where, of.held);
+    auto const tokens = of.tokens();
+    auto const best = optimum(of.where, of.held, tokens);
+    quota_options options;
+    options.sweeps = random.below(6);
+    options.searches = random.below(6);
+    auto const reached = solver.solve(rows.row(0), tokens, options);
+    check_sums(rows.row(0), solver.quotas(), tokens);
+    CHECK(reached.bound <= best);
+    CHECK(reached.max >= best);
+    CHECK(reached.sweeps <= options.sweeps);
+    CHECK(reached.searches <= options.searches);
+    if (reached.sweeps < options.sweeps || reached.searches < options.searches) {
+      CHECK(reached.max <= reached.bound + (reached.bound >> options.tolerance_bits));
+    }
+  }
+}
+
+TEST_CASE("quotas in tiles: whole ones but for an expert's last, and ranks pay for each begun") {
+  generator random{3};
+  quota_solver solver;
+  for (int i = 0; i < 1000; ++i) {
+    CAPTURE(i);
+    auto const of = random_case(random);
+    auto const rows = rows_of(of.where, of.held);
+    auto const row = rows.row(0);
+    auto const tokens = of.tokens();
+    index_t const tile = random.between(2, 200);
+    auto const reached = solver.solve(row, tokens, quota_options::exact(tile));
+    check_sums(row, solver.quotas(), tokens);
+    std::vector<index_t> tiles(tokens.size());
+    for (std::size_t e = 0; e < tokens.size(); ++e) { tiles[e] = (tokens[e] + tile - 1) / tile; }
+    std::vector<index_t> paid(static_cast<std::size_t>(of.where.num_ranks()));
+    std::vector<int> partial(tokens.size());
+    for (index_t position = 0; position < row.num_replicas(); ++position) {
+      auto const quota = solver.quotas()[static_cast<std::size_t>(position)];
+      paid[static_cast<std::size_t>(row.rank()[position])] += (quota + tile - 1) / tile;
+      partial[static_cast<std::size_t>(row.expert()[position])] += quota % tile != 0 ? 1 : 0;
+    }
+    CHECK(*std::max_element(paid.begin(), paid.end()) == reached.max);
+    CHECK(*std::max_element(partial.begin(), partial.end()) <= 1);
+    CHECK(reached.max == optimum(of.where, of.held, tiles));
+  }
+}
+
+TEST_CASE("all ranks together keep to the quotas, and tokens stay as near as quotas reach") {
+  generator random{4};
+  quota_solver solver;
+  for (int i = 0; i < 2000; ++i) {
+    CAPTURE(i);
+    auto const of = random_case(random);
+    auto const rows = rows_of(of.where, of.held);
+    auto const row = rows.row(0);
+    auto const tokens = of.tokens();
+    solver.solve(row, tokens, quota_options::exact());
+    auto const taken = assigned(row, solver.quotas(), of);
+    for (index_t group = 0; group < row.num_groups(); ++group) {
+      auto const first = row.group_first()[group];
+      auto const expert = row.expert()[first];
+      auto const end = first + row.count()[expert];
+      // What each pair of rank, or node, could keep at most.
+      auto const per_node = of.where.ranks_per_node();
+      std::map<index_t, index_t> rank_quota;
+      std::map<index_t, index_t> node_quota;
+      std::map<index_t, index_t> node_tokens;
+      std::map<index_t, index_t> stayed;
+      for (index_t position = first; position < end; ++position) {
+        auto const at = static_cast<std::size_t>(position);
+        index_t sum = 0;
+        for (index_t rank = 0; rank < of.where.num_ranks(); ++rank) {
+          auto const given = taken[static_cast<std::size_t>(rank)][at];
+          CHECK(given >= 0);
+          sum += given;
+          if (rank / per_node == row.rank()[position] / per_node) { stayed[rank / per_node] += given; }
+        }
+        CHECK(sum == solver.quotas()[at]);
+        rank_quota[row.rank()[position]] += solver.quotas()[at];
+        node_quota[row.rank()[position] / per_node] += solver.quotas()[at];
+      }
+      for (index_t rank = 0; rank < of.where.num_ranks(); ++rank) {
+        auto const own = of.by_source()(rank, expert);
+        node_tokens[rank / per_node] += own;
+        index_t sum = 0;
+        index_t kept = 0;
+        for (index_t position = first; position < end; ++position) {
+          auto const given = taken[static_cast<std::size_t>(rank)][static_cast<std::size_t>(position)];
+          sum += given;
+          kept += row.rank()[position] == rank ? given : 0;
+        }
+        CHECK(sum == own);
+        CHECK(kept == std::min(own, rank_quota[rank]));
+      }
+      for (auto const& [node, quota] : node_quota) { CHECK(stayed[node] == std::min(quota, node_tokens[node])); }
+    }
+  }
+}
+
+TEST_CASE("ids go to replicas so that quotas are kept to the token, in the order of the ids") {
+  generator random{5};
+  quota_solver solver;
+  quota_sources sources;
+  quota_dispatch dispatch;
+  for (int i = 0; i < 200; ++i) {
+    CAPTURE(i);
+    auto of = random_case(random);
+    auto const rows = rows_of(of.where, of.held);
+    auto const row = rows.row(0);
+    auto const experts = of.held.num_logical();
+    // Each rank's ids, among them some that are nobody's.
+    std::vector<std::vector<std::int64_t>> ids(static_cast<std::size_t>(of.where.num_ranks()));
+    std::fill(of.counts.begin(), of.counts.end(), 0);
+    for (std::size_t rank = 0; rank < ids.size(); ++rank) {
+      for (auto n = random.below(300); n > 0; --n) {
+        auto const id = random.below(experts + 3) - 1;
+        ids[rank].push_back(id);
+        if (id >= 0 && id < experts) {
+          ++of.counts[rank * static_cast<std::size_t>(experts) + static_cast<std::size_t>(id)];
+        }
+      }
+    }
+    solver.solve(row, of.tokens(), quota_options::exact());
+    std::map<index_t, index_t> realised;
+    for (std::size_t rank = 0; rank < ids.size(); ++rank) {
+      sources.assign(row, solver.quotas(), of.by_source(), static_cast<index_t>(rank));
+      auto physical = ids[rank];
+      dispatch.map<std::int64_t>(row, sources.ends(), 1, 9000, physical, physical);
+      std::map<std::int64_t, std::int64_t> last;
+      for (std::size_t n = 0; n < physical.size(); ++n) {
+        auto const id = ids[rank][n];
+        if (id < 0 || id > experts) {
+          CHECK(physical[n] == -1);
+        } else if (id == experts) {
+          CHECK(physical[n] == 9000);
+        } else {
+          ++realised[static_cast<index_t>(physical[n])];
+          CHECK(of.held.logical_of_slot(0)[static_cast<std::size_t>(physical[n])] == id);
+          CHECK(physical[n] >= last[id]);  // an expert's tokens fill its replicas one after the other
+          last[id] = physical[n];
+        }
+      }
+    }
+    for (index_t position = 0; position < row.num_replicas(); ++position) {
+      CHECK(realised[row.physical()[position]] == solver.quotas()[static_cast<std::size_t>(position)]);
+    }
+  }
+}
+
+TEST_CASE("recorded batches: the optimum to the token on plans with headroom, nothing moved") {
+  std::vector<std::tuple<index_t, index_t>> const groups{{8, 10}, {16, 6}};
+  auto const file = ballast_test::find_trace("deepseek-v2-lite/mixed_512tok");
+  REQUIRE_FALSE(file.empty());
+  auto const trace = ballast_test::read_trace(file);
+  quota_solver solver;
+  for (auto const& [ranks, slots] : groups) {
+    topology const where{{ranks, 1, slots, 0}};
+    double max = 0;
+    double mean = 0;
+    for (index_t task = 0; task < 4; ++task) {
+      placement planned;
+      auto const start = trivial_placement({trace.layers, trace.experts, where.num_slots()});
+      plan(headroom_placement{}, trace.history(16 * task, 8), start, where, planned).or_throw();
+      auto const rows = rows_of(where, planned);
+      for (index_t step = 16 * task + 8; step < 16 * task + 16; ++step) {
+        for (index_t layer = 0; layer < trace.layers; ++layer) {
+          auto const loads = trace.step(step).row(layer);
+          auto const reached = solver.solve(rows.row(layer), std::vector<index_t>{loads.begin(), loads.end()});
+          max += reached.max;
+          mean += static_cast<double>(reached.total) / ranks;
+        }
+      }
+    }
+    CAPTURE(ranks);
+    CHECK(max / mean <= 1.0005);
+  }
+}
+
+TEST_CASE("a solver allocates while sizes grow only") {
+  generator random{6};
+  auto const of = random_case(random);
+  auto const rows = rows_of(of.where, of.held);
+  auto const tokens = of.tokens();
+  quota_solver solver;
+  quota_sources sources;
+  auto const once = [&] {
+    solver.solve(rows.row(0), tokens);
+    sources.assign(rows.row(0), solver.quotas(), of.by_source(), 0);
+  };
+  once();
+  ballast_test::allocation_count const allocations;
+  once();
+  CHECK(allocations() == 0);
+}
+
+TEST_CASE("options out of range are refused by name") {
+  CHECK(quota_options{}.validate().ok());
+  CHECK(quota_options::exact().validate().ok());
+  CHECK(quota_options{-1, 1, 11, 1}.validate().message().find("sweeps is -1") != std::string::npos);
+  CHECK(quota_options{1, -2, 11, 1}.validate().message().find("searches is -2") != std::string::npos);
+  CHECK(quota_options{1, 1, 0, 1}.validate().message().find("tolerance_bits is 0") != std::string::npos);
+  CHECK(quota_options{1, 1, 32, 1}.validate().message().find("tolerance_bits is 32") != std::string::npos);
+  CHECK(quota_options{1, 1, 11, 0}.validate().message().find("tile is 0") != std::string::npos);
+}
