@@ -89,18 +89,18 @@ index_t optimum(topology const& where, placement const& held, std::vector<index_
 
 std::vector<index_t> loads_of(quota_row row, std::span<index_t const> quotas) {
   std::vector<index_t> loads(static_cast<std::size_t>(row.shape().num_ranks));
-  for (index_t position = 0; position < row.num_replicas(); ++position) {
-    loads[static_cast<std::size_t>(row.rank()[position])] += quotas[static_cast<std::size_t>(position)];
+  for (index_t position = 0; position < row.sizes().num_replicas; ++position) {
+    loads[static_cast<std::size_t>(row.holders()[position].rank)] += quotas[static_cast<std::size_t>(position)];
   }
   return loads;
 }
 
 void check_sums(quota_row row, std::span<index_t const> quotas, std::vector<index_t> const& tokens) {
-  REQUIRE(quotas.size() == static_cast<std::size_t>(row.num_replicas()));
+  REQUIRE(quotas.size() == static_cast<std::size_t>(row.sizes().num_replicas));
   std::vector<index_t> sums(tokens.size());
-  for (index_t position = 0; position < row.num_replicas(); ++position) {
+  for (index_t position = 0; position < row.sizes().num_replicas; ++position) {
     CHECK(quotas[static_cast<std::size_t>(position)] >= 0);
-    sums[static_cast<std::size_t>(row.expert()[position])] += quotas[static_cast<std::size_t>(position)];
+    sums[static_cast<std::size_t>(row.holders()[position].expert)] += quotas[static_cast<std::size_t>(position)];
   }
   CHECK(sums == tokens);
 }
@@ -111,10 +111,10 @@ std::vector<std::vector<index_t>> assigned(quota_row row, std::span<index_t cons
   quota_sources sources;
   for (index_t rank = 0; rank < of.where.num_ranks(); ++rank) {
     sources.assign(row, quotas, of.by_source(), rank);
-    REQUIRE(sources.ends().size() == static_cast<std::size_t>(row.num_movable()));
+    REQUIRE(sources.ends().size() == static_cast<std::size_t>(row.sizes().num_movable));
     std::vector<index_t> taken;
-    for (index_t position = 0; position < row.num_movable(); ++position) {
-      auto const starts = row.group_first()[row.group_of()[position]] == position;
+    for (index_t position = 0; position < row.sizes().num_movable; ++position) {
+      auto const starts = row.group_first()[row.holders()[position].group] == position;
       auto const at = static_cast<std::size_t>(position);
       taken.push_back(sources.ends()[at] - (starts ? 0 : sources.ends()[at - 1]));
     }
@@ -135,36 +135,43 @@ TEST_CASE("rows list every live replica once, movable ones first, and pairs of d
     for (index_t slot = 0; slot < of.where.num_slots(); ++slot) {
       live_slots += of.where.is_live(of.where.rank_of_slot(slot)) ? 1 : 0;
     }
-    REQUIRE(row.num_replicas() == live_slots);
-    REQUIRE(row.num_groups() <= row.shape().max_groups());
-    REQUIRE(row.num_movable() <= row.shape().max_movable());
-    REQUIRE(row.num_pairs() <= row.shape().max_pairs());
+    REQUIRE(row.sizes().num_replicas == live_slots);
+    REQUIRE(row.sizes().num_groups <= row.shape().max_groups());
+    REQUIRE(row.sizes().num_movable <= row.shape().max_movable());
+    REQUIRE(row.sizes().num_pairs <= row.shape().max_pairs());
     std::set<index_t> physical;
-    for (index_t position = 0; position < row.num_replicas(); ++position) {
+    for (index_t position = 0; position < row.sizes().num_replicas; ++position) {
       physical.insert(row.physical()[position]);
-      auto const expert = row.expert()[position];
-      CHECK((row.count()[expert] > 1) == (position < row.num_movable()));
-      CHECK(position >= row.first()[expert]);
-      CHECK(position < row.first()[expert] + row.count()[expert]);
+      auto const expert = row.holders()[position].expert;
+      auto const& entry = row.entries()[expert];
+      CHECK((entry.count > 1) == (position < row.sizes().num_movable));
+      if (entry.count == 1) { CHECK(entry.first == row.physical()[position]); }
+      if (entry.count > 1) {
+        CHECK(position >= entry.first);
+        CHECK(position < entry.first + entry.count);
+        CHECK(row.group_first()[row.holders()[position].group] == entry.first);
+      }
     }
     CHECK(physical.size() == static_cast<std::size_t>(live_slots));
     std::set<std::pair<index_t, index_t>> pairs;
     index_t begin = 0;
-    for (index_t c = 0; c < row.num_classes(); ++c) {
+    for (index_t c = 0; c < row.sizes().num_classes; ++c) {
       auto const end = row.class_end()[c];
       CHECK(end > begin);
       std::set<index_t> ranks;
       for (auto p = begin; p < end; ++p) {
-        auto const a = row.pair_a()[p];
-        auto const b = row.pair_b()[p];
-        CHECK(row.expert()[a] == row.expert()[b]);
-        CHECK(ranks.insert(row.rank()[a]).second);
-        CHECK(ranks.insert(row.rank()[b]).second);
+        auto const a = row.pairs()[p].a;
+        auto const b = row.pairs()[p].b;
+        CHECK(row.holders()[a].expert == row.holders()[b].expert);
+        CHECK(row.pairs()[p].rank_a == row.holders()[a].rank);
+        CHECK(row.pairs()[p].rank_b == row.holders()[b].rank);
+        CHECK(ranks.insert(row.holders()[a].rank).second);
+        CHECK(ranks.insert(row.holders()[b].rank).second);
         CHECK(pairs.insert({a, b}).second);
       }
       begin = end;
     }
-    CHECK(begin == row.num_pairs());
+    CHECK(begin == row.sizes().num_pairs);
   }
 }
 
@@ -179,20 +186,29 @@ TEST_CASE("rows have room for whatever a placement does with its spare slots") {
     placement held;
     held.assign({1, 16, 32}, map).or_throw();
     auto const rows = rows_of(where, held);
-    CHECK(rows.row(0).num_pairs() > 0);
-    CHECK(rows.row(0).num_pairs() <= rows.shape().max_pairs());
-    CHECK(rows.row(0).num_groups() == (16 + share - 1) / share);
+    CHECK(rows.row(0).sizes().num_pairs > 0);
+    CHECK(rows.row(0).sizes().num_pairs <= rows.shape().max_pairs());
+    CHECK(rows.row(0).sizes().num_groups == (16 + share - 1) / share);
   }
 }
 
-TEST_CASE("a row's version changes with each publication") {
-  topology const where{{2, 1, 2, 0}};
-  auto const held = trivial_placement({1, 3, 4});
-  quota_rows rows{where, 1, 3};
-  rows.publish(where, held, 0);
-  auto const first = rows.row(0).version();
-  rows.publish(where, held, 0);
-  CHECK(rows.row(0).version() != first);
+TEST_CASE("a row's version tells placements, shares and live ranks apart, and nothing else") {
+  topology where{{3, 1, 2, 0}};
+  placement held;
+  held.assign({1, 4, 6}, std::vector<index_t>{0, 1, 2, 3, 0, 1}).or_throw();
+  placement other;
+  other.assign({1, 4, 6}, std::vector<index_t>{0, 1, 2, 3, 1, 0}).or_throw();
+  auto const version = [&](placement const& of) { return rows_of(where, of).row(0).sizes().version; };
+  auto const plain = version(held);
+  CHECK(version(held) == plain);
+  CHECK(version(other) != plain);
+  held.make_shares_even();
+  CHECK(version(held) == plain);
+  held.edit_shares(0)[0] = share_one / 4;
+  held.edit_shares(0)[4] = share_one / 4 * 3;
+  CHECK(version(held) != plain);
+  where.set_live(2, false);
+  CHECK(version(held) != plain);
 }
 
 TEST_CASE("exact quotas are the optimum of a flow in whole tokens, and the bound proves it") {
@@ -253,10 +269,10 @@ TEST_CASE("quotas in tiles: whole ones but for an expert's last, and ranks pay f
     for (std::size_t e = 0; e < tokens.size(); ++e) { tiles[e] = (tokens[e] + tile - 1) / tile; }
     std::vector<index_t> paid(static_cast<std::size_t>(of.where.num_ranks()));
     std::vector<int> partial(tokens.size());
-    for (index_t position = 0; position < row.num_replicas(); ++position) {
+    for (index_t position = 0; position < row.sizes().num_replicas; ++position) {
       auto const quota = solver.quotas()[static_cast<std::size_t>(position)];
-      paid[static_cast<std::size_t>(row.rank()[position])] += (quota + tile - 1) / tile;
-      partial[static_cast<std::size_t>(row.expert()[position])] += quota % tile != 0 ? 1 : 0;
+      paid[static_cast<std::size_t>(row.holders()[position].rank)] += (quota + tile - 1) / tile;
+      partial[static_cast<std::size_t>(row.holders()[position].expert)] += quota % tile != 0 ? 1 : 0;
     }
     CHECK(*std::max_element(paid.begin(), paid.end()) == reached.max);
     CHECK(*std::max_element(partial.begin(), partial.end()) <= 1);
@@ -275,10 +291,10 @@ TEST_CASE("all ranks together keep to the quotas, and tokens stay as near as quo
     auto const tokens = of.tokens();
     solver.solve(row, tokens, quota_options::exact());
     auto const taken = assigned(row, solver.quotas(), of);
-    for (index_t group = 0; group < row.num_groups(); ++group) {
+    for (index_t group = 0; group < row.sizes().num_groups; ++group) {
       auto const first = row.group_first()[group];
-      auto const expert = row.expert()[first];
-      auto const end = first + row.count()[expert];
+      auto const expert = row.holders()[first].expert;
+      auto const end = row.group_first()[group + 1];
       // What each pair of rank, or node, could keep at most.
       auto const per_node = of.where.ranks_per_node();
       std::map<index_t, index_t> rank_quota;
@@ -292,11 +308,11 @@ TEST_CASE("all ranks together keep to the quotas, and tokens stay as near as quo
           auto const given = taken[static_cast<std::size_t>(rank)][at];
           CHECK(given >= 0);
           sum += given;
-          if (rank / per_node == row.rank()[position] / per_node) { stayed[rank / per_node] += given; }
+          if (rank / per_node == row.holders()[position].rank / per_node) { stayed[rank / per_node] += given; }
         }
         CHECK(sum == solver.quotas()[at]);
-        rank_quota[row.rank()[position]] += solver.quotas()[at];
-        node_quota[row.rank()[position] / per_node] += solver.quotas()[at];
+        rank_quota[row.holders()[position].rank] += solver.quotas()[at];
+        node_quota[row.holders()[position].rank / per_node] += solver.quotas()[at];
       }
       for (index_t rank = 0; rank < of.where.num_ranks(); ++rank) {
         auto const own = of.by_source()(rank, expert);
@@ -306,7 +322,7 @@ TEST_CASE("all ranks together keep to the quotas, and tokens stay as near as quo
         for (index_t position = first; position < end; ++position) {
           auto const given = taken[static_cast<std::size_t>(rank)][static_cast<std::size_t>(position)];
           sum += given;
-          kept += row.rank()[position] == rank ? given : 0;
+          kept += row.holders()[position].rank == rank ? given : 0;
         }
         CHECK(sum == own);
         CHECK(kept == std::min(own, rank_quota[rank]));
@@ -360,7 +376,7 @@ TEST_CASE("ids go to replicas so that quotas are kept to the token, in the order
         }
       }
     }
-    for (index_t position = 0; position < row.num_replicas(); ++position) {
+    for (index_t position = 0; position < row.sizes().num_replicas; ++position) {
       CHECK(realised[row.physical()[position]] == solver.quotas()[static_cast<std::size_t>(position)]);
     }
   }

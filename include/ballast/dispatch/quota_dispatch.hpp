@@ -36,7 +36,7 @@ public:
   void map(quota_row row, std::span<index_t const> ends, index_t num_reserved, index_t first_reserved,
            std::span<Id const> logical, std::span<Id> physical) {
     BALLAST_EXPECTS(logical.size() == physical.size(), "quota_dispatch: arrays differ in size");
-    BALLAST_EXPECTS(ends.size() == static_cast<std::size_t>(row.num_movable()), "quota_dispatch: ends");
+    BALLAST_EXPECTS(ends.size() == static_cast<std::size_t>(row.sizes().num_movable), "quota_dispatch: ends");
     auto const num_logical = row.shape().num_logical;
     seen_.assign(static_cast<std::size_t>(num_logical), 0);
     for (std::size_t i = 0; i < logical.size(); ++i) {
@@ -54,13 +54,11 @@ public:
 
 private:
   [[nodiscard]] static index_t place(quota_row row, std::span<index_t const> ends, index_t expert, index_t ordinal) {
-    auto const count = row.count()[expert];
-    if (count == 0) { return -1; }
-    auto const first = row.first()[expert];
-    if (count == 1) { return row.physical()[first]; }
-    auto const own = ends.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count) - 1);
+    auto const& entry = row.entries()[expert];
+    if (entry.count <= 1) { return entry.count == 0 ? -1 : entry.first; }
+    auto const own = ends.subspan(static_cast<std::size_t>(entry.first), static_cast<std::size_t>(entry.count) - 1);
     auto const position = std::upper_bound(own.begin(), own.end(), ordinal) - own.begin();
-    return row.physical()[first + position];
+    return row.physical()[entry.first + position];
   }
 
   std::vector<index_t> seen_;  ///< [E] tokens so far

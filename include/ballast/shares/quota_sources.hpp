@@ -37,13 +37,13 @@ public:
   void assign(quota_row row, std::span<index_t const> quotas, matrix_view<index_t const> counts, index_t rank) {
     BALLAST_EXPECTS(counts.rows() == row.shape().num_ranks && counts.columns() == row.shape().num_logical,
                     "quota_sources: counts are not [R, E]");
-    BALLAST_EXPECTS(quotas.size() == static_cast<std::size_t>(row.num_replicas()), "quota_sources: quotas");
+    BALLAST_EXPECTS(quotas.size() == static_cast<std::size_t>(row.sizes().num_replicas), "quota_sources: quotas");
     BALLAST_EXPECTS_BELOW(rank, row.shape().num_ranks, "quota_sources: rank");
-    ends_.resize(static_cast<std::size_t>(row.num_movable()));
+    ends_.resize(static_cast<std::size_t>(row.sizes().num_movable));
     room_.resize(ends_.size());
     leaving_.resize(static_cast<std::size_t>(row.shape().num_ranks));
-    for (index_t group = 0; group < row.num_groups(); ++group) {
-      assign_group({row, quotas, counts, rank}, row.group_first()[group]);
+    for (index_t group = 0; group < row.sizes().num_groups; ++group) {
+      assign_group({row, quotas, counts, rank}, row.group_first()[group], row.group_first()[group + 1]);
     }
   }
 
@@ -63,9 +63,8 @@ private:
     return std::max(index_t{0}, std::min(end, from + length) - std::max(begin, from));
   }
 
-  void assign_group(batch const& of, index_t first) {
+  void assign_group(batch const& of, index_t first, index_t end) {
     auto const& row = of.row;
-    auto const end = first + row.count()[row.expert()[first]];
     auto const per_node = row.shape().ranks_per_node();
     keep(of, first, end);
 
@@ -85,7 +84,7 @@ private:
     index_t near_before = 0;
     index_t sum = 0;
     for (index_t position = first, last_node = -1; position < end; ++position) {
-      auto const here = row.rank()[position] / per_node;
+      auto const here = row.holders()[position].rank / per_node;
       if (here != last_node) { near_before = 0; }
       last_node = here;
       auto const room_here = detail::at(room_, position);
@@ -101,12 +100,12 @@ private:
   /// Give replicas the tokens of their own rank: `room_` is what their quotas have left, `leaving_` what ranks have
   /// left, `ends_` how many of ours a replica got.
   void keep(batch const& of, index_t first, index_t end) {
-    auto const expert = of.row.expert()[first];
+    auto const expert = of.row.holders()[first].expert;
     for (index_t rank = 0; rank < of.row.shape().num_ranks; ++rank) {
       detail::at(leaving_, rank) = of.counts(rank, expert);
     }
     for (index_t position = first; position < end; ++position) {
-      auto const rank = of.row.rank()[position];
+      auto const rank = of.row.holders()[position].rank;
       auto const quota = of.quotas[static_cast<std::size_t>(position)];
       auto const kept = std::min(detail::at(leaving_, rank), quota);
       detail::at(leaving_, rank) -= kept;
@@ -122,7 +121,7 @@ private:
   [[nodiscard]] index_t room_on(index_t node, quota_row row, index_t first, index_t end) const {
     index_t room = 0;
     for (index_t position = first; position < end; ++position) {
-      if (row.rank()[position] / row.shape().ranks_per_node() == node) { room += detail::at(room_, position); }
+      if (row.holders()[position].rank / row.shape().ranks_per_node() == node) { room += detail::at(room_, position); }
     }
     return room;
   }

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -96,16 +97,16 @@ public:
     BALLAST_EXPECTS(options.validate().ok(), "quotas: options");
     row_ = row;
     start(tokens, options);
-    auto const accepted = [&](index_t bound) { return bound + (bound >> options.tolerance_bits); };
+    auto const accepted = [&] { return balance_.bound + (balance_.bound >> options.tolerance_bits); };
     balance_.resident = max_load();
     balance_.max = balance_.resident;
-    while (balance_.max > accepted(balance_.bound) && balance_.sweeps < options.sweeps) {
+    while (balance_.max > accepted() && balance_.sweeps < options.sweeps) {
       sweep(balance_.sweeps++);
       balance_.max = max_load();
     }
-    while (balance_.max > accepted(balance_.bound) && balance_.searches < options.searches) {
+    while (balance_.max > accepted() && balance_.searches < options.searches) {
       ++balance_.searches;
-      auto const target = search(balance_.bound, accepted(balance_.bound));
+      auto const target = search(balance_.bound, accepted());
       if (target != none) {
         hand_along(target, balance_.bound);
         balance_.max = max_load();
@@ -126,42 +127,46 @@ private:
   static constexpr index_t none = -1;
   static constexpr index_t far = std::numeric_limits<index_t>::max();
 
+  /// Replicas of an expert of which one hands tokens to the other.
+  struct path_step {
+    index_t from;
+    index_t to;
+  };
+
   [[nodiscard]] static index_t divide_up(index_t a, index_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
   /// Every expert split by the shares in force, and what cannot be split where it is.
   void start(std::span<index_t const> tokens, quota_options const& options) {
     auto const ranks = static_cast<std::size_t>(row_.shape().num_ranks);
+    auto const& sizes = row_.sizes();
     load_.assign(ranks, 0);
     level_.resize(ranks);
-    by_slot_.resize(ranks);
-    flow_.resize(static_cast<std::size_t>(row_.num_movable()));
-    opened_by_.resize(static_cast<std::size_t>(row_.num_groups()));
+    flow_.resize(static_cast<std::size_t>(sizes.num_movable));
+    path_.reserve(ranks);
     balance_ = {};
-    auto const units = [&](index_t expert) {
-      return divide_up(tokens[static_cast<std::size_t>(expert)], options.tile);
+    auto const units = [&](index_t position) {
+      return divide_up(tokens[row_.holders()[position].expert], options.tile);
     };
-    for (index_t position = row_.num_movable(); position < row_.num_replicas(); ++position) {
-      auto const load = units(row_.expert()[position]);
-      detail::at(load_, row_.rank()[position]) += load;
-      balance_.total += load;
+    for (index_t position = sizes.num_movable; position < sizes.num_replicas; ++position) {
+      load_[row_.holders()[position].rank] += units(position);
+      balance_.total += units(position);
     }
     balance_.bound = max_load();
-    for (index_t group = 0; group < row_.num_groups(); ++group) {
+    for (index_t group = 0; group < sizes.num_groups; ++group) {
       auto const first = row_.group_first()[group];
-      auto const expert = row_.expert()[first];
-      auto const count = row_.count()[expert];
-      auto rest = units(expert);
+      auto const end = row_.group_first()[group + 1];
+      auto rest = units(first);
       balance_.total += rest;
-      for (index_t position = first; position < first + count; ++position) {
+      for (index_t position = first; position < end; ++position) {
         auto const wanted = static_cast<index_t>(
-            static_cast<std::uint64_t>(units(expert)) * static_cast<std::uint64_t>(row_.share()[position]) >> 30);
-        auto const load = position + 1 == first + count ? rest : wanted;
+            static_cast<std::uint64_t>(units(first)) * static_cast<std::uint64_t>(row_.share()[position]) >> 30);
+        auto const load = position + 1 == end ? rest : wanted;
         rest -= load;
         detail::at(flow_, position) = load;
-        detail::at(load_, row_.rank()[position]) += load;
+        load_[row_.holders()[position].rank] += load;
       }
     }
-    balance_.bound = std::max(balance_.bound, divide_up(balance_.total, row_.num_live_ranks()));
+    balance_.bound = std::max(balance_.bound, divide_up(balance_.total, sizes.num_live_ranks));
   }
 
   [[nodiscard]] index_t max_load() const { return *std::max_element(load_.begin(), load_.end()); }
@@ -171,15 +176,14 @@ private:
   /// Level every pair's ranks out. From the third sweep on large steps go a third too far, which gets further sooner.
   /// What cannot be halved goes to one side or the other in turn, and so finds its way.
   void sweep(index_t number) {
-    for (index_t pair = 0; pair < row_.num_pairs(); ++pair) {
-      auto const a = row_.pair_a()[pair];
-      auto const b = row_.pair_b()[pair];
-      auto& load_a = detail::at(load_, row_.rank()[a]);
-      auto& load_b = detail::at(load_, row_.rank()[b]);
-      auto const step = step_of(load_a - load_b, number, pair);
-      auto const moved = std::clamp(step, -detail::at(flow_, b), detail::at(flow_, a));
-      detail::at(flow_, a) -= moved;
-      detail::at(flow_, b) += moved;
+    for (index_t i = 0; i < row_.sizes().num_pairs; ++i) {
+      auto const& pair = row_.pairs()[i];
+      auto& load_a = load_[pair.rank_a];
+      auto& load_b = load_[pair.rank_b];
+      auto const step = step_of(load_a - load_b, number, i);
+      auto const moved = std::clamp(step, -flow_[pair.b], flow_[pair.a]);
+      flow_[pair.a] -= moved;
+      flow_[pair.b] += moved;
       load_a -= moved;
       load_b += moved;
     }
@@ -198,39 +202,34 @@ private:
   /// Find the nearest rank below the bound that ranks above `accepted` can hand tokens to; of equally near ones the
   /// lightest. @return `none` if there is none.
   [[nodiscard]] index_t search(index_t bound, index_t accepted) {
-    std::fill(opened_by_.begin(), opened_by_.end(), far);
     for (index_t rank = 0; rank < row_.shape().num_ranks; ++rank) {
       detail::at(level_, rank) = detail::at(load_, rank) > accepted ? 0 : far;
     }
     index_t target = none;
     bool grows = true;
     for (index_t level = 0; grows && target == none; ++level) {
-      open_groups(level);
-      grows = reach_ranks(level);
+      grows = reach_from(level);
       target = lightest_below(bound, level + 1);
     }
     return target;
   }
-  /// Groups with tokens on a rank of this level, each with the first replica that has some.
-  void open_groups(index_t level) {
-    for (index_t position = 0; position < row_.num_movable(); ++position) {
-      auto& opened_by = detail::at(opened_by_, row_.group_of()[position]);
-      if (opened_by == far && detail::at(level_, row_.rank()[position]) == level && detail::at(flow_, position) > 0) {
-        opened_by = position;
+  /// Reach the ranks that those of a level can hand tokens to. @return false if there is none that is not reached
+  [[nodiscard]] bool reach_from(index_t level) {
+    bool any = false;
+    for (index_t position = 0; position < row_.sizes().num_movable; ++position) {
+      if (!hands_over(position, level)) { continue; }
+      auto const group = row_.holders()[position].group;
+      for (index_t other = row_.group_first()[group]; other < row_.group_first()[group + 1]; ++other) {
+        auto& other_level = level_[row_.holders()[other].rank];
+        if (other_level != far) { continue; }
+        other_level = level + 1;
+        any = true;
       }
     }
-  }
-  /// Ranks of open groups that were not reached yet. @return false if there is none
-  [[nodiscard]] bool reach_ranks(index_t level) {
-    bool any = false;
-    for (index_t position = 0; position < row_.num_movable(); ++position) {
-      auto const rank = row_.rank()[position];
-      if (detail::at(level_, rank) != far || detail::at(opened_by_, row_.group_of()[position]) == far) { continue; }
-      detail::at(level_, rank) = level + 1;
-      detail::at(by_slot_, rank) = position;
-      any = true;
-    }
     return any;
+  }
+  [[nodiscard]] bool hands_over(index_t position, index_t level) const {
+    return detail::at(flow_, position) > 0 && level_[row_.holders()[position].rank] == level;
   }
   [[nodiscard]] index_t lightest_below(index_t bound, index_t level) const {
     index_t lightest = none;
@@ -243,26 +242,34 @@ private:
   /// Hand as much along the path to `target` as its replicas have, and both its ends can use.
   void hand_along(index_t target, index_t bound) {
     auto amount = bound - detail::at(load_, target);
-    auto const source =
-        walk(target, [&](index_t from, index_t) { amount = std::min(amount, detail::at(flow_, from)); });
+    auto source = target;
+    path_.clear();
+    while (detail::at(level_, source) > 0) {
+      path_.push_back(step_before(source));
+      amount = std::min(amount, detail::at(flow_, path_.back().from));
+      source = row_.holders()[path_.back().from].rank;
+    }
     amount = std::min(amount, detail::at(load_, source) - bound);
     detail::at(load_, source) -= amount;
     detail::at(load_, target) += amount;
-    walk(target, [&](index_t from, index_t to) {
-      detail::at(flow_, from) -= amount;
-      detail::at(flow_, to) += amount;
-    });
-  }
-  /// Visit the replicas that hand over and take on the path to a rank, the last first. @return where it starts
-  template <class Visit>
-  index_t walk(index_t rank, Visit visit) {
-    while (detail::at(level_, rank) > 0) {
-      auto const to = detail::at(by_slot_, rank);
-      auto const from = detail::at(opened_by_, row_.group_of()[to]);
-      visit(from, to);
-      rank = row_.rank()[from];
+    for (auto const& step : path_) {
+      detail::at(flow_, step.from) -= amount;
+      detail::at(flow_, step.to) += amount;
     }
-    return rank;
+  }
+  /// The step that reaches a rank: from the lowest rank of the level before, and there the lowest position.
+  [[nodiscard]] path_step step_before(index_t rank) const {
+    path_step best{none, none};
+    for (auto i = row_.rank_first()[rank]; i < row_.rank_first()[rank + 1]; ++i) {
+      auto const to = row_.by_rank()[i];
+      auto const group = row_.holders()[to].group;
+      for (index_t from = row_.group_first()[group]; from < row_.group_first()[group + 1]; ++from) {
+        if (!hands_over(from, detail::at(level_, rank) - 1)) { continue; }
+        auto const key = [&](index_t position) { return std::pair{row_.holders()[position].rank, position}; };
+        if (best.from == none || key(from) < key(best.from)) { best = {from, to}; }
+      }
+    }
+    return best;
   }
   /// Of the ranks that the last search reached, rounded up: their experts cannot leave them.
   [[nodiscard]] index_t mean_of_reached() const {
@@ -278,15 +285,15 @@ private:
 
   /// Tiles to tokens; the last replica of an expert that has any takes what does not fill one.
   void to_tokens(std::span<index_t const> tokens, index_t tile) {
-    quotas_.resize(static_cast<std::size_t>(row_.num_replicas()));
-    for (index_t position = row_.num_replicas() - 1; position >= row_.num_movable(); --position) {
-      detail::at(quotas_, position) = tokens[static_cast<std::size_t>(row_.expert()[position])];
+    auto const& sizes = row_.sizes();
+    quotas_.resize(static_cast<std::size_t>(sizes.num_replicas));
+    for (index_t position = sizes.num_movable; position < sizes.num_replicas; ++position) {
+      detail::at(quotas_, position) = tokens[row_.holders()[position].expert];
     }
-    for (index_t group = 0; group < row_.num_groups(); ++group) {
+    for (index_t group = 0; group < sizes.num_groups; ++group) {
       auto const first = row_.group_first()[group];
-      auto const expert = row_.expert()[first];
-      auto rest = tokens[static_cast<std::size_t>(expert)];
-      for (index_t position = first; position < first + row_.count()[expert]; ++position) {
+      auto rest = tokens[row_.holders()[first].expert];
+      for (index_t position = first; position < row_.group_first()[group + 1]; ++position) {
         auto const quota = static_cast<index_t>(
             std::min(static_cast<load_t>(rest), static_cast<load_t>(detail::at(flow_, position)) * tile));
         detail::at(quotas_, position) = quota;
@@ -297,12 +304,11 @@ private:
 
   quota_row row_;
   quota_balance balance_;
-  std::vector<index_t> load_;       ///< [R] tiles
-  std::vector<index_t> flow_;       ///< [movable] tiles
-  std::vector<index_t> quotas_;     ///< [replicas] tokens
-  std::vector<index_t> level_;      ///< [R] hops from the nearest source, `far` where none reaches
-  std::vector<index_t> by_slot_;    ///< [R] replica by which a rank was reached
-  std::vector<index_t> opened_by_;  ///< [groups] replica from which the others of its expert were reached
+  std::vector<index_t> load_;    ///< [R] tiles
+  std::vector<index_t> flow_;    ///< [movable] tiles
+  std::vector<index_t> quotas_;  ///< [replicas] tokens
+  std::vector<index_t> level_;   ///< [R] hops from the nearest source, `far` where none reaches
+  std::vector<path_step> path_;  ///< the last step first
 };
 
 BALLAST_END_NAMESPACE
