@@ -9,6 +9,7 @@
 #include <ballast/placement/placement.hpp>
 #include <ballast/topology.hpp>
 
+#include "empty_race.cuh"
 #include "support.hpp"
 
 #include <benchmark/benchmark.h>
@@ -26,8 +27,6 @@ using ballast_bench::launch_graph;
 using ballast_bench::to_device;
 
 enum class work { record, dispatch, fused, one_atomic_an_id };
-
-__global__ void empty_kernel() {}
 
 template <class Id>
 __global__ void one_atomic_an_id(Id const* ids, std::uint32_t num_ids, std::uint32_t* counts, index_t num_logical) {
@@ -84,24 +83,9 @@ double copy_rate(cudaStream_t stream) {
   return rate;
 }
 
-/// Replay a graph of launches and, in turn with it, one of empty kernels.
+/// The race, and how long the bytes alone would take at the copy rate of the card.
 void race_with_empty(benchmark::State& state, cudaStream_t stream, launch_graph const& graph, double bytes) {
-  launch_graph const empty{stream, [stream](int) { empty_kernel<<<1, 32, 0, stream>>>(); }};
-  ballast_bench::stopwatch watch;
-  std::vector<double> times;
-  std::vector<double> empty_times;
-  for (int i = 0; i < 5; ++i) {
-    static_cast<void>(graph.time(stream, watch));
-    static_cast<void>(empty.time(stream, watch));
-  }
-  for (auto _ : state) {
-    empty_times.push_back(empty.time(stream, watch));
-    times.push_back(graph.time(stream, watch));
-    state.SetIterationTime(times.back() * 1e-6);
-  }
-  state.counters["median_us"] = ballast_bench::median(times);
-  state.counters["empty_us"] = ballast_bench::median(empty_times);
-  state.counters["x_empty"] = ballast_bench::median(times) / ballast_bench::median(empty_times);
+  ballast_bench::race_with_empty(state, stream, graph);
   if (bytes > 0) { state.counters["bytes_us"] = bytes / copy_rate(stream); }
 }
 

@@ -51,7 +51,7 @@ struct alignas(8) quota_holder {
   std::uint16_t rank;
   std::uint16_t group;  ///< of a movable replica
   std::uint16_t expert;
-  std::uint16_t unused;
+  std::uint16_t node;
 };
 
 /// Where a logical expert's tokens go, for a lookup with one load.
@@ -77,6 +77,39 @@ struct alignas(16) quota_row_sizes {
   index_t unused;
 };
 
+/// Where in a row each array begins, in bytes; worked out once, so that kernels need not.
+struct quota_layout {
+  quota_layout() = default;
+  constexpr explicit quota_layout(quota_shape const& of) noexcept : shape{of} {
+    auto const add = [this](std::uint32_t& begin, std::size_t bytes, index_t count) {
+      begin = size;
+      size += static_cast<std::uint32_t>((bytes * static_cast<std::size_t>(count) + 15) / 16 * 16);
+    };
+    size = sizeof(quota_row_sizes);
+    add(pairs, sizeof(quota_pair), of.max_pairs());
+    add(holders, sizeof(quota_holder), of.num_slots);
+    add(physical, sizeof(index_t), of.num_slots);
+    add(share, sizeof(index_t), of.max_movable());
+    add(group_first, sizeof(index_t), of.max_groups() + 1);
+    add(rank_first, sizeof(index_t), of.num_ranks + 1);
+    add(by_rank, sizeof(index_t), of.max_movable());
+    add(class_end, sizeof(index_t), of.max_pairs());
+    add(entries, sizeof(quota_entry), of.num_logical);
+  }
+
+  quota_shape shape;
+  std::uint32_t pairs = 0;
+  std::uint32_t holders = 0;
+  std::uint32_t physical = 0;
+  std::uint32_t share = 0;
+  std::uint32_t group_first = 0;
+  std::uint32_t rank_first = 0;
+  std::uint32_t by_rank = 0;
+  std::uint32_t class_end = 0;
+  std::uint32_t entries = 0;  ///< the last one: a solver needs none of them
+  std::uint32_t size = 0;     ///< of a row, a multiple of 16
+};
+
 /// What a solver of quotas reads of one layer's placement: one row of bytes, the same on the host and in device memory,
 /// aligned to 16.
 ///
@@ -85,89 +118,52 @@ struct alignas(16) quota_row_sizes {
 /// its place in the list of all replicas on live ranks, movable ones first. Pairs are dealt into *classes* in which no
 /// rank appears twice, so that a class is one step of many threads.
 ///
-/// @tparam Byte  `std::byte` to write, `std::byte const` to read.
+/// @tparam Byte    `std::byte` to write, `std::byte const` to read.
+/// @lifetime the layout must outlive it.
 template <class Byte>
 class basic_quota_row {
 public:
   basic_quota_row() = default;
-  BALLAST_HOST_DEVICE constexpr basic_quota_row(quota_shape const& shape, Byte* bytes) noexcept
-      : shape_{shape}, bytes_{bytes} {}
+  BALLAST_HOST_DEVICE constexpr basic_quota_row(quota_layout const& layout, Byte* bytes) noexcept
+      : layout_{&layout}, bytes_{bytes} {}
   template <class Other>
     requires(std::same_as<Other const, Byte> && !std::same_as<Other, Byte>)
   // NOLINTNEXTLINE(google-explicit-constructor): as pointers
   BALLAST_HOST_DEVICE constexpr basic_quota_row(basic_quota_row<Other> const& other) noexcept
-      : shape_{other.shape()}, bytes_{other.bytes()} {}
+      : layout_{&other.layout()}, bytes_{other.bytes()} {}
 
-  /// Bytes of a row, a multiple of 16, and of its part without entries, which comes first.
-  [[nodiscard]] BALLAST_HOST_DEVICE static constexpr std::size_t size_of(quota_shape const& shape) noexcept {
-    return size_without_entries(shape) + sizeof(quota_entry) * static_cast<std::size_t>(shape.num_logical);
-  }
-  [[nodiscard]] BALLAST_HOST_DEVICE static constexpr std::size_t size_without_entries(
-      quota_shape const& shape) noexcept {
-    return basic_quota_row{shape, nullptr}.offset_of(behind_all);
-  }
-  [[nodiscard]] BALLAST_HOST_DEVICE constexpr quota_shape const& shape() const noexcept { return shape_; }
+  [[nodiscard]] BALLAST_HOST_DEVICE constexpr quota_layout const& layout() const noexcept { return *layout_; }
+  [[nodiscard]] BALLAST_HOST_DEVICE constexpr quota_shape const& shape() const noexcept { return layout_->shape; }
   [[nodiscard]] BALLAST_HOST_DEVICE constexpr Byte* bytes() const noexcept { return bytes_; }
 
   [[nodiscard]] BALLAST_HOST_DEVICE auto& sizes() const noexcept { return *at<quota_row_sizes>(0); }
   /// [pairs] class by class.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* pairs() const noexcept { return at<quota_pair>(offset_of(in_pairs)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* pairs() const noexcept { return at<quota_pair>(layout_->pairs); }
   /// [replicas] by position.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* holders() const noexcept { return at<quota_holder>(offset_of(in_holders)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* holders() const noexcept { return at<quota_holder>(layout_->holders); }
   /// [replicas] the ids that all-to-all libraries count, reserved slots among them.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* physical() const noexcept { return at<index_t>(offset_of(in_physical)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* physical() const noexcept { return at<index_t>(layout_->physical); }
   /// [movable] of the expert's tokens while no quotas are in force, in units of 1 / `share_one`.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* share() const noexcept { return at<index_t>(offset_of(in_share)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* share() const noexcept { return at<index_t>(layout_->share); }
   /// [groups + 1] position of a group's first replica; the next one's is the end.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* group_first() const noexcept {
-    return at<index_t>(offset_of(in_group_first));
-  }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* group_first() const noexcept { return at<index_t>(layout_->group_first); }
   /// [R + 1] where a rank's movable replicas start in `by_rank`.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* rank_first() const noexcept { return at<index_t>(offset_of(in_rank_first)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* rank_first() const noexcept { return at<index_t>(layout_->rank_first); }
   /// [movable] positions, rank by rank.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* by_rank() const noexcept { return at<index_t>(offset_of(in_by_rank)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* by_rank() const noexcept { return at<index_t>(layout_->by_rank); }
   /// [classes] end of each class among the pairs.
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* class_end() const noexcept { return at<index_t>(offset_of(in_class_end)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* class_end() const noexcept { return at<index_t>(layout_->class_end); }
   /// [E]
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* entries() const noexcept { return at<quota_entry>(offset_of(behind_all)); }
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* entries() const noexcept { return at<quota_entry>(layout_->entries); }
 
 private:
-  enum section : std::uint32_t {
-    in_pairs,
-    in_holders,
-    in_physical,
-    in_share,
-    in_group_first,
-    in_rank_first,
-    in_by_rank,
-    in_class_end,
-    behind_all,
-  };
-  [[nodiscard]] BALLAST_HOST_DEVICE constexpr std::size_t bytes_of(std::uint32_t which) const noexcept {
-    auto const bytes = [](std::size_t size, index_t count) { return size * static_cast<std::size_t>(count); };
-    switch (which) {
-      case in_pairs: return bytes(sizeof(quota_pair), shape_.max_pairs());
-      case in_holders: return bytes(sizeof(quota_holder), shape_.num_slots);
-      case in_physical: return bytes(sizeof(index_t), shape_.num_slots);
-      case in_group_first: return bytes(sizeof(index_t), shape_.max_groups() + 1);
-      case in_rank_first: return bytes(sizeof(index_t), shape_.num_ranks + 1);
-      case in_share:
-      case in_by_rank: return bytes(sizeof(index_t), shape_.max_movable());
-      default: return bytes(sizeof(index_t), shape_.max_pairs());
-    }
-  }
-  [[nodiscard]] BALLAST_HOST_DEVICE constexpr std::size_t offset_of(std::uint32_t which) const noexcept {
-    std::size_t offset = sizeof(quota_row_sizes);
-    for (std::uint32_t before = 0; before < which; ++before) { offset += (bytes_of(before) + 15) / 16 * 16; }
-    return offset;
-  }
   template <class T>
-  [[nodiscard]] BALLAST_HOST_DEVICE auto* at(std::size_t offset) const noexcept {
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* at(std::uint32_t offset) const noexcept {
     using element = std::conditional_t<std::is_const_v<Byte>, T const, T>;
     return reinterpret_cast<element*>(bytes_ + offset);
   }
 
-  quota_shape shape_;
+  quota_layout const* layout_ = nullptr;
   Byte* bytes_ = nullptr;
 };
 using quota_row = basic_quota_row<std::byte const>;

@@ -20,7 +20,8 @@ BALLAST_BEGIN_NAMESPACE
 
 /// The rows that solvers of quotas read, one for each layer of a placement in force.
 ///
-/// @threads one thread at a time.
+/// @threads  one thread at a time.
+/// @lifetime it must outlive the rows that it hands out, and stay where it is.
 class quota_rows {
 public:
   /// No rows are filled yet: `publish` each layer before it is read.
@@ -31,16 +32,15 @@ public:
   /// @complexity O(L (E + P)) words
   /// @throws std::bad_alloc
   quota_rows(topology const& where, index_t num_layers, index_t num_logical)
-      : shape_{where.num_ranks(), where.num_nodes(), num_logical, where.num_slots()},
-        bytes_per_row_{quota_row::size_of(shape_)},
-        rows_(bytes_per_row_ / sizeof(chunk) * static_cast<std::size_t>(num_layers)),
+      : layout_{quota_shape{where.num_ranks(), where.num_nodes(), num_logical, where.num_slots()}},
+        rows_(layout_.size / sizeof(chunk) * static_cast<std::size_t>(num_layers)),
         num_layers_{num_layers},
         degree_(static_cast<std::size_t>(where.num_ranks())) {
     BALLAST_EXPECTS(num_layers > 0 && num_logical > 0 && num_logical <= where.num_slots(),
                     "quota_rows: a placement of other sizes than the topology");
     BALLAST_EXPECTS(where.num_slots() < quota_shape::most_slots, "quota_rows: too many slots");
     replicas_.reserve(static_cast<std::size_t>(where.num_slots()));
-    pairs_.reserve(static_cast<std::size_t>(shape_.max_pairs()));
+    pairs_.reserve(static_cast<std::size_t>(shape().max_pairs()));
     busy_.reserve(degree_.size());
   }
 
@@ -54,12 +54,12 @@ public:
   /// @throws nothing
   /// @determinism the same row on every rank.
   void publish(topology const& where, placement const& from, index_t layer) {
-    BALLAST_EXPECTS(where.num_slots() == shape_.num_slots && from.num_slots() == shape_.num_slots &&
-                        from.num_logical() == shape_.num_logical && from.num_layers() == num_layers_,
+    BALLAST_EXPECTS(where.num_slots() == shape().num_slots && from.num_slots() == shape().num_slots &&
+                        from.num_logical() == shape().num_logical && from.num_layers() == num_layers_,
                     "quota_rows: a placement of other sizes than at construction");
     BALLAST_EXPECTS_BELOW(layer, num_layers_, "quota_rows: layer");
-    quota_row_writer const row{shape_, begin_of(layer)};
-    std::fill_n(row.bytes(), bytes_per_row_, std::byte{0});
+    quota_row_writer const row{layout_, begin_of(layer)};
+    std::fill_n(row.bytes(), layout_.size, std::byte{0});
     row.sizes().num_live_ranks = where.num_live_ranks();
     list_replicas(where, from, layer, row);
     list_by_rank(row);
@@ -69,14 +69,15 @@ public:
     row.sizes().version = static_cast<index_t>((value ^ value >> 32) & 0x7fffffffu);
   }
 
-  [[nodiscard]] quota_shape const& shape() const noexcept { return shape_; }
+  [[nodiscard]] quota_layout const& layout() const noexcept { return layout_; }
+  [[nodiscard]] quota_shape const& shape() const noexcept { return layout_.shape; }
   [[nodiscard]] index_t num_layers() const noexcept { return num_layers_; }
   /// @pre `layer` in [0, L)
-  [[nodiscard]] quota_row row(index_t layer) const { return {shape_, bytes(layer).data()}; }
+  [[nodiscard]] quota_row row(index_t layer) const { return {layout_, bytes(layer).data()}; }
   /// Those of a layer's row. @pre `layer` in [0, L)
   [[nodiscard]] std::span<std::byte const> bytes(index_t layer) const {
     BALLAST_EXPECTS_BELOW(layer, num_layers_, "quota_rows: layer");
-    return std::as_bytes(std::span{rows_}).subspan(bytes_per_row_ * static_cast<std::size_t>(layer), bytes_per_row_);
+    return std::as_bytes(std::span{rows_}).subspan(layout_.size * static_cast<std::size_t>(layer), layout_.size);
   }
 
 private:
@@ -85,14 +86,14 @@ private:
   };
 
   [[nodiscard]] std::byte* begin_of(index_t layer) {
-    return std::as_writable_bytes(std::span{rows_}).data() + bytes_per_row_ * static_cast<std::size_t>(layer);
+    return std::as_writable_bytes(std::span{rows_}).data() + layout_.size * static_cast<std::size_t>(layer);
   }
 
   /// Movable replicas first; experts with one replica behind them.
   void list_replicas(topology const& where, placement const& from, index_t layer, quota_row_writer row) {
     auto& sizes = row.sizes();
     for (bool const movable : {true, false}) {
-      for (index_t expert = 0; expert < shape_.num_logical; ++expert) {
+      for (index_t expert = 0; expert < shape().num_logical; ++expert) {
         list_live(where, from, layer, expert);
         if ((replicas_.size() > 1) == movable) { add_expert(where, from, layer, expert, row); }
       }
@@ -117,7 +118,8 @@ private:
       row.physical()[position] = where.physical_id(slot);
       row.holders()[position] = {static_cast<std::uint16_t>(where.rank_of_slot(slot)),
                                  static_cast<std::uint16_t>(movable ? sizes.num_groups : 0),
-                                 static_cast<std::uint16_t>(expert), 0};
+                                 static_cast<std::uint16_t>(expert),
+                                 static_cast<std::uint16_t>(where.node_of_slot(slot))};
       if (movable) { row.share()[position] = static_cast<index_t>(share); }
     }
     if (movable) { ++sizes.num_groups; }
@@ -133,13 +135,13 @@ private:
   void list_by_rank(quota_row_writer row) {
     auto const movable = row.sizes().num_movable;
     index_t listed = 0;
-    for (index_t rank = 0; rank < shape_.num_ranks; ++rank) {
+    for (index_t rank = 0; rank < shape().num_ranks; ++rank) {
       row.rank_first()[rank] = listed;
       for (index_t position = 0; position < movable; ++position) {
         if (row.holders()[position].rank == rank) { row.by_rank()[listed++] = position; }
       }
     }
-    row.rank_first()[shape_.num_ranks] = listed;
+    row.rank_first()[shape().num_ranks] = listed;
   }
 
   /// All pairs of up to four replicas; of more, each with the next two in a ring.
@@ -195,8 +197,7 @@ private:
     }
   }
 
-  quota_shape shape_;
-  std::size_t bytes_per_row_;
+  quota_layout layout_;
   std::vector<chunk> rows_;
   index_t num_layers_;
   std::vector<index_t> replicas_;

@@ -84,7 +84,7 @@ private:
     index_t near_before = 0;
     index_t sum = 0;
     for (index_t position = first, last_node = -1; position < end; ++position) {
-      auto const here = row.holders()[position].rank / per_node;
+      auto const here = row.holders()[position].node;
       if (here != last_node) { near_before = 0; }
       last_node = here;
       auto const room_here = detail::at(room_, position);
@@ -121,7 +121,7 @@ private:
   [[nodiscard]] index_t room_on(index_t node, quota_row row, index_t first, index_t end) const {
     index_t room = 0;
     for (index_t position = first; position < end; ++position) {
-      if (row.holders()[position].rank / row.shape().ranks_per_node() == node) { room += detail::at(room_, position); }
+      if (row.holders()[position].node == node) { room += detail::at(room_, position); }
     }
     return room;
   }

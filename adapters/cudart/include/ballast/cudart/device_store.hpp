@@ -49,6 +49,14 @@ struct slot_hook {
   void* context = nullptr;  ///< handed to `call`
 };
 
+/// Who keeps tables of their own of what is in force, such as a `batch_balancer`.
+struct table_follower {
+  /// Enqueue a layer's tables on the compute stream, behind the store's own. Called for each layer at construction, and
+  /// on the thread that commits; it must not wait for the stream. A failure of it is one of the commit.
+  status (*call)(void* context, topology const& where, placement const& in_force, index_t layer) = nullptr;
+  void* context = nullptr;  ///< handed to `call`
+};
+
 /// Options of `device_store`.
 struct device_store_options {
   cudaStream_t compute_stream = nullptr;  ///< runs the forward passes; commits are enqueued only there
@@ -59,9 +67,10 @@ struct device_store_options {
   /// size then. Left out, staging is allocated once, by `start`, as large as the limit or the registered weights.
   segment staging = {};
   dispatch_mode dispatch = dispatch_mode::nearest;  ///< how tokens choose among replicas
-  bool exported = false;  ///< other processes read the weights: refuse tensors whose memory they cannot open
-  bool timed = false;     ///< measure commits on the device, see `commit_timer`: two event records for each
-  slot_hook hook = {};    ///< runs after a commit's copies and before its tables
+  bool exported = false;         ///< other processes read the weights: refuse tensors whose memory they cannot open
+  bool timed = false;            ///< measure commits on the device, see `commit_timer`: two event records for each
+  slot_hook hook = {};           ///< runs after a commit's copies and before its tables
+  table_follower follower = {};  ///< runs behind the tables
 };
 
 /// Knows its rank, and the stream that runs the forward passes there.
@@ -100,6 +109,7 @@ public:
     rewritten_.resize(static_cast<std::size_t>(where_.slots_per_rank()));
     for (index_t layer = 0; layer < initial.num_layers(); ++layer) {
       tables_.publish(where_, initial, layer, options.compute_stream).or_throw();
+      tell_follower(layer, initial).or_throw();
     }
     auto const in_force = tables_.await_published(ballast::detail::deadline_after(timeout_));
     if (!in_force.ok()) { tables_.abandon(); }
@@ -268,6 +278,7 @@ public:
     }
     if (auto result = tables_.collect(where_, tables, layer, batch_); !result.ok()) { return result; }
     if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
+    if (auto result = tell_follower(layer, tables); !result.ok()) { return result; }
     if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = tables_.mark_published(options_.compute_stream); !result.ok()) { return result; }
     ahead_ = tables_.published().get();
@@ -418,6 +429,10 @@ private:
     return {};
   }
 
+  [[nodiscard]] status tell_follower(index_t layer, placement const& in_force) {
+    auto const& follower = options_.follower;
+    return follower.call == nullptr ? status{} : follower.call(follower.context, where_, in_force, layer);
+  }
   [[nodiscard]] status run_hook(index_t layer, std::span<byte_copy const> copies) {
     if (options_.hook.call == nullptr) { return {}; }
     if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }

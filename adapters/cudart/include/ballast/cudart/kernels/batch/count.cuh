@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_KERNELS_BATCH_COUNT_CUH
+#define BALLAST_CUDART_KERNELS_BATCH_COUNT_CUH
+
+#ifndef __CUDACC__
+  #error "ballast/cudart/kernels/batch/count.cuh holds kernels: include it from a .cu file"
+#endif
+
+#include <ballast/cudart/kernels/launch.cuh>
+#include <ballast/cudart/layout/batch_view.hpp>
+#include <ballast/cudart/record_view.hpp>
+#include <ballast/types.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart::detail {
+
+/// A rank's ids of a batch, cut into blocks of consecutive ones.
+template <router_id Id>
+struct batch_ids {
+  routing<Id> input;
+  std::uint32_t num_ids = 0;        ///< T k
+  std::uint32_t ids_per_block = 1;  ///< a multiple of the threads of a block
+
+  /// Ids before the first padded row.
+  [[nodiscard]] __device__ std::uint32_t num_valid() const {
+    if (input.num_valid_tokens == nullptr) { return num_ids; }
+    auto const rows = max(0, min(*input.num_valid_tokens, input.num_tokens));
+    return static_cast<std::uint32_t>(rows) * static_cast<std::uint32_t>(input.top_k);
+  }
+};
+
+/// How many ids of each expert each warp has, two experts in a word; later: how many those before it have.
+class warp_counts {
+public:
+  __device__ warp_counts(std::uint32_t* memory, index_t num_logical)
+      : memory_{memory}, words_{static_cast<std::uint32_t>(num_logical + 1) / 2} {}
+  [[nodiscard]] static std::size_t bytes(unsigned warps, index_t num_logical) noexcept {
+    return sizeof(std::uint32_t) * (warps + 1) * (static_cast<std::size_t>(num_logical + 1) / 2);
+  }
+
+  [[nodiscard]] __device__ std::uint16_t& at(std::uint32_t warp, index_t expert) const {
+    return reinterpret_cast<std::uint16_t*>(memory_ + warp * words_)[expert];
+  }
+  [[nodiscard]] __device__ std::uint32_t words() const { return words_; }
+  [[nodiscard]] __device__ std::uint32_t const* sums(std::uint32_t warps) const { return memory_ + warps * words_; }
+  __device__ void clear(std::uint32_t first_warp, std::uint32_t end_warp) const {
+    for (auto i = first_warp * words_ + threadIdx.x; i < end_warp * words_; i += blockDim.x) { memory_[i] = 0; }
+  }
+  /// Turn counts into sums over the warps before; row `warps` goes on from the last call. Many at a time: loads do not
+  /// wait for the stores before them.
+  __device__ void sum_up(std::uint32_t warps) const {
+    constexpr std::uint32_t most_warps = 16;
+    for (auto i = threadIdx.x; i < words_; i += blockDim.x) {
+      std::uint32_t counts[most_warps];
+#pragma unroll
+      for (std::uint32_t warp = 0; warp < most_warps; ++warp) {
+        counts[warp] = warp < warps ? memory_[warp * words_ + i] : 0;
+      }
+      auto sum = memory_[warps * words_ + i];
+#pragma unroll
+      for (std::uint32_t warp = 0; warp < most_warps; ++warp) {
+        if (warp < warps) { memory_[warp * words_ + i] = sum; }
+        sum += counts[warp];
+      }
+      memory_[warps * words_ + i] = sum;
+    }
+  }
+
+private:
+  std::uint32_t* memory_;
+  std::uint32_t words_;
+};
+
+/// Count each block's ids by expert, and number each id among those of its block and expert, in their order.
+template <router_id Id>
+__global__ void __launch_bounds__(512) count_kernel(batch_view const v, batch_ids<Id> const ids) {
+  extern __shared__ std::uint32_t shared_words[];
+  auto const warps = blockDim.x / 32;
+  auto const warp = threadIdx.x / 32;
+  auto const lanes_before = (1u << (threadIdx.x & 31u)) - 1u;
+  auto const num_logical = v.shape.num_logical;
+  warp_counts const counts{shared_words, num_logical};
+  counts.clear(0, warps + 1);
+
+  wait_for_predecessor();
+
+  auto const num_valid = ids.num_valid();
+  auto const begin = blockIdx.x * ids.ids_per_block;
+  for (std::uint32_t done = 0; done < ids.ids_per_block; done += blockDim.x) {
+    // ---- each warp by itself: lanes of the same expert find each other ----
+    auto const i = begin + done + threadIdx.x;
+    auto const id = i < num_valid ? ids.input.ids[i] : Id{-1};
+    bool const counted = id >= 0 && id < num_logical;
+    auto const expert = counted ? static_cast<index_t>(id) : -1;
+    __syncthreads();  // the counts are clear
+    auto const same = __match_any_sync(0xffffffffu, expert);
+    auto const before = static_cast<std::uint32_t>(__popc(same & lanes_before));
+    if (counted && before == 0) { counts.at(warp, expert) = static_cast<std::uint16_t>(__popc(same)); }
+    __syncthreads();
+
+    // ---- the warps of the block one after the other ----
+    counts.sum_up(warps);
+    __syncthreads();
+    if (counted) { v.ordinals[i] = static_cast<std::uint16_t>(counts.at(warp, expert) + before); }
+    if (done + blockDim.x < ids.ids_per_block) {
+      __syncthreads();
+      counts.clear(0, warps);
+    }
+  }
+  // Sums of two experts in a word, as they are.
+  auto* const row = reinterpret_cast<std::uint32_t*>(v.block_counts) +
+                    blockIdx.x * (static_cast<std::uint32_t>(count_stride(num_logical)) / 2);
+  for (auto i = threadIdx.x; i < counts.words(); i += blockDim.x) { row[i] = counts.sums(warps)[i]; }
+}
+
+/// This rank's counts, from those of the blocks: what an engine gathers.
+template <class = void>
+__global__ void __launch_bounds__(128) sum_kernel(batch_view const v, std::uint32_t num_blocks) {
+  wait_for_predecessor();
+  auto const expert = static_cast<index_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (expert >= v.shape.num_logical) { return; }
+  std::uint32_t sum = 0;
+#pragma unroll 8
+  for (std::uint32_t block = 0; block < num_blocks; ++block) {
+    sum += v.block_counts[block * static_cast<std::uint32_t>(count_stride(v.shape.num_logical)) +
+                          static_cast<std::uint32_t>(expert)];
+  }
+  v.counts[expert] = static_cast<index_t>(sum);
+}
+
+}  // namespace cudart::detail
+BALLAST_END_NAMESPACE
+
+#endif

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_CUDART_KERNELS_BATCH_START_CUH
+#define BALLAST_CUDART_KERNELS_BATCH_START_CUH
+
+#ifndef __CUDACC__
+  #error "ballast/cudart/kernels/batch/start.cuh holds device code: include it from a .cu file"
+#endif
+
+#include <ballast/cudart/kernels/batch/block.cuh>
+#include <ballast/cudart/kernels/batch/warp.cuh>
+#include <ballast/types.hpp>
+
+#include <cstdint>
+
+BALLAST_BEGIN_NAMESPACE
+namespace cudart::detail {
+
+/// The flow that sweeps start from: every expert split by the shares in force.
+class plan_start : public plan_block {
+public:
+  using plan_block::plan_block;
+
+  /// Loads, flows, and the bound that loads and their mean give. Everybody calls; the first warp has the results, the
+  /// others know `state.tokens`.
+  __device__ void from_shares() const {
+    auto const& sizes = row.sizes();
+    index_t tokens = 0;
+    index_t tiles = 0;
+    for_threads(sizes.num_replicas - sizes.num_movable, [&](index_t i) {
+      auto const at = row.holders()[sizes.num_movable + i];
+      auto const load = units(at.expert);
+      if (load != 0) { atomicAdd(&memory.load()[at.rank], load); }
+      tiles += load;
+      tokens += memory.tokens()[at.expert];
+    });
+    __syncthreads();
+    auto const stays = threadIdx.x < 32 ? heaviest() : 0;  // what cannot leave a rank
+    __syncthreads();
+    for_threads(sizes.num_groups, [&](index_t group) {
+      auto const expert = row.holders()[row.group_first()[group]].expert;
+      tokens += memory.tokens()[expert];
+      tiles += units(expert);
+      split(group, units(expert));
+    });
+    tokens = warp_sum(tokens);
+    tiles = warp_sum(tiles);
+    if ((threadIdx.x & 31u) == 0 && tokens != 0) {
+      atomicAdd(&state.tokens, static_cast<std::uint32_t>(tokens));
+      atomicAdd(&state.balance.total, tiles);
+    }
+    __syncthreads();
+    if (threadIdx.x >= 32) { return; }
+    auto const resident = heaviest();
+    if (threadIdx.x == 0) {
+      auto const live = sizes.num_live_ranks;
+      state.balance.bound = max(stays, state.balance.total / live + (state.balance.total % live != 0 ? 1 : 0));
+      state.balance.resident = resident;
+    }
+    __syncwarp();
+  }
+  /// Whether there is something to balance, as far as counts tell. Everybody knows the same, behind `from_shares`.
+  [[nodiscard]] __device__ bool is_worth_it() const {
+    return state.unlike == 0 && state.min_tokens != ~0u && state.tokens >= state.min_tokens && state.tokens > 0;
+  }
+
+private:
+  [[nodiscard]] __device__ index_t heaviest() const {
+    index_t most = 0;
+#pragma unroll 1
+    for (auto rank = static_cast<index_t>(threadIdx.x & 31u); rank < v.shape.num_ranks; rank += 32) {
+      most = max(most, memory.load()[rank]);
+    }
+    return warp_max(most);
+  }
+  __device__ void split(index_t group, index_t load) const {
+    auto const end = row.group_first()[group + 1];
+    auto rest = load;
+#pragma unroll 1
+    for (auto position = row.group_first()[group]; position < end; ++position) {
+      auto const wanted = static_cast<index_t>(
+          static_cast<std::uint64_t>(load) * static_cast<std::uint64_t>(row.share()[position]) >> 30);
+      auto const part = position + 1 == end ? rest : wanted;
+      rest -= part;
+      memory.flow()[position] = part;
+      if (part != 0) { atomicAdd(&memory.load()[row.holders()[position].rank], part); }
+    }
+  }
+};
+
+}  // namespace cudart::detail
+BALLAST_END_NAMESPACE
+
+#endif
