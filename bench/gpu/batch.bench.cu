@@ -214,7 +214,23 @@ void count_and_remap(benchmark::State& state) {
   ballast_bench::race_with_empty(state, self.stream.get(), graph);
 }
 
-/// The whole chain of all ranks, each on a stream of its own, on one card.
+/// Let kernels on each card write to the memory of the others.
+void enable_peer_access() {
+  for (int from = 0; from < ballast_bench::num_devices(); ++from) {
+    check(cudaSetDevice(from), "cudaSetDevice");
+    for (int to = 0; to < ballast_bench::num_devices(); ++to) {
+      if (to == from) { continue; }
+      auto const result = cudaDeviceEnablePeerAccess(to, 0);
+      if (result == cudaErrorPeerAccessAlreadyEnabled) {
+        static_cast<void>(cudaGetLastError());
+      } else {
+        check(result, "cudaDeviceEnablePeerAccess");
+      }
+    }
+  }
+}
+
+/// The whole chain of all ranks, each on a stream of its own: on a card of its own while there are enough.
 void chain(benchmark::State& state) {
   auto const ranks = static_cast<index_t>(state.range(0));
   auto const num_tokens = static_cast<std::size_t>(state.range(3));
@@ -222,12 +238,18 @@ void chain(benchmark::State& state) {
   workload const of{static_cast<index_t>(state.range(2)), "prefill_in1024", "prefill_in4096"};
   std::vector<std::unique_ptr<one_rank>> group;
   std::vector<ballast::segment> boards;
+  enable_peer_access();
   for (index_t rank = 0; rank < ranks; ++rank) {
+    ballast_bench::use_device_of(rank);
     group.push_back(std::make_unique<one_rank>(where, rank, of, num_tokens));
     boards.push_back(group.back()->balancer->board());
   }
   std::vector<cudaGraphExec_t> graphs;
-  for (auto const& self : group) {
+  std::vector<ballast::cudart::event> ended;
+  for (index_t rank = 0; rank < ranks; ++rank) {
+    ballast_bench::use_device_of(rank);
+    ended.push_back(ballast::cudart::event::create());
+    auto const& self = group[static_cast<std::size_t>(rank)];
     self->balancer->connect(boards).or_throw();
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(self->stream.get(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
@@ -240,21 +262,22 @@ void chain(benchmark::State& state) {
     check(cudaGraphInstantiate(&graphs.emplace_back(), graph, 0), "cudaGraphInstantiate");
     check(cudaGraphDestroy(graph), "cudaGraphDestroy");
   }
+  ballast_bench::use_device_of(0);
   auto const& first = group.front()->stream;
   auto const begun = ballast::cudart::event::create();
-  std::vector<ballast::cudart::event> ended(group.size());
-  for (auto& each : ended) { each = ballast::cudart::event::create(); }
   ballast_bench::stopwatch watch;
   std::vector<double> times;
   auto const run = [&] {
     watch.start(first.get());
     begun.record(first.get()).or_throw();
     for (std::size_t r = 0; r < group.size(); ++r) {
+      ballast_bench::use_device_of(static_cast<index_t>(r));
       auto const on = group[r]->stream.get();
       if (r > 0) { check(cudaStreamWaitEvent(on, begun.get(), 0), "cudaStreamWaitEvent"); }
       check(cudaGraphLaunch(graphs[r], on), "cudaGraphLaunch");
       ended[r].record(on).or_throw();
     }
+    ballast_bench::use_device_of(0);
     for (auto const& each : ended) { check(cudaStreamWaitEvent(first.get(), each.get(), 0), "cudaStreamWaitEvent"); }
     return watch.stop(first.get()) / num_layers;
   };
@@ -265,6 +288,7 @@ void chain(benchmark::State& state) {
   }
   state.counters["median_us"] = ballast_bench::median(times);
   state.counters["p90_us"] = ballast_bench::quantile(times, 0.9);
+  state.counters["cards"] = std::min<int>(ballast_bench::num_devices(), ranks);
   report_balance(state, *group.front()->balancer, ranks);
   for (auto const graph : graphs) { check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy"); }
 }

@@ -211,7 +211,7 @@ private:
                     ", which must be alike and below ", quota_shape::most_slots);
     }
     auto const ids = static_cast<load_t>(options.max_tokens) * options.top_k;
-    constexpr load_t most_ids = load_t{max_count_blocks} * (std::numeric_limits<std::uint16_t>::max() / 512 * 512);
+    constexpr load_t most_ids = load_t{max_count_blocks} * (std::numeric_limits<std::uint16_t>::max() / 1024 * 1024);
     if (ids > most_ids || ids * ranks > max_batch_tokens) {
       return refuse(options.max_tokens, " tokens x ", options.top_k, " choices on ", ranks, " ranks, at most ",
                     std::min(most_ids, max_batch_tokens / ranks), " choices on each");

@@ -40,11 +40,16 @@ template <router_id Id>
 [[nodiscard]] batch_ids<signed_id<Id>> cut(batch_view const& v, routing<Id> const& input) noexcept {
   auto const num_ids = static_cast<std::uint32_t>(input.num_tokens) * static_cast<std::uint32_t>(input.top_k);
   auto const threads = count_threads(v.shape.num_logical);
-  auto const all_at_once = threads * static_cast<std::uint32_t>(max_count_blocks);
+  auto const block_at_once = threads * ids_at_once;
+  auto const all_at_once = block_at_once * static_cast<std::uint32_t>(max_count_blocks);
   auto const rounds = num_ids == 0 ? 1 : (num_ids + all_at_once - 1) / all_at_once;
-  return {{reinterpret_cast<signed_id<Id> const*>(input.ids), input.num_tokens, input.top_k, input.num_valid_tokens},
+  return {reinterpret_cast<signed_id<Id> const*>(input.ids),
+          input.num_valid_tokens,
           num_ids,
-          threads * rounds};
+          static_cast<std::uint32_t>(input.top_k),
+          block_at_once * rounds,
+          v.shape.num_logical,
+          v.ordinals};
 }
 template <router_id Id>
 [[nodiscard]] std::uint32_t num_blocks(batch_ids<Id> const& ids) noexcept {
@@ -73,7 +78,7 @@ template <router_id Id>
   auto const kernel = count_kernel<Id>;
   auto const threads = count_threads(v.shape.num_logical);
   launch_shape const shape{num_blocks(ids), threads, warp_counts::bytes(threads / 32, v.shape.num_logical)};
-  return launch("count_kernel", kernel, shape, stream, early && waits.is_possible(kernel), v, ids);
+  return launch("count_kernel", kernel, shape, stream, early && waits.is_possible(kernel), ids, v.block_counts);
 }
 [[nodiscard]] inline status launch_sum(cudaStream_t stream, batch_view const& v, std::uint32_t blocks, bool early) {
   static constinit early_launch waits;
@@ -97,8 +102,10 @@ template <router_id Id>
   auto const kernel = remap_kernel<Id>;
   auto const threads = std::min(256u, count_threads(v.shape.num_logical));
   launch_shape const shape{(ids.num_ids + threads - 1) / threads, threads};
-  return launch("remap_kernel", kernel, shape, stream, early && waits.is_possible(kernel), v, resident, ids, layer,
-                physical);
+  auto const row = v.row(layer);
+  batch_tables const tables{row.entries(), v.block_first, v.verdict, v.ends, row.physical()};
+  return launch("remap_kernel", kernel, shape, stream, early && waits.is_possible(kernel), ids, tables, physical,
+                resident, layer);
 }
 
 }  // namespace detail

@@ -29,6 +29,7 @@ struct plan_layout {
       begin = size;
       size += static_cast<std::uint32_t>((bytes * static_cast<std::size_t>(count) + 15) / 16 * 16);
     };
+    add(nobody, sizeof(sweep_pair), 1);
     add(sweep_pairs, sizeof(sweep_pair), shape.max_pairs());
     add(group_ranks, sizeof(std::uint64_t), shape.max_groups());
     add(own, sizeof(index_t), shape.num_logical + 1);
@@ -42,6 +43,7 @@ struct plan_layout {
   [[nodiscard]] constexpr std::uint32_t size_without_counts() const noexcept { return counts; }
 
   quota_layout row;
+  std::uint32_t nobody = 0;       ///< zeros, for threads without a pair
   std::uint32_t sweep_pairs = 0;  ///< [pairs]
   std::uint32_t group_ranks = 0;  ///< [groups] the group's ranks, one bit each, for up to 64 ranks
   std::uint32_t own = 0;          ///< [E] this rank's tokens, and a zero
@@ -60,6 +62,7 @@ public:
       : layout_{layout}, memory_{memory} {}
 
   [[nodiscard]] BALLAST_HOST_DEVICE quota_row_writer row() const noexcept { return {layout_.row, memory_}; }
+  [[nodiscard]] BALLAST_HOST_DEVICE index_t* nobody() const noexcept { return at<index_t>(layout_.nobody); }
   [[nodiscard]] BALLAST_HOST_DEVICE sweep_pair* sweep_pairs() const noexcept {
     return at<sweep_pair>(layout_.sweep_pairs);
   }

@@ -46,6 +46,11 @@ struct plan_state {
   quota_balance balance;
 };
 
+/// As loads and stores of shared memory want it.
+[[nodiscard]] __device__ __forceinline__ std::uint32_t shared_address(void const* at) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
+}
+
 /// Call `visit(i)` for i in [0, count), dealt to the threads of the block; those before `first` get none.
 template <class Visit>
 __device__ __forceinline__ void for_threads(index_t count, Visit visit, index_t first = 0) {
@@ -96,7 +101,11 @@ struct plan_block {
       memory.own()[expert] = 0;
       memory.tokens()[expert] = 0;
     });
-    for_threads(v.shape.num_ranks, [&](index_t rank) { memory.load()[rank] = 0; });
+    for_threads(v.shape.num_ranks, [&](index_t rank) {
+      memory.load()[rank] = 0;
+      memory.level()[rank] = 0;
+    });
+    for_threads(4, [&](index_t i) { memory.nobody()[i] = 0; });
     if (threadIdx.x == 0) {
       state = {};
       state.tag = *v.tag;
@@ -106,7 +115,7 @@ struct plan_block {
   }
   /// What the solver wants to have at hand, behind `load`.
   __device__ void expand() const {
-    auto const address = [](auto const* at) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(at)); };
+    auto const address = [](index_t const* at) { return shared_address(at); };
     for_threads(row.sizes().num_pairs, [&](index_t i) {
       auto const pair = row.pairs()[i];
       memory.sweep_pairs()[i] = {address(memory.flow() + pair.a), address(memory.flow() + pair.b),

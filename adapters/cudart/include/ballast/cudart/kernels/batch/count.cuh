@@ -17,18 +17,22 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-/// A rank's ids of a batch, cut into blocks of consecutive ones.
+/// A rank's ids of a batch, cut into blocks of consecutive ones. Kernels are given what they read and no more: their
+/// arguments have to be fetched too.
 template <router_id Id>
 struct batch_ids {
-  routing<Id> input;
-  std::uint32_t num_ids = 0;        ///< T k
-  std::uint32_t ids_per_block = 1;  ///< a multiple of the threads of a block
+  Id const* ids = nullptr;                         ///< [T, k]
+  std::int32_t const* num_valid_tokens = nullptr;  ///< null: all are
+  std::uint32_t num_ids = 0;                       ///< T k
+  std::uint32_t top_k = 1;
+  std::uint32_t ids_per_block = 1;  ///< a multiple of what the threads of a block take at once
+  index_t num_logical = 0;          ///< E
+  std::uint16_t* ordinals = nullptr;
 
   /// Ids before the first padded row.
   [[nodiscard]] __device__ std::uint32_t num_valid() const {
-    if (input.num_valid_tokens == nullptr) { return num_ids; }
-    auto const rows = max(0, min(*input.num_valid_tokens, input.num_tokens));
-    return static_cast<std::uint32_t>(rows) * static_cast<std::uint32_t>(input.top_k);
+    if (num_valid_tokens == nullptr) { return num_ids; }
+    return min(static_cast<std::uint32_t>(max(0, *num_valid_tokens)) * top_k, num_ids);
   }
 };
 
@@ -74,45 +78,68 @@ private:
   std::uint32_t words_;
 };
 
+/// Ids that a thread of `count_kernel` takes at once: half as many blocks, whose counts one block has to add up.
+inline constexpr std::uint32_t ids_at_once = 2;
+
 /// Count each block's ids by expert, and number each id among those of its block and expert, in their order.
 template <router_id Id>
-__global__ void __launch_bounds__(512) count_kernel(batch_view const v, batch_ids<Id> const ids) {
+__global__ void __launch_bounds__(512) count_kernel(batch_ids<Id> const a, std::uint16_t* const block_counts) {
   extern __shared__ std::uint32_t shared_words[];
   auto const warps = blockDim.x / 32;
   auto const warp = threadIdx.x / 32;
-  auto const lanes_before = (1u << (threadIdx.x & 31u)) - 1u;
-  auto const num_logical = v.shape.num_logical;
-  warp_counts const counts{shared_words, num_logical};
+  auto const lane = threadIdx.x & 31u;
+  warp_counts const counts{shared_words, a.num_logical};
   counts.clear(0, warps + 1);
 
   wait_for_predecessor();
 
-  auto const num_valid = ids.num_valid();
-  auto const begin = blockIdx.x * ids.ids_per_block;
-  for (std::uint32_t done = 0; done < ids.ids_per_block; done += blockDim.x) {
-    // ---- each warp by itself: lanes of the same expert find each other ----
-    auto const i = begin + done + threadIdx.x;
-    auto const id = i < num_valid ? ids.input.ids[i] : Id{-1};
-    bool const counted = id >= 0 && id < num_logical;
-    auto const expert = counted ? static_cast<index_t>(id) : -1;
+  auto const num_valid = a.num_valid();
+  auto const begin = blockIdx.x * a.ids_per_block;
+#pragma unroll 1
+  for (std::uint32_t done = 0; done < a.ids_per_block; done += blockDim.x * ids_at_once) {
+    // A warp's ids follow each other: first those of its first round, then those of its second.
+    auto const first = begin + done + warp * 32 * ids_at_once + lane;
+    index_t experts[ids_at_once];
+#pragma unroll
+    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
+      auto const i = first + n * 32;
+      auto const id = i < num_valid ? a.ids[i] : Id{-1};
+      experts[n] = id >= 0 && id < a.num_logical ? static_cast<index_t>(id) : -1;
+    }
     __syncthreads();  // the counts are clear
-    auto const same = __match_any_sync(0xffffffffu, expert);
-    auto const before = static_cast<std::uint32_t>(__popc(same & lanes_before));
-    if (counted && before == 0) { counts.at(warp, expert) = static_cast<std::uint16_t>(__popc(same)); }
+
+    // ---- each warp by itself: lanes of the same expert find each other ----
+    std::uint32_t before[ids_at_once];
+#pragma unroll
+    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
+      auto const same = __match_any_sync(0xffffffffu, experts[n]);
+      auto const earlier = experts[n] >= 0 ? std::uint32_t{counts.at(warp, experts[n])} : 0u;
+      auto const lanes_before = static_cast<std::uint32_t>(__popc(same & ((1u << lane) - 1u)));
+      before[n] = earlier + lanes_before;
+      __syncwarp();
+      if (experts[n] >= 0 && lanes_before == 0) {
+        counts.at(warp, experts[n]) = static_cast<std::uint16_t>(earlier + static_cast<std::uint32_t>(__popc(same)));
+      }
+      __syncwarp();
+    }
     __syncthreads();
 
     // ---- the warps of the block one after the other ----
     counts.sum_up(warps);
     __syncthreads();
-    if (counted) { v.ordinals[i] = static_cast<std::uint16_t>(counts.at(warp, expert) + before); }
-    if (done + blockDim.x < ids.ids_per_block) {
+#pragma unroll
+    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
+      if (experts[n] < 0) { continue; }
+      a.ordinals[first + n * 32] = static_cast<std::uint16_t>(counts.at(warp, experts[n]) + before[n]);
+    }
+    if (done + blockDim.x * ids_at_once < a.ids_per_block) {
       __syncthreads();
       counts.clear(0, warps);
     }
   }
   // Sums of two experts in a word, as they are.
-  auto* const row = reinterpret_cast<std::uint32_t*>(v.block_counts) +
-                    blockIdx.x * (static_cast<std::uint32_t>(count_stride(num_logical)) / 2);
+  auto* const row = reinterpret_cast<std::uint32_t*>(block_counts) +
+                    blockIdx.x * (static_cast<std::uint32_t>(count_stride(a.num_logical)) / 2);
   for (auto i = threadIdx.x; i < counts.words(); i += blockDim.x) { row[i] = counts.sums(warps)[i]; }
 }
 

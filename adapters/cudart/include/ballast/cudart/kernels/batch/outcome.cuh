@@ -35,17 +35,16 @@ public:
           },
           first);
     }
-    bool const records = a.record.pass != nullptr && *a.record.gate != 0;
-    auto const num_logical = v.shape.num_logical;
+    if (balances) {
+      for_threads(v.shape.num_logical, [&](index_t expert) { sum_blocks_up(expert); }, first);
+    }
+    if (a.record.pass == nullptr || *a.record.gate == 0) { return; }
+    auto* const pass = a.record.pass + static_cast<std::ptrdiff_t>(a.layer) * v.shape.num_logical;
     for_threads(
-        num_logical,
+        v.shape.num_logical,
         [&](index_t expert) {
           auto const own = memory.own()[expert];
-          if (records && own != 0) {
-            atomicAdd(&a.record.pass[static_cast<std::ptrdiff_t>(a.layer) * num_logical + expert],
-                      static_cast<std::uint32_t>(own));
-          }
-          if (balances) { sum_blocks_up(expert); }
+          if (own != 0) { atomicAdd(&pass[expert], static_cast<std::uint32_t>(own)); }
         },
         first);
   }
@@ -128,25 +127,27 @@ private:
     return static_cast<std::uint64_t>(state.balance.resident - state.balance.max) * 1'000'000u >=
            static_cast<std::uint64_t>(state.balance.max) * state.min_gain_ppm;
   }
-  /// Many at a time: loads do not wait for the stores before them.
+  /// What the blocks before each block have of an expert. Many at a time: loads do not wait for the stores before them.
   __device__ void sum_blocks_up(index_t expert) const {
     constexpr std::uint32_t at_once = 16;
     auto const stride = static_cast<std::uint32_t>(count_stride(v.shape.num_logical));
-    auto const* const from = v.block_counts + expert;
-    auto* const to = v.block_first + expert;
+    auto const* from = v.block_counts + expert;
+    auto* to = v.block_first + expert;
     std::uint32_t sum = 0;
 #pragma unroll 1
     for (std::uint32_t begin = 0; begin < a.num_blocks; begin += at_once) {
       std::uint16_t counts[at_once];
 #pragma unroll
       for (std::uint32_t i = 0; i < at_once; ++i) {
-        counts[i] = begin + i < a.num_blocks ? from[(begin + i) * stride] : std::uint16_t{0};
+        counts[i] = begin + i < a.num_blocks ? from[i * stride] : std::uint16_t{0};
       }
 #pragma unroll
       for (std::uint32_t i = 0; i < at_once; ++i) {
-        if (begin + i < a.num_blocks) { to[(begin + i) * stride] = sum; }
+        if (begin + i < a.num_blocks) { to[i * stride] = sum; }
         sum += counts[i];
       }
+      from += at_once * stride;
+      to += at_once * stride;
     }
   }
   __device__ void to_tokens(index_t group) const {

@@ -22,7 +22,7 @@ namespace cudart::detail {
 ///
 /// @tparam Search  `warp_search_64` for up to 64 ranks, `warp_search_any` for any number.
 template <class Search>
-__global__ void __launch_bounds__(plan_threads) plan_kernel(plan_arguments const a) {
+__global__ void __launch_bounds__(plan_threads, 1) plan_kernel(plan_arguments const a) {
   extern __shared__ uint4 shared_chunks[];
   __shared__ plan_state state;
   auto* const shared = reinterpret_cast<std::byte*>(shared_chunks);
@@ -34,11 +34,11 @@ __global__ void __launch_bounds__(plan_threads) plan_kernel(plan_arguments const
 
   // ---- while the kernel before still counts ----
   gather.load();
+  __syncthreads();
+  gather.expand();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
-  __syncthreads();
-  gather.expand();
 
   // ---- the counts of all ranks ----
   gather.add_blocks_up();

@@ -10,53 +10,62 @@
 #include <ballast/cudart/kernels/launch.cuh>
 #include <ballast/cudart/layout/batch_view.hpp>
 #include <ballast/dispatch/table_view.hpp>
+#include <ballast/shares/quota_row.hpp>
 #include <ballast/types.hpp>
 
-#include <cstddef>
 #include <cstdint>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
+/// What the lookup reads of a batch and layer.
+struct batch_tables {
+  quota_entry const* entries = nullptr;        ///< [E]
+  std::uint32_t const* block_first = nullptr;  ///< [blocks] rows of `count_stride`
+  batch_verdict const* verdict = nullptr;
+  index_t const* ends = nullptr;      ///< [movable]
+  index_t const* physical = nullptr;  ///< [movable]
+};
+
 /// The replica that takes the token with this ordinal of its expert.
-[[nodiscard]] __device__ __forceinline__ index_t place(batch_view const& v, index_t const* physical,
-                                                       quota_entry const& entry, index_t ordinal) {
-  if (entry.count <= 2) { return entry.count == 2 && ordinal >= entry.end ? entry.second : entry.first; }
+[[nodiscard]] __device__ __forceinline__ index_t place(batch_tables const& tables, quota_entry const& entry,
+                                                       index_t ordinal) {
+  if (entry.count <= 2) {
+    return entry.count == 0 ? -1 : entry.count == 2 && ordinal >= entry.end ? entry.second : entry.first;
+  }
   auto position = entry.first;
   auto const last = entry.first + entry.count - 1;
-  while (position < last && ordinal >= v.ends[position]) { ++position; }
-  return physical[position];
+#pragma unroll 1
+  while (position < last && ordinal >= tables.ends[position]) { ++position; }
+  return tables.physical[position];
 }
 
 /// Logical ids -> physical ids: by the quotas of the batch, or as `dispatch` does, as the plan has decided.
 template <router_id Id>
-__global__ void __launch_bounds__(256) remap_kernel(batch_view const v, dispatch_view const resident,
-                                                    batch_ids<Id> const ids, index_t layer, Id* physical) {
-  wait_for_predecessor();
+__global__ void __launch_bounds__(256)
+    remap_kernel(batch_ids<Id> const a, batch_tables const tables, Id* const physical, dispatch_view const resident,
+                 index_t const layer) {
   auto const i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= ids.num_ids) { return; }
-  // ---- loads that depend on nothing first ----
-  auto const id = ids.input.ids[i];
-  auto const num_valid = ids.num_valid();
-  auto const verdict = *v.verdict;
-  auto const local = v.ordinals[i];
+  auto const block = blockIdx.x * blockDim.x / a.ids_per_block;  // of those that counted: as large, or a multiple
 
-  auto const num_logical = v.shape.num_logical;
-  auto const row = v.row(layer);
-  auto const block =
-      blockIdx.x * blockDim.x / ids.ids_per_block;  // of those that counted: they are larger, or as large
-  bool const counted = i < num_valid && id >= 0 && id < num_logical;
+  wait_for_predecessor();
+
+  if (i >= a.num_ids) { return; }
+  // ---- loads that depend on nothing first ----
+  auto const id = a.ids[i];
+  auto const local = a.ordinals[i];
+  auto const verdict = *tables.verdict;
+  auto const num_valid = a.num_valid();
+
+  bool const counted = i < num_valid && id >= 0 && id < a.num_logical;
   index_t mapped = -1;
   if (counted && verdict == batch_verdict::exact) {
-    auto const expert = static_cast<index_t>(id);
-    auto const entry = row.entries()[expert];
-    auto const before =
-        v.block_first[static_cast<std::size_t>(block) * static_cast<std::size_t>(count_stride(num_logical)) +
-                      static_cast<std::size_t>(expert)];
-    mapped = place(v, row.physical(), entry, static_cast<index_t>(before + local));
+    auto const expert = static_cast<std::uint32_t>(id);
+    auto const entry = tables.entries[expert];
+    auto const before = tables.block_first[block * static_cast<std::uint32_t>(count_stride(a.num_logical)) + expert];
+    mapped = place(tables, entry, static_cast<index_t>(before + local));
   } else if (i < num_valid) {
-    auto const top_k = static_cast<std::uint32_t>(ids.input.top_k);
-    mapped = dispatch_one(resident, layer, i / top_k, i % top_k, static_cast<std::int64_t>(id));
+    mapped = dispatch_one(resident, layer, i / a.top_k, i % a.top_k, static_cast<std::int64_t>(id));
   }
   physical[i] = static_cast<Id>(mapped);
 }

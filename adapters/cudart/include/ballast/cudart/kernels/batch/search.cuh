@@ -51,6 +51,11 @@ public:
 protected:
   static constexpr index_t none = -1;
   static constexpr index_t far = 0x7fffffff;
+  /// Replicas of an expert of which one hands tokens to the other.
+  struct path_step {
+    index_t from = none;
+    index_t to = none;
+  };
 
   /// Of the ranks of a level that are below the bound the lightest, of equal ones the lowest.
   [[nodiscard]] __device__ index_t lightest_below(index_t bound, index_t level) const {
@@ -68,108 +73,6 @@ protected:
     return warp_min(least == least_of_all ? lightest : far);
   }
 
-  /// Hand tokens along the path to `target`: all lanes look for its steps, each of which one lane keeps.
-  /// @param visit  called with the rank that a step reaches, once flows have changed.
-  template <class Visit>
-  __device__ void hand_along(index_t target, index_t bound, Visit visit) const {
-    auto amount = bound - load_[target];
-    auto source = target;
-    index_t from = none;  // of this lane's step
-    index_t to = none;
-    index_t steps = 0;
-    for (; level_[source] > 0; ++steps) {
-      auto const step = step_before(source);
-      amount = min(amount, flow_[step.from]);
-      if (lane_ == (steps & 31)) {
-        from = step.from;
-        to = step.to;
-      }
-      source = row_.holders()[step.from].rank;
-      if ((steps & 31) == 31 && level_[source] > 0) { break; }  // longer paths: see `hand_along_slowly`
-    }
-    if (level_[source] > 0) { return hand_along_slowly(target, bound, visit); }
-    amount = min(amount, load_[source] - bound);
-    __syncwarp();
-    if (from != none) {  // a shortest path meets a rank, and a group, once
-      flow_[from] -= amount;
-      flow_[to] += amount;
-    }
-    if (lane_ == 0) {
-      load_[source] -= amount;
-      load_[target] += amount;
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (index_t i = 0; i < steps; ++i) {
-      visit(static_cast<index_t>(row_.holders()[__shfl_sync(0xffffffffu, to, i)].rank));
-    }
-    visit(source);
-  }
-
-private:
-  struct path_step {
-    index_t from;
-    index_t to;
-  };
-  /// The step that reaches a rank: from the lowest rank of the level before, and there the lowest position.
-  [[nodiscard]] __device__ path_step step_before(index_t rank) const {
-    auto const level = level_[rank] - 1;
-    auto best = far;  // rank and position of who hands over
-    auto best_to = far;
-    auto const end = row_.rank_first()[rank + 1];
-#pragma unroll 1
-    for (auto i = row_.rank_first()[rank] + lane_; i < end; i += 32) {
-      auto const to = row_.by_rank()[i];
-      auto const group = row_.holders()[to].group;
-#pragma unroll 1
-      for (auto p = row_.group_first()[group]; p < row_.group_first()[group + 1]; ++p) {
-        auto const at = static_cast<index_t>(row_.holders()[p].rank);
-        if (flow_[p] <= 0 || level_[at] != level) { continue; }
-        auto const key = best == far ? far : static_cast<index_t>(row_.holders()[best].rank);
-        if (at < key || (at == key && p < best)) {
-          best = p;
-          best_to = to;
-        }
-      }
-    }
-    auto const lowest_rank = warp_min(best == far ? far : static_cast<index_t>(row_.holders()[best].rank));
-    bool const is_lowest = best != far && static_cast<index_t>(row_.holders()[best].rank) == lowest_rank;
-    auto const from = warp_min(is_lowest ? best : far);
-    return {from, warp_min(best == from ? best_to : far)};
-  }
-  /// Paths of more than 32 steps: walk twice.
-  template <class Visit>
-  __device__ void hand_along_slowly(index_t target, index_t bound, Visit visit) const {
-    auto amount = bound - load_[target];
-    auto source = target;
-    while (level_[source] > 0) {
-      auto const step = step_before(source);
-      amount = min(amount, flow_[step.from]);
-      source = row_.holders()[step.from].rank;
-    }
-    amount = min(amount, load_[source] - bound);
-    // Steps are looked for anew: flows of earlier ones may have changed, but only on ranks of other levels.
-#pragma unroll 1
-    for (auto rank = target; rank != source;) {
-      auto const step = step_before(rank);
-      __syncwarp();
-      if (lane_ == 0) {
-        flow_[step.from] -= amount;
-        flow_[step.to] += amount;
-      }
-      __syncwarp();
-      rank = row_.holders()[step.from].rank;
-    }
-    if (lane_ == 0) {
-      load_[source] -= amount;
-      load_[target] += amount;
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (auto rank = index_t{0}; rank < num_ranks_; ++rank) { visit(rank); }
-  }
-
-protected:
   quota_row row_;
   index_t* load_;
   index_t* level_;
@@ -219,15 +122,70 @@ public:
     __syncwarp();
     return target;
   }
+  /// The path's ranks are found by the lanes' sets; the replicas of its steps by a lane for each, two beyond 32 steps.
   __device__ void hand_along(index_t target, index_t bound) {
-    std::uint64_t changed = 0;
-    warp_search::hand_along(target, bound, [&](index_t rank) { changed |= std::uint64_t{1} << rank; });
+    auto const low_level = lane_ < num_ranks_ ? level_[lane_] : far;
+    auto const high_level = lane_ + 32 < num_ranks_ ? level_[lane_ + 32] : far;
+    auto changed = std::uint64_t{1} << target;
+    auto source = target;
+    rank_step first;
+    rank_step second;
+    index_t steps = 0;
+#pragma unroll 1
+    for (auto level = level_[target]; level > 0; --level, ++steps) {
+      // From the lowest rank of the level before.
+      auto const before = ranks_where(low_level == level - 1 && (near_low_ >> source & 1u) != 0,
+                                      high_level == level - 1 && (near_high_ >> source & 1u) != 0);
+      auto const rank = __ffsll(static_cast<long long>(before)) - 1;
+      if (lane_ == steps) { first = {rank, source}; }
+      if (lane_ + 32 == steps) { second = {rank, source}; }
+      source = rank;
+      changed |= std::uint64_t{1} << rank;
+    }
+    auto const step = replicas_of(first);
+    auto const late_step = steps > 32 ? replicas_of(second) : path_step{};
+    auto const can =
+        min(step.from == none ? far : flow_[step.from], late_step.from == none ? far : flow_[late_step.from]);
+    auto const amount = min(min(bound - load_[target], warp_min(can)), load_[source] - bound);
+    __syncwarp();
+    hand_over(step, amount);
+    hand_over(late_step, amount);
+    if (lane_ == 0) {
+      load_[source] -= amount;
+      load_[target] += amount;
+    }
+    __syncwarp();
     if ((changed >> lane_ & 1u) != 0) { near_low_ = reach_of(lane_); }
     if ((changed >> (lane_ + 32) & 1u) != 0) { near_high_ = reach_of(lane_ + 32); }
     __syncwarp();
   }
 
 private:
+  struct rank_step {
+    index_t from = none;
+    index_t to = none;
+  };
+  /// Of the replicas by which a rank can hand tokens to another the lowest.
+  [[nodiscard]] __device__ path_step replicas_of(rank_step const& step) const {
+    if (step.from == none) { return {}; }
+    path_step found;
+#pragma unroll 1
+    for (auto i = row_.rank_first()[step.from]; found.from == none; ++i) {
+      auto const position = row_.by_rank()[i];
+      if (flow_[position] > 0 && (group_ranks_[row_.holders()[position].group] >> step.to & 1u) != 0) {
+        found.from = position;
+      }
+    }
+    found.to = row_.group_first()[row_.holders()[found.from].group];
+    while (row_.holders()[found.to].rank != step.to) { ++found.to; }
+    return found;
+  }
+  /// A shortest path meets a rank, and a group, once.
+  __device__ void hand_over(path_step const& step, index_t amount) const {
+    if (step.from == none) { return; }
+    flow_[step.from] -= amount;
+    flow_[step.to] += amount;
+  }
   /// The ranks that a rank can hand tokens to.
   [[nodiscard]] __device__ std::uint64_t reach_of(index_t rank) const {
     std::uint64_t ranks = 0;
@@ -248,7 +206,7 @@ private:
   std::uint64_t near_high_ = 0;  ///< of rank `lane` + 32
 };
 
-/// Any number of ranks: levels in shared memory.
+/// Any number of ranks: levels in shared memory alone.
 class warp_search_any : public warp_search {
 public:
   using warp_search::warp_search;
@@ -264,11 +222,60 @@ public:
       if (!grows || target != none) { return target; }
     }
   }
+  /// All lanes look for each step; twice, because nobody keeps them.
   __device__ void hand_along(index_t target, index_t bound) const {
-    warp_search::hand_along(target, bound, [](index_t) {});
+    auto amount = bound - load_[target];
+    auto source = target;
+    while (level_[source] > 0) {
+      auto const step = step_before(source);
+      amount = min(amount, flow_[step.from]);
+      source = row_.holders()[step.from].rank;
+    }
+    amount = min(amount, load_[source] - bound);
+#pragma unroll 1
+    for (auto rank = target; rank != source;) {
+      auto const step = step_before(rank);
+      __syncwarp();
+      if (lane_ == 0) {
+        flow_[step.from] -= amount;
+        flow_[step.to] += amount;
+      }
+      __syncwarp();
+      rank = row_.holders()[step.from].rank;
+    }
+    if (lane_ == 0) {
+      load_[source] -= amount;
+      load_[target] += amount;
+    }
+    __syncwarp();
   }
 
 private:
+  /// The step that reaches a rank: from the lowest rank of the level before, and there the lowest position.
+  [[nodiscard]] __device__ path_step step_before(index_t rank) const {
+    auto const level = level_[rank] - 1;
+    auto best_rank = far;
+    auto best = far;
+    auto best_to = far;
+    auto const end = row_.rank_first()[rank + 1];
+#pragma unroll 1
+    for (auto i = row_.rank_first()[rank] + lane_; i < end; i += 32) {
+      auto const to = row_.by_rank()[i];
+      auto const group = row_.holders()[to].group;
+#pragma unroll 1
+      for (auto p = row_.group_first()[group]; p < row_.group_first()[group + 1]; ++p) {
+        auto const at = static_cast<index_t>(row_.holders()[p].rank);
+        if (flow_[p] <= 0 || level_[at] != level) { continue; }
+        if (at < best_rank || (at == best_rank && p < best)) {
+          best_rank = at;
+          best = p;
+          best_to = to;
+        }
+      }
+    }
+    auto const from = warp_min(best_rank == warp_min(best_rank) ? best : far);
+    return {from, warp_min(best == from ? best_to : far)};
+  }
   [[nodiscard]] __device__ bool reach_from(index_t level) const {
     bool any = false;
 #pragma unroll 1

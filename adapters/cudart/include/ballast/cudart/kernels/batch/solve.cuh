@@ -25,28 +25,30 @@ public:
   __device__ explicit warp_sweeps(plan_memory const& memory)
       : pairs_{memory.sweep_pairs()},
         class_end_{memory.row().class_end()},
-        num_classes_{memory.row().sizes().num_classes} {}
+        num_classes_{memory.row().sizes().num_classes},
+        nobody_{shared_address(memory.nobody())} {}
 
-  /// The pairs of a class share no rank, so a lane has its own two. The next class's are loaded ahead.
+  /// The pairs of a class share no rank, so a lane has its own two. What comes next is loaded ahead.
   __device__ void sweep(index_t number) const {
     auto const lane = static_cast<index_t>(threadIdx.x & 31u);
     auto const odd = (number + lane) & 1;
     auto const long_from = number >= first_long ? small : 0x7fffffff;
     auto i = lane;
-    auto end = num_classes_ > 0 ? class_end_[0] : 0;
-    auto pair = i < end ? pairs_[i] : sweep_pair{};
+    auto end = end_of(0);
+    auto next_end = end_of(1);
+    auto pair = pair_at(i, end);
 #pragma unroll 1
-    for (index_t c = 1; c <= num_classes_; ++c) {
-      bool const has_pair = i < end;
+    for (index_t c = 0; c < num_classes_; ++c) {
       auto const next = end + lane;
-      auto const next_end = c < num_classes_ ? class_end_[c] : 0;
-      auto const next_pair = next < next_end ? pairs_[next] : sweep_pair{};
-      if (has_pair) { level_out(pair, odd, long_from); }
+      auto const next_pair = pair_at(next, next_end);
+      auto const end_after = end_of(c + 2);
+      level_out(pair, odd, long_from);
 #pragma unroll 1
       for (i += 32; i < end; i += 32) { level_out(pairs_[i], odd, long_from); }
       __syncwarp();
       i = next;
       end = next_end;
+      next_end = end_after;
       pair = next_pair;
     }
   }
@@ -55,14 +57,21 @@ private:
   static constexpr index_t small = 16;
   static constexpr index_t first_long = 2;
 
+  [[nodiscard]] __device__ __forceinline__ index_t end_of(index_t c) const {
+    return c < num_classes_ ? class_end_[c] : 0;
+  }
+  /// Nobody's where there is none: to level it out changes nothing.
+  [[nodiscard]] __device__ __forceinline__ sweep_pair pair_at(index_t i, index_t end) const {
+    return i < end ? pairs_[i] : sweep_pair{nobody_, nobody_ + 4, nobody_ + 8, nobody_ + 12};
+  }
   static __device__ __forceinline__ void level_out(sweep_pair const& pair, index_t odd, index_t long_from) {
     auto const load_a = shared_load(pair.load_a);
     auto const load_b = shared_load(pair.load_b);
     auto const flow_a = shared_load(pair.flow_a);
     auto const flow_b = shared_load(pair.flow_b);
     auto const difference = load_a - load_b;
-    auto step = (difference + odd) >> 1;
-    if (difference > long_from || difference < -long_from) { step += difference >> 3; }
+    auto const further = difference > long_from || difference < -long_from ? difference >> 3 : 0;
+    auto const step = ((difference + odd) >> 1) + further;
     auto const moved = max(-flow_b, min(flow_a, step));
     shared_store(pair.flow_a, flow_a - moved);
     shared_store(pair.flow_b, flow_b + moved);
@@ -81,6 +90,7 @@ private:
   sweep_pair const* pairs_;
   index_t const* class_end_;
   index_t num_classes_;
+  std::uint32_t nobody_;
 };
 
 /// `quota_solver::solve` behind its start. One warp.

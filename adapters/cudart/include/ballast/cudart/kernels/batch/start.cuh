@@ -24,18 +24,16 @@ public:
   /// others know `state.tokens`.
   __device__ void from_shares() const {
     auto const& sizes = row.sizes();
+    auto* const stays = memory.level();  // what cannot leave a rank; searches use it later
     index_t tokens = 0;
     index_t tiles = 0;
     for_threads(sizes.num_replicas - sizes.num_movable, [&](index_t i) {
       auto const at = row.holders()[sizes.num_movable + i];
       auto const load = units(at.expert);
-      if (load != 0) { atomicAdd(&memory.load()[at.rank], load); }
+      if (load != 0) { atomicAdd(&stays[at.rank], load); }
       tiles += load;
       tokens += memory.tokens()[at.expert];
     });
-    __syncthreads();
-    auto const stays = threadIdx.x < 32 ? heaviest() : 0;  // what cannot leave a rank
-    __syncthreads();
     for_threads(sizes.num_groups, [&](index_t group) {
       auto const expert = row.holders()[row.group_first()[group]].expert;
       tokens += memory.tokens()[expert];
@@ -50,11 +48,21 @@ public:
     }
     __syncthreads();
     if (threadIdx.x >= 32) { return; }
-    auto const resident = heaviest();
+    index_t most_stays = 0;
+    index_t most = 0;
+#pragma unroll 1
+    for (auto rank = static_cast<index_t>(threadIdx.x); rank < v.shape.num_ranks; rank += 32) {
+      auto const load = memory.load()[rank] + stays[rank];
+      memory.load()[rank] = load;
+      most_stays = max(most_stays, stays[rank]);
+      most = max(most, load);
+    }
+    most_stays = warp_max(most_stays);
+    most = warp_max(most);
     if (threadIdx.x == 0) {
       auto const live = sizes.num_live_ranks;
-      state.balance.bound = max(stays, state.balance.total / live + (state.balance.total % live != 0 ? 1 : 0));
-      state.balance.resident = resident;
+      state.balance.bound = max(most_stays, state.balance.total / live + (state.balance.total % live != 0 ? 1 : 0));
+      state.balance.resident = most;
     }
     __syncwarp();
   }
@@ -64,14 +72,6 @@ public:
   }
 
 private:
-  [[nodiscard]] __device__ index_t heaviest() const {
-    index_t most = 0;
-#pragma unroll 1
-    for (auto rank = static_cast<index_t>(threadIdx.x & 31u); rank < v.shape.num_ranks; rank += 32) {
-      most = max(most, memory.load()[rank]);
-    }
-    return warp_max(most);
-  }
   __device__ void split(index_t group, index_t load) const {
     auto const end = row.group_first()[group + 1];
     auto rest = load;
