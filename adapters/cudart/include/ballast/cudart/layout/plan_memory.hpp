@@ -29,13 +29,14 @@ struct plan_layout {
       begin = size;
       size += static_cast<std::uint32_t>((bytes * static_cast<std::size_t>(count) + 15) / 16 * 16);
     };
-    add(nobody, sizeof(sweep_pair), 1);
+    add(nobody, sizeof(index_t), 1);
     add(sweep_pairs, sizeof(sweep_pair), shape.max_pairs());
     add(group_ranks, sizeof(std::uint64_t), shape.max_groups());
     add(own, sizeof(index_t), shape.num_logical + 1);
     add(tokens, sizeof(index_t), shape.num_logical + 1);
     add(load, sizeof(index_t), shape.num_ranks);
     add(level, sizeof(index_t), shape.num_ranks);
+    add(reached, sizeof(index_t), shape.num_ranks);
     add(flow, sizeof(index_t), shape.max_movable());
     add(counts, sizeof(index_t), shape.max_groups() * shape.num_ranks);
   }
@@ -43,13 +44,14 @@ struct plan_layout {
   [[nodiscard]] constexpr std::uint32_t size_without_counts() const noexcept { return counts; }
 
   quota_layout row;
-  std::uint32_t nobody = 0;       ///< zeros, for threads without a pair
+  std::uint32_t nobody = 0;       ///< a zero, for threads without a pair
   std::uint32_t sweep_pairs = 0;  ///< [pairs]
   std::uint32_t group_ranks = 0;  ///< [groups] the group's ranks, one bit each, for up to 64 ranks
   std::uint32_t own = 0;          ///< [E] this rank's tokens, and a zero
   std::uint32_t tokens = 0;       ///< [E] all ranks' tokens
   std::uint32_t load = 0;         ///< [R] tiles
   std::uint32_t level = 0;        ///< [R] hops from the nearest rank that a search started from
+  std::uint32_t reached = 0;      ///< [R] by the step of a search that is under way, for more than 64 ranks
   std::uint32_t flow = 0;         ///< [movable] tiles, later tokens
   std::uint32_t counts = 0;       ///< [groups, R] tokens of each source rank, where there is room
   std::uint32_t size = 0;
@@ -73,6 +75,7 @@ public:
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* tokens() const noexcept { return at<index_t>(layout_.tokens); }
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* load() const noexcept { return at<index_t>(layout_.load); }
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* level() const noexcept { return at<index_t>(layout_.level); }
+  [[nodiscard]] BALLAST_HOST_DEVICE index_t* reached() const noexcept { return at<index_t>(layout_.reached); }
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* flow() const noexcept { return at<index_t>(layout_.flow); }
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* counts() const noexcept { return at<index_t>(layout_.counts); }
 

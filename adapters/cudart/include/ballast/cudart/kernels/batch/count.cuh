@@ -78,8 +78,9 @@ private:
   std::uint32_t words_;
 };
 
-/// Ids that a thread of `count_kernel` takes at once: half as many blocks, whose counts one block has to add up.
-inline constexpr std::uint32_t ids_at_once = 2;
+/// Ids that a thread of `count_kernel` takes at once. With two there would be half as many blocks for the plan to add
+/// up; what that gains there it loses here.
+inline constexpr std::uint32_t ids_at_once = 1;
 
 /// Count each block's ids by expert, and number each id among those of its block and expert, in their order.
 template <router_id Id>
@@ -93,7 +94,6 @@ __global__ void __launch_bounds__(512) count_kernel(batch_ids<Id> const a, std::
 
   wait_for_predecessor();
 
-  auto const num_valid = a.num_valid();
   auto const begin = blockIdx.x * a.ids_per_block;
 #pragma unroll 1
   for (std::uint32_t done = 0; done < a.ids_per_block; done += blockDim.x * ids_at_once) {
@@ -103,8 +103,13 @@ __global__ void __launch_bounds__(512) count_kernel(batch_ids<Id> const a, std::
 #pragma unroll
     for (std::uint32_t n = 0; n < ids_at_once; ++n) {
       auto const i = first + n * 32;
-      auto const id = i < num_valid ? a.ids[i] : Id{-1};
+      auto const id = i < a.num_ids ? a.ids[i] : Id{-1};
       experts[n] = id >= 0 && id < a.num_logical ? static_cast<index_t>(id) : -1;
+    }
+    auto const num_valid = a.num_valid();
+#pragma unroll
+    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
+      if (first + n * 32 >= num_valid) { experts[n] = -1; }
     }
     __syncthreads();  // the counts are clear
 

@@ -209,7 +209,7 @@ private:
 /// Any number of ranks: levels in shared memory alone.
 class warp_search_any : public warp_search {
 public:
-  using warp_search::warp_search;
+  __device__ explicit warp_search_any(plan_memory const& memory) : warp_search{memory}, reached_{memory.reached()} {}
 
   __device__ void begin() const {}
   [[nodiscard]] __device__ index_t find(index_t bound, index_t accepted) const {
@@ -276,23 +276,36 @@ private:
     auto const from = warp_min(best_rank == warp_min(best_rank) ? best : far);
     return {from, warp_min(best == from ? best_to : far)};
   }
+  /// Each lane looks at ranks of its own that were not reached yet, and marks them once all have looked.
   [[nodiscard]] __device__ bool reach_from(index_t level) const {
     bool any = false;
 #pragma unroll 1
-    for (auto position = lane_; position < row_.sizes().num_movable; position += 32) {
-      auto const at = row_.holders()[position];
-      if (flow_[position] <= 0 || level_[at.rank] != level) { continue; }
+    for (auto rank = lane_; rank < num_ranks_; rank += 32) {
+      reached_[rank] = level_[rank] == far && can_be_reached(rank, level) ? 1 : 0;
+      any = any || reached_[rank] != 0;
+    }
+    __syncwarp();
 #pragma unroll 1
-      for (auto other = row_.group_first()[at.group]; other < row_.group_first()[at.group + 1]; ++other) {
-        auto const rank = row_.holders()[other].rank;
-        if (level_[rank] != far) { continue; }
-        level_[rank] = level + 1;  // whoever else reaches it now writes the same
-        any = true;
-      }
+    for (auto rank = lane_; rank < num_ranks_; rank += 32) {
+      if (reached_[rank] != 0) { level_[rank] = level + 1; }
     }
     __syncwarp();
     return __any_sync(0xffffffffu, any);
   }
+  [[nodiscard]] __device__ bool can_be_reached(index_t rank, index_t level) const {
+    auto const end = row_.rank_first()[rank + 1];
+#pragma unroll 1
+    for (auto i = row_.rank_first()[rank]; i < end; ++i) {
+      auto const group = row_.holders()[row_.by_rank()[i]].group;
+#pragma unroll 1
+      for (auto p = row_.group_first()[group]; p < row_.group_first()[group + 1]; ++p) {
+        if (flow_[p] > 0 && level_[row_.holders()[p].rank] == level) { return true; }
+      }
+    }
+    return false;
+  }
+
+  index_t* reached_;
 };
 
 }  // namespace cudart::detail

@@ -42,9 +42,9 @@ public:
       auto const next = end + lane;
       auto const next_pair = pair_at(next, next_end);
       auto const end_after = end_of(c + 2);
-      level_out(pair, odd, long_from);
+      level_out(pair, odd, long_from, pair.load_a != nobody_);
 #pragma unroll 1
-      for (i += 32; i < end; i += 32) { level_out(pairs_[i], odd, long_from); }
+      for (i += 32; i < end; i += 32) { level_out(pairs_[i], odd, long_from, true); }
       __syncwarp();
       i = next;
       end = next_end;
@@ -60,11 +60,12 @@ private:
   [[nodiscard]] __device__ __forceinline__ index_t end_of(index_t c) const {
     return c < num_classes_ ? class_end_[c] : 0;
   }
-  /// Nobody's where there is none: to level it out changes nothing.
+  /// Nobody's where there is none: zeros that all lanes without a pair read, so that none of them takes another way.
   [[nodiscard]] __device__ __forceinline__ sweep_pair pair_at(index_t i, index_t end) const {
-    return i < end ? pairs_[i] : sweep_pair{nobody_, nobody_ + 4, nobody_ + 8, nobody_ + 12};
+    return i < end ? pairs_[i] : sweep_pair{nobody_, nobody_, nobody_, nobody_};
   }
-  static __device__ __forceinline__ void level_out(sweep_pair const& pair, index_t odd, index_t long_from) {
+  static __device__ __forceinline__ void level_out(sweep_pair const& pair, index_t odd, index_t long_from,
+                                                   bool is_pair) {
     auto const load_a = shared_load(pair.load_a);
     auto const load_b = shared_load(pair.load_b);
     auto const flow_a = shared_load(pair.flow_a);
@@ -73,6 +74,7 @@ private:
     auto const further = difference > long_from || difference < -long_from ? difference >> 3 : 0;
     auto const step = ((difference + odd) >> 1) + further;
     auto const moved = max(-flow_b, min(flow_a, step));
+    if (!is_pair) { return; }
     shared_store(pair.flow_a, flow_a - moved);
     shared_store(pair.flow_b, flow_b + moved);
     shared_store(pair.load_a, load_a - moved);
