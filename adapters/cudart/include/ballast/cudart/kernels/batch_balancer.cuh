@@ -286,14 +286,18 @@ private:
               ballast::detail::concat("batch_balancer: ", view_.shape.num_slots, " slots on ", view_.shape.num_ranks,
                                       " ranks need ", least, " bytes of shared memory, a block has ", room)};
     }
+    view_.shared_room = room;
     view_.has_room = view_.layout.size <= room;
-    for (auto const kernel :
-         {detail::plan_kernel<detail::warp_search_64>, detail::plan_kernel<detail::warp_search_any>}) {
-      auto const result =
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(room));
-      if (result != cudaSuccess) { return to_status(result, "cudaFuncSetAttribute"); }
-    }
-    return {};
+    auto const give = [room](auto const kernel) {
+      return to_status(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(room)),
+          "cudaFuncSetAttribute");
+    };
+    auto result = give(detail::plan_kernel<detail::warp_search_64>);
+    if (result.ok()) { result = give(detail::plan_kernel<detail::warp_search_any>); }
+    if (result.ok()) { result = give(detail::count_kernel<std::int32_t>); }
+    if (result.ok()) { result = give(detail::count_kernel<std::int64_t>); }
+    return result;
   }
 
   cudaStream_t stream_;

@@ -27,11 +27,10 @@ namespace cudart {
 
 namespace detail {
 
-/// Threads of a block that counts: so many that their counters fit the shared memory that every launch may have.
-[[nodiscard]] inline unsigned count_threads(index_t num_logical) noexcept {
-  constexpr std::size_t always = std::size_t{48} << 10;
-  unsigned threads = 512;
-  while (threads > 32 && warp_counts::bytes(threads / 32, num_logical) > always) { threads /= 2; }
+/// Threads of a block that counts: so many that its counters fit the shared memory that a block may have.
+[[nodiscard]] inline unsigned count_threads(batch_view const& v) noexcept {
+  auto threads = most_count_threads;
+  while (threads > 32 && warp_counts::bytes(threads / 32, v.shape.num_logical) > v.shared_room) { threads /= 2; }
   return threads;
 }
 
@@ -39,15 +38,14 @@ namespace detail {
 template <router_id Id>
 [[nodiscard]] batch_ids<signed_id<Id>> cut(batch_view const& v, routing<Id> const& input) noexcept {
   auto const num_ids = static_cast<std::uint32_t>(input.num_tokens) * static_cast<std::uint32_t>(input.top_k);
-  auto const threads = count_threads(v.shape.num_logical);
-  auto const block_at_once = threads * ids_at_once;
-  auto const all_at_once = block_at_once * static_cast<std::uint32_t>(max_count_blocks);
+  auto const threads = count_threads(v);
+  auto const all_at_once = threads * static_cast<std::uint32_t>(max_count_blocks);
   auto const rounds = num_ids == 0 ? 1 : (num_ids + all_at_once - 1) / all_at_once;
   return {reinterpret_cast<signed_id<Id> const*>(input.ids),
           input.num_valid_tokens,
           num_ids,
           static_cast<std::uint32_t>(input.top_k),
-          block_at_once * rounds,
+          threads * rounds,
           v.shape.num_logical,
           v.ordinals};
 }
@@ -76,7 +74,7 @@ template <router_id Id>
 [[nodiscard]] status launch_count(cudaStream_t stream, batch_view const& v, batch_ids<Id> const& ids, bool early) {
   static constinit early_launch waits;
   auto const kernel = count_kernel<Id>;
-  auto const threads = count_threads(v.shape.num_logical);
+  auto const threads = count_threads(v);
   launch_shape const shape{num_blocks(ids), threads, warp_counts::bytes(threads / 32, v.shape.num_logical)};
   return launch("count_kernel", kernel, shape, stream, early && waits.is_possible(kernel), ids, v.block_counts);
 }
@@ -100,7 +98,7 @@ template <router_id Id>
   if (ids.num_ids == 0) { return {}; }
   static constinit early_launch waits;
   auto const kernel = remap_kernel<Id>;
-  auto const threads = std::min(256u, count_threads(v.shape.num_logical));
+  auto const threads = std::min(256u, count_threads(v));
   launch_shape const shape{(ids.num_ids + threads - 1) / threads, threads};
   auto const row = v.row(layer);
   batch_tables const tables{row.entries(), v.block_first, v.verdict, v.ends, row.physical()};

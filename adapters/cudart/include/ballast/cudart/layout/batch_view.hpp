@@ -66,8 +66,9 @@ struct batch_view {
   index_t num_layers = 0;  ///< L
   index_t max_ids = 0;     ///< ids of a batch on this rank, at most
   quota_options options;
-  std::uint32_t settings = 0;  ///< digest of shape and options, for `count_header`
-  bool has_room = false;       ///< shared memory has room for a copy of all ranks' counts
+  std::uint32_t settings = 0;   ///< digest of shape and options, for `count_header`
+  std::size_t shared_room = 0;  ///< bytes of shared memory that a block may have
+  bool has_room = false;        ///< for a copy of all ranks' counts, in the block that plans
 
   std::byte* rows = nullptr;  ///< [L] rows of `layout.row.size` bytes; a batch fills entries in
   batch_control const* control = nullptr;

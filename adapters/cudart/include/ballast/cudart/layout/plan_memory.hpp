@@ -29,7 +29,7 @@ struct plan_layout {
       begin = size;
       size += static_cast<std::uint32_t>((bytes * static_cast<std::size_t>(count) + 15) / 16 * 16);
     };
-    add(nobody, sizeof(index_t), 1);
+    add(nobody, sizeof(sweep_pair), 32);
     add(sweep_pairs, sizeof(sweep_pair), shape.max_pairs());
     add(group_ranks, sizeof(std::uint64_t), shape.max_groups());
     add(own, sizeof(index_t), shape.num_logical + 1);
@@ -44,7 +44,7 @@ struct plan_layout {
   [[nodiscard]] constexpr std::uint32_t size_without_counts() const noexcept { return counts; }
 
   quota_layout row;
-  std::uint32_t nobody = 0;       ///< a zero, for threads without a pair
+  std::uint32_t nobody = 0;       ///< [32] zeros, for lanes without a pair
   std::uint32_t sweep_pairs = 0;  ///< [pairs]
   std::uint32_t group_ranks = 0;  ///< [groups] the group's ranks, one bit each, for up to 64 ranks
   std::uint32_t own = 0;          ///< [E] this rank's tokens, and a zero

@@ -105,8 +105,8 @@ struct plan_block {
       memory.load()[rank] = 0;
       memory.level()[rank] = 0;
     });
+    for_threads(4 * 32, [&](index_t i) { memory.nobody()[i] = 0; });
     if (threadIdx.x == 0) {
-      *memory.nobody() = 0;
       state = {};
       state.tag = *v.tag;
       state.control = *v.control;

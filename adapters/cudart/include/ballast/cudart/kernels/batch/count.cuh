@@ -25,7 +25,7 @@ struct batch_ids {
   std::int32_t const* num_valid_tokens = nullptr;  ///< null: all are
   std::uint32_t num_ids = 0;                       ///< T k
   std::uint32_t top_k = 1;
-  std::uint32_t ids_per_block = 1;  ///< a multiple of what the threads of a block take at once
+  std::uint32_t ids_per_block = 1;  ///< a multiple of the threads of a block
   index_t num_logical = 0;          ///< E
   std::uint16_t* ordinals = nullptr;
 
@@ -35,6 +35,10 @@ struct batch_ids {
     return min(static_cast<std::uint32_t>(max(0, *num_valid_tokens)) * top_k, num_ids);
   }
 };
+
+/// Threads of a block of `count_kernel`, at most. With twice as many ids in a block the plan would have half as many to
+/// add up; what that gains there it loses here.
+inline constexpr unsigned most_count_threads = 512;
 
 /// How many ids of each expert each warp has, two experts in a word; later: how many those before it have.
 class warp_counts {
@@ -56,7 +60,7 @@ public:
   /// Turn counts into sums over the warps before; row `warps` goes on from the last call. Many at a time: loads do not
   /// wait for the stores before them.
   __device__ void sum_up(std::uint32_t warps) const {
-    constexpr std::uint32_t most_warps = 16;
+    constexpr std::uint32_t most_warps = most_count_threads / 32;
     for (auto i = threadIdx.x; i < words_; i += blockDim.x) {
       std::uint32_t counts[most_warps];
 #pragma unroll
@@ -78,13 +82,10 @@ private:
   std::uint32_t words_;
 };
 
-/// Ids that a thread of `count_kernel` takes at once. With two there would be half as many blocks for the plan to add
-/// up; what that gains there it loses here.
-inline constexpr std::uint32_t ids_at_once = 1;
-
 /// Count each block's ids by expert, and number each id among those of its block and expert, in their order.
 template <router_id Id>
-__global__ void __launch_bounds__(512) count_kernel(batch_ids<Id> const a, std::uint16_t* const block_counts) {
+__global__ void __launch_bounds__(most_count_threads)
+    count_kernel(batch_ids<Id> const a, std::uint16_t* const block_counts) {
   extern __shared__ std::uint32_t shared_words[];
   auto const warps = blockDim.x / 32;
   auto const warp = threadIdx.x / 32;
@@ -96,48 +97,24 @@ __global__ void __launch_bounds__(512) count_kernel(batch_ids<Id> const a, std::
 
   auto const begin = blockIdx.x * a.ids_per_block;
 #pragma unroll 1
-  for (std::uint32_t done = 0; done < a.ids_per_block; done += blockDim.x * ids_at_once) {
-    // A warp's ids follow each other: first those of its first round, then those of its second.
-    auto const first = begin + done + warp * 32 * ids_at_once + lane;
-    index_t experts[ids_at_once];
-#pragma unroll
-    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
-      auto const i = first + n * 32;
-      auto const id = i < a.num_ids ? a.ids[i] : Id{-1};
-      experts[n] = id >= 0 && id < a.num_logical ? static_cast<index_t>(id) : -1;
-    }
-    auto const num_valid = a.num_valid();
-#pragma unroll
-    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
-      if (first + n * 32 >= num_valid) { experts[n] = -1; }
-    }
+  for (std::uint32_t done = 0; done < a.ids_per_block; done += blockDim.x) {
+    auto const i = begin + done + threadIdx.x;
+    auto const id = i < a.num_ids ? a.ids[i] : Id{-1};
+    bool const counted = i < a.num_valid() && id >= 0 && id < a.num_logical;
+    auto const expert = counted ? static_cast<index_t>(id) : -1;
     __syncthreads();  // the counts are clear
 
     // ---- each warp by itself: lanes of the same expert find each other ----
-    std::uint32_t before[ids_at_once];
-#pragma unroll
-    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
-      auto const same = __match_any_sync(0xffffffffu, experts[n]);
-      auto const earlier = experts[n] >= 0 ? std::uint32_t{counts.at(warp, experts[n])} : 0u;
-      auto const lanes_before = static_cast<std::uint32_t>(__popc(same & ((1u << lane) - 1u)));
-      before[n] = earlier + lanes_before;
-      __syncwarp();
-      if (experts[n] >= 0 && lanes_before == 0) {
-        counts.at(warp, experts[n]) = static_cast<std::uint16_t>(earlier + static_cast<std::uint32_t>(__popc(same)));
-      }
-      __syncwarp();
-    }
+    auto const same = __match_any_sync(0xffffffffu, expert);
+    auto const before = static_cast<std::uint32_t>(__popc(same & ((1u << lane) - 1u)));
+    if (counted && before == 0) { counts.at(warp, expert) = static_cast<std::uint16_t>(__popc(same)); }
     __syncthreads();
 
     // ---- the warps of the block one after the other ----
     counts.sum_up(warps);
     __syncthreads();
-#pragma unroll
-    for (std::uint32_t n = 0; n < ids_at_once; ++n) {
-      if (experts[n] < 0) { continue; }
-      a.ordinals[first + n * 32] = static_cast<std::uint16_t>(counts.at(warp, experts[n]) + before[n]);
-    }
-    if (done + blockDim.x * ids_at_once < a.ids_per_block) {
+    if (counted) { a.ordinals[i] = static_cast<std::uint16_t>(counts.at(warp, expert) + before); }
+    if (done + blockDim.x < a.ids_per_block) {
       __syncthreads();
       counts.clear(0, warps);
     }

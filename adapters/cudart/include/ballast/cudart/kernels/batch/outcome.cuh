@@ -129,7 +129,7 @@ private:
   }
   /// What the blocks before each block have of an expert. Many at a time: loads do not wait for the stores before them.
   __device__ void sum_blocks_up(index_t expert) const {
-    constexpr std::uint32_t at_once = 32;
+    constexpr std::uint32_t at_once = 16;
     auto const stride = static_cast<std::uint32_t>(count_stride(v.shape.num_logical));
     auto const* from = v.block_counts + expert;
     auto* to = v.block_first + expert;

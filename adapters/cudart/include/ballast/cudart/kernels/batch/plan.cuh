@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(plan_threads, 1) plan_kernel(plan_arguments co
   } else if (balances) {
     auto balance = state.balance;
     solve<Search>(start.memory, a.v.options, balance);
+    __syncwarp();
     if (threadIdx.x == 0) { state.balance = balance; }
   }
   __syncthreads();

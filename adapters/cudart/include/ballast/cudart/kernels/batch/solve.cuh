@@ -26,7 +26,7 @@ public:
       : pairs_{memory.sweep_pairs()},
         class_end_{memory.row().class_end()},
         num_classes_{memory.row().sizes().num_classes},
-        nobody_{shared_address(memory.nobody())} {}
+        nobody_{shared_address(memory.nobody() + 4 * (threadIdx.x & 31u))} {}
 
   /// The pairs of a class share no rank, so a lane has its own two. What comes next is loaded ahead.
   __device__ void sweep(index_t number) const {
@@ -42,9 +42,9 @@ public:
       auto const next = end + lane;
       auto const next_pair = pair_at(next, next_end);
       auto const end_after = end_of(c + 2);
-      level_out(pair, odd, long_from, pair.load_a != nobody_);
+      level_out(pair, odd, long_from);
 #pragma unroll 1
-      for (i += 32; i < end; i += 32) { level_out(pairs_[i], odd, long_from, true); }
+      for (i += 32; i < end; i += 32) { level_out(pairs_[i], odd, long_from); }
       __syncwarp();
       i = next;
       end = next_end;
@@ -60,12 +60,11 @@ private:
   [[nodiscard]] __device__ __forceinline__ index_t end_of(index_t c) const {
     return c < num_classes_ ? class_end_[c] : 0;
   }
-  /// Nobody's where there is none: zeros that all lanes without a pair read, so that none of them takes another way.
+  /// Where there is none, zeros of the lane's own: to level them out changes nothing, and no lane takes another way.
   [[nodiscard]] __device__ __forceinline__ sweep_pair pair_at(index_t i, index_t end) const {
-    return i < end ? pairs_[i] : sweep_pair{nobody_, nobody_, nobody_, nobody_};
+    return i < end ? pairs_[i] : sweep_pair{nobody_, nobody_ + 4, nobody_ + 8, nobody_ + 12};
   }
-  static __device__ __forceinline__ void level_out(sweep_pair const& pair, index_t odd, index_t long_from,
-                                                   bool is_pair) {
+  static __device__ __forceinline__ void level_out(sweep_pair const& pair, index_t odd, index_t long_from) {
     auto const load_a = shared_load(pair.load_a);
     auto const load_b = shared_load(pair.load_b);
     auto const flow_a = shared_load(pair.flow_a);
@@ -74,7 +73,6 @@ private:
     auto const further = difference > long_from || difference < -long_from ? difference >> 3 : 0;
     auto const step = ((difference + odd) >> 1) + further;
     auto const moved = max(-flow_b, min(flow_a, step));
-    if (!is_pair) { return; }
     shared_store(pair.flow_a, flow_a - moved);
     shared_store(pair.flow_b, flow_b + moved);
     shared_store(pair.load_a, load_a - moved);
