@@ -4,12 +4,12 @@
 // checked. It ends with 1 where one is wrong, or where balance did not improve.
 #include <ballast/cudart/error.hpp>
 #include <ballast/load/history.hpp>
-#include <ballast/matrix_view.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
+#include "choices.hpp"
 #include "rank.hpp"
 #include "report.hpp"
 #include "support/cli.hpp"
@@ -17,13 +17,10 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <optional>
 #include <string>
-#include <vector>
 
 namespace {
 
@@ -51,23 +48,6 @@ struct options {
 
 [[nodiscard]] ballast::status refuse(auto const&... parts) {
   return {ballast::errc::invalid_option, ballast::detail::concat(parts...)};
-}
-
-/// What the routers choose in one pass, [L, T, k]: as many tokens for each expert as the trace has, dealt choice by
-/// choice, so that a token's experts differ.
-[[nodiscard]] std::vector<std::int32_t> choices_of(ballast::matrix_view<ballast::load_t const> loads) {
-  std::vector<std::int32_t> choices(std::size_t{num_layers} * num_tokens * top_k);
-  for (index_t layer = 0; layer < num_layers; ++layer) {
-    index_t dealt = layer * num_tokens * top_k;
-    for (index_t expert = 0; expert < static_cast<index_t>(loads.row(layer).size()); ++expert) {
-      for (auto left = loads(layer, expert); left > 0; --left, ++dealt) {
-        auto const token = dealt % num_tokens;
-        auto const k = dealt / num_tokens % top_k;
-        choices[static_cast<std::size_t>((layer * num_tokens + token) * top_k + k)] = expert;
-      }
-    }
-  }
-  return choices;
 }
 
 /// @param how out
@@ -99,7 +79,8 @@ struct options {
   // The first task of the trace for half of the passes, then its last.
   for (index_t pass = 0; pass < given.passes; ++pass) {
     auto const first_step = pass < given.passes / 2 ? 0 : trace.num_steps - steps_of_a_task;
-    how.choices.push_back(choices_of(trace.history().bucket(first_step + pass % steps_of_a_task)));
+    auto const loads = trace.history().bucket(first_step + pass % steps_of_a_task);
+    how.choices.push_back(gpu_example::choices_of(loads, num_layers, num_tokens, top_k));
   }
   return {};
 }

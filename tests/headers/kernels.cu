@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Everything with kernels, instantiated: that it compiles for every architecture is all that is tested.
+#include <ballast/cudart/kernels/batch_balancer.cuh>
+#include <ballast/cudart/kernels/batch_dispatch.cuh>
 #include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/kernels/kernel_copies.cuh>
@@ -29,7 +31,25 @@ status route_all(cudaStream_t on, cudart::record_view const& counters, ballast::
   return result.ok() ? cudart::record_arrivals(on, counters, 0, cudart::arrivals<Id>{ids}) : result;
 }
 
+template <class Id>
+status balance_all(cudaStream_t on, cudart::batch_view const& batch, cudart::record_view const& counters,
+                   ballast::dispatch_view const& tables, Id* ids) {
+  cudart::routing<Id> const input{ids, 1, 1, nullptr};
+  auto result = cudart::balance_and_dispatch(on, batch, counters, tables, 0, input, ids);
+  if (result.ok()) { result = cudart::count_batch(on, batch, 0, input); }
+  return result.ok() ? cudart::plan_and_dispatch(on, batch, batch.counts, counters, tables, 0, input, ids) : result;
+}
+
 }  // namespace
+
+status balance_everything(cudaStream_t on, cudart::batch_balancer const& balancer, cudart::record_view const& counters,
+                          ballast::dispatch_view const& tables, void* ids) {
+  auto result = balance_all(on, balancer.view(), counters, tables, static_cast<std::int32_t*>(ids));
+#if BALLAST_KERNELS_FOR_ALL_TYPES
+  if (result.ok()) { result = balance_all(on, balancer.view(), counters, tables, static_cast<std::uint64_t*>(ids)); }
+#endif
+  return result;
+}
 
 status launch_everything(cudaStream_t on, cudart::device_recorder& recorder, cudart::kernel_copies& copies,
                          ballast::dispatch_view const& tables, void* ids) {

@@ -17,6 +17,7 @@
 #include "gpu.hpp"
 #include "random.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -51,6 +52,19 @@ public:
 private:
   ballast::cudart::device_memory<T> memory_;
 };
+
+/// Skewed ids of a rank, some of them nobody's or reserved.
+template <class Id>
+std::vector<Id> batch_ids(ballast::index_t count, ballast::index_t num_logical, ballast::index_t num_reserved,
+                          generator& random) {
+  std::vector<Id> ids;
+  for (ballast::index_t i = 0; i < count; ++i) {
+    auto const draw = random.below(100);
+    auto const id = std::min(random.below(num_logical), random.below(num_logical));
+    ids.push_back(static_cast<Id>(draw == 0 ? -1 : draw == 1 ? num_logical + random.below(num_reserved + 2) : id));
+  }
+  return ids;
+}
 
 /// A rank of a group on one device, in one process.
 template <class Id>
@@ -102,7 +116,7 @@ struct batch_group {
     }
     std::vector<ballast::segment> boards;
     for (auto const& rank : ranks) { boards.push_back(rank->balancer.board()); }
-    for (auto const& rank : ranks) { rank->balancer.connect(boards).or_throw(); }
+    for (auto const& rank : ranks) { rank->balancer.connect(std::span<ballast::segment const>{boards}).or_throw(); }
   }
 
   /// Give each rank its ids of a batch: [R][T k], of which the first `valid` rows count.

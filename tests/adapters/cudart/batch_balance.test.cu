@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/device_store.hpp>
 #include <ballast/cudart/kernels/batch_balancer.cuh>
+#include <ballast/cudart/peer_directory.hpp>
 #include <ballast/dispatch/tables.hpp>
 
 #include "support/batch_ranks.cuh"
@@ -11,6 +13,7 @@
 #include <cstdint>
 #include <numeric>
 #include <ostream>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,16 +37,11 @@ struct batch_case {
   index_t tile;
 };
 
-/// Skewed ids, some of them nobody's or reserved.
 template <class Id>
 std::vector<std::vector<Id>> make_ids(batch_case const& of, generator& random) {
-  std::vector<std::vector<Id>> ids(static_cast<std::size_t>(of.ranks));
-  for (auto& of_rank : ids) {
-    for (index_t i = 0; i < of.tokens * of.top_k; ++i) {
-      auto const draw = random.below(100);
-      auto const id = std::min(random.below(of.experts), random.below(of.experts));
-      of_rank.push_back(static_cast<Id>(draw == 0 ? -1 : draw == 1 ? of.experts + random.below(of.reserved + 2) : id));
-    }
+  std::vector<std::vector<Id>> ids;
+  for (index_t rank = 0; rank < of.ranks; ++rank) {
+    ids.push_back(ballast_test::batch_ids<Id>(of.tokens * of.top_k, of.experts, of.reserved, random));
   }
   return ids;
 }
@@ -323,6 +321,36 @@ TEST_CASE("a rank that has missed batches starts again where the others are") {
   CHECK_FALSE(self.group.ranks[0]->balancer.restart(0).ok());
 }
 
+TEST_CASE("a store publishes what it commits, and a directory brings the boards together") {
+  batch_case const of{2, 1, 6, 0, 8, 100, 2, 1};
+  generator random{9};
+  topology const where{{of.ranks, of.nodes, of.slots, of.reserved}};
+  auto const held = ballast_test::random_placement({1, of.experts, where.num_slots()}, random);
+  auto const other = ballast_test::random_placement({1, of.experts, where.num_slots()}, random);
+  cudart::local_peers peers{2};
+  auto first = peers.join(0);
+  auto second = peers.join(1);
+  auto const stream = cudart::stream::create();
+  cudart::batch_balancer self{stream.get(), where, 0, held, options_for(of)};
+  cudart::batch_balancer twin{stream.get(), where, 1, other, options_for(of)};
+  cudart::device_store<> store{where, 0, held, {.compute_stream = stream.get(), .follower = self.follower()}};
+  auto const version = [](cudart::batch_balancer const& of_rank) { return of_rank.rows().row(0).sizes().version; };
+  CHECK(version(self) != version(twin));
+  store.commit(0, {}, other, 1).or_throw();
+  CHECK(version(self) == version(twin));
+  self.expose_board(first).or_throw();
+  CHECK(self.connect(first).message().find("rank 1") != std::string::npos);
+  twin.expose_board(second).or_throw();
+  self.connect(first).or_throw();
+  twin.connect(second).or_throw();
+  ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+  std::vector<cudart::count_board::line*> found(2);
+  ballast_test::check_cuda(cudaMemcpy(found.data(), self.view().boards, sizeof(found[0]) * 2, cudaMemcpyDeviceToHost),
+                           "cudaMemcpy");
+  CHECK(reinterpret_cast<std::byte*>(found[0]) == self.board().data);
+  CHECK(reinterpret_cast<std::byte*>(found[1]) == twin.board().data);
+}
+
 TEST_CASE("what would read or write elsewhere is refused") {
   small_group self;
   auto& rank = *self.group.ranks[0];
@@ -354,7 +382,8 @@ TEST_CASE("what would read or write elsewhere is refused") {
   CHECK_THROWS_WITH(static_cast<void>(make([](auto& o) { o.quotas.tile = 0; })), doctest::Contains("tile is 0"));
   CHECK_THROWS_WITH(static_cast<void>(make([](auto& o) { o.max_tokens = 1 << 30; })), doctest::Contains("at most"));
   std::vector<segment> boards(2, rank.balancer.board());
-  CHECK(rank.balancer.connect(boards).message().find("boards of 2") != std::string::npos);
+  auto const connect = [&] { return rank.balancer.connect(std::span<segment const>{boards}).message(); };
+  CHECK(connect().find("boards of 2") != std::string::npos);
   boards.resize(3);
-  CHECK(rank.balancer.connect(boards).message().find("rank 2") != std::string::npos);
+  CHECK(connect().find("rank 2") != std::string::npos);
 }

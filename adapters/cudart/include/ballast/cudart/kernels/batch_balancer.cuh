@@ -14,6 +14,7 @@
 #include <ballast/cudart/kernels/batch_dispatch.cuh>
 #include <ballast/cudart/layout/batch_view.hpp>
 #include <ballast/cudart/layout/plan_memory.hpp>
+#include <ballast/cudart/peer_directory.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/placement.hpp>
@@ -114,6 +115,30 @@ public:
     if (result.ok()) { result = to_status(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
     if (result.ok()) { view_.boards = boards_.data(); }
     return result;
+  }
+
+  /// The same by a peer directory, for ranks in processes of their own or on several devices. First each rank exposes
+  /// its board, in the same order among the sets that it exposes there.
+  ///
+  /// @param peers  `ipc_peers`, whose call waits for the others, or a member of `local_peers`, whose does not.
+  /// @return as `peers.expose`
+  template <peer_directory Peers>
+  [[nodiscard]] status expose_board(Peers& peers) {
+    exposed_ = peers.next_region();
+    auto const mine = board();
+    return peers.expose({&mine, 1}, exposed_);
+  }
+  /// Then, when all ranks have, each makes the boards known.
+  ///
+  /// @param peers  whom `expose_board` was called with.
+  /// @return `errc::invalid_option` naming a rank whose board is not there; `cudart::category()`
+  template <peer_directory Peers>
+  [[nodiscard]] status connect(Peers const& peers) {
+    std::vector<segment> boards;
+    for (index_t rank = 0; rank < rows_.shape().num_ranks; ++rank) {
+      boards.push_back(rank == view_.rank ? board() : peers.region(rank, exposed_));
+    }
+    return connect(std::span<segment const>{boards});
   }
 
   /// Take a layer's placement over, in stream order: behind the commit that put it in force, on every rank between the
@@ -307,6 +332,7 @@ private:
   detail::mirror_rows mirror_;
   pinned_buffer host_statistics_;
   batch_control control_host_;
+  std::uint32_t exposed_ = 0;
   device_memory<std::byte> device_rows_;
   device_memory<batch_control> control_;
   device_memory<std::uint32_t> tag_;
