@@ -51,10 +51,18 @@ public:
     rank_load_.resize(ranks);
     block_load_.resize(ranks * static_cast<std::size_t>(id_blocks_));
     shared_.resize(ranks * ranks);
+    connected_.resize(ranks);
   }
 
   /// `[E]` tokens to plan for, to be filled in.
   [[nodiscard]] std::span<load_t> loads() noexcept { return loads_; }
+  /// Spare slots go by the tokens, as they do at first.
+  void weigh_by_tokens() noexcept { weights_.clear(); }
+  /// `[E]` what spare slots go by instead, to be filled in.
+  [[nodiscard]] std::span<load_t> weights() {
+    weights_.resize(loads_.size());
+    return weights_;
+  }
 
   /// Fill the live slots of one layer in. `out` holds any valid ids elsewhere.
   [[nodiscard]] status plan_layer(index_t layer, std::span<index_t> out) {
@@ -96,16 +104,22 @@ private:
       }
     }
   }
-  void clear() {
-    std::iota(order_.begin(), order_.end(), 0);
-    std::sort(order_.begin(), order_.end(), [this](index_t a, index_t b) {
-      return at(loads_, a) != at(loads_, b) ? at(loads_, a) > at(loads_, b) : a < b;
+  static void sort_descending(std::vector<index_t>& order, std::vector<load_t> const& loads) {
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&loads](index_t a, index_t b) {
+      return at(loads, a) != at(loads, b) ? at(loads, a) > at(loads, b) : a < b;
     });
+  }
+  void clear() {
+    sort_descending(order_, loads_);
+    by_weight_ = order_;
+    if (!weights_.empty()) { sort_descending(by_weight_, weights_); }
     std::fill(counts_.begin(), counts_.end(), 1);
     std::fill(filled_.begin(), filled_.end(), 0);
     std::fill(rank_load_.begin(), rank_load_.end(), load_t{0});
     std::fill(block_load_.begin(), block_load_.end(), load_t{0});
     std::fill(shared_.begin(), shared_.end(), 0);
+    std::iota(connected_.begin(), connected_.end(), 0);
   }
 
   [[nodiscard]] index_t num_spare() const { return num_ranks() * where_.slots_per_rank() - num_logical(); }
@@ -118,24 +132,26 @@ private:
     auto const divisor = [this](index_t expert) {
       return is_sparse() ? load_t{count(expert)} : load_t{count(expert)} * (count(expert) + 4);
     };
-    index_t replicated = 0;  // `order_[0 .. replicated)` have two or more
+    auto const& weights = weights_.empty() ? loads_ : weights_;
+    index_t replicated = 0;  // `by_weight_[0 .. replicated)` have two or more
     for (auto spare = num_spare(); spare > 0; --spare) {
-      auto best = replicated < num_logical() ? at(order_, replicated) : index_t{-1};
+      auto best = replicated < num_logical() ? at(by_weight_, replicated) : index_t{-1};
       for (index_t i = replicated - 1; i >= 0; --i) {
-        auto const expert = at(order_, i);
+        auto const expert = at(by_weight_, i);
         if (count(expert) == num_ranks()) { continue; }
-        // load / divisor(expert) >= load of best / divisor(best), without rounding
-        if (best < 0 || (at(loads_, expert) + 1) * divisor(best) >= (at(loads_, best) + 1) * divisor(expert)) {
+        // weight / divisor(expert) >= weight of best / divisor(best), without rounding
+        if (best < 0 || (at(weights, expert) + 1) * divisor(best) >= (at(weights, best) + 1) * divisor(expert)) {
           best = expert;
         }
       }
-      if (replicated < num_logical() && best == at(order_, replicated)) { ++replicated; }
+      if (replicated < num_logical() && best == at(by_weight_, replicated)) { ++replicated; }
       ++count(best);
     }
   }
 
-  /// Put the replicas of an expert on ranks that hold the fewest replicated experts, that do not share an expert yet,
-  /// and that a hash picks: a random regular graph is well connected, and so load finds a way from any rank to any.
+  /// Put the replicas of an expert on ranks that hold the fewest replicated experts, that nothing connects yet, not
+  /// even by way of others, that do not share an expert yet, and that a hash picks: a random regular graph is well
+  /// connected, and so load finds a way from any rank to any.
   void spread(index_t expert, index_t layer, std::span<index_t> out) {
     chosen_.clear();
     auto const seed = digest{}.add(layer).add(expert).value();
@@ -152,6 +168,7 @@ private:
       }
       chosen_.push_back(best);
     }
+    for (auto const rank : chosen_) { at(connected_, root(rank)) = root(chosen_.front()); }
     auto const part = at(loads_, expert) * key_unit / count(expert);
     for (auto const rank : chosen_) {
       for (auto const other : chosen_) { at(shared_, rank * num_ranks() + other) += rank != other ? 1 : 0; }
@@ -161,10 +178,20 @@ private:
     }
   }
   [[nodiscard]] std::uint64_t spread_key(std::uint64_t seed, index_t rank) {
+    std::uint64_t connected = 0;
     std::uint64_t shared = 0;
-    for (auto const other : chosen_) { shared += static_cast<std::uint64_t>(at(shared_, rank * num_ranks() + other)); }
+    for (auto const other : chosen_) {
+      connected += root(other) == root(rank) ? 1u : 0u;
+      shared += static_cast<std::uint64_t>(at(shared_, rank * num_ranks() + other));
+    }
     auto const draw = (seed ^ static_cast<std::uint64_t>(rank) * 0x9e3779b97f4a7c15u) * 0xd6e8feb86659fd93u >> 44;
-    return static_cast<std::uint64_t>(at(filled_, rank)) << 40 | std::min<std::uint64_t>(shared, 0xfffff) << 20 | draw;
+    return static_cast<std::uint64_t>(at(filled_, rank)) << 40 | std::min<std::uint64_t>(connected, 0x3f) << 34 |
+           std::min<std::uint64_t>(shared, 0x3fff) << 20 | draw;
+  }
+  /// One rank that stands for all that replicas connect with this one.
+  [[nodiscard]] index_t root(index_t rank) {
+    while (at(connected_, rank) != rank) { rank = at(connected_, rank) = at(connected_, at(connected_, rank)); }
+    return rank;
   }
 
   /// Largest first, to the rank where this load and the loads of the same block are smallest: neighbours in id drift
@@ -339,6 +366,8 @@ private:
   index_t id_blocks_;
   std::vector<load_t> loads_;            // [E] tokens
   std::vector<index_t> order_;           // [E] experts, heaviest first
+  std::vector<load_t> weights_;          // [E], or empty
+  std::vector<index_t> by_weight_;       // [E]
   std::vector<index_t> counts_;          // [E]
   std::vector<index_t> rank_of_;         // [E] of single experts
   std::vector<index_t> slot_of_;         // [E] of single experts
@@ -348,6 +377,7 @@ private:
   std::vector<load_t> rank_load_;   // [live ranks]
   std::vector<load_t> block_load_;  // [live ranks, id blocks]
   std::vector<index_t> shared_;     // [live ranks, live ranks] experts that both hold
+  std::vector<index_t> connected_;  // [live ranks] another rank of the same connected part, or itself
   std::vector<index_t> chosen_;
   std::vector<load_t> even_load_;      // [live ranks]
   std::vector<index_t> singles_;       // experts with one replica, by rank
