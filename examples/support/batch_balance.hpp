@@ -205,7 +205,7 @@ private:
       }
       score.rows_mapped += static_cast<std::int64_t>(ids.size());
     }
-    for (index_t position = 0; position < row.num_replicas(); ++position) {
+    for (index_t position = 0; position < row.sizes().num_replicas; ++position) {
       auto const got = by_slot_[static_cast<std::size_t>(row.physical()[position])];
       score.rows_off += std::max(index_t{0}, got - quotas[static_cast<std::size_t>(position)]);
     }

@@ -7,6 +7,7 @@
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel.hpp>
 #include <ballast/policies/relabel_scope.hpp>
+#include <ballast/shares/quota_row.hpp>
 #include <ballast/shares/quotas.hpp>
 #include <ballast/topology.hpp>
 
@@ -112,6 +113,10 @@ struct setup {
 /// What planners and tables are made of, before memory is asked for.
 [[nodiscard]] status check_shape(every_batch_options const& options, setup const& in, index_t layers,
                                  index_t num_logical) {
+  if (in.where.num_slots() >= ballast::quota_shape::most_slots) {
+    return refuse(in.where.num_slots(), " slots in a layer, --every-batch has quotas for less than ",
+                  ballast::quota_shape::most_slots);
+  }
   if (auto result = options.policy.check_experts(num_logical); !result.ok()) { return result; }
   if (auto result = check_size(layers, in.where.num_slots()); !result.ok()) { return result; }
   return ballast::placement::validate_shape({layers, num_logical, in.where.num_slots()});
@@ -344,13 +349,44 @@ void print_summary(every_batch_options const& options, setup const& setup, summa
   }
 }
 
-/// Open a file if one is named.
-[[nodiscard]] status open(std::optional<std::string> const& name, output_file& out) {
-  return name ? out.open(*name) : status{};
-}
+/// The files that are asked for: lines for programs, and data for a plot. Both are there in the end, or none.
+class result_files {
+public:
+  [[nodiscard]] status open(every_batch_options const& options, bool realised) {
+    realised_ = realised;
+    if (options.json) {
+      if (auto result = lines_.open(*options.json); !result.ok()) { return result; }
+    }
+    if (!options.plot) { return {}; }
+    if (auto result = plot_.open(*options.plot); !result.ok()) { return result; }
+    plot_.write(concat("# max / mean of the rank loads, ", realised ? "realised" : "planned", "\n# batch moves"));
+    for (auto const* name : split_names) { plot_.write(concat(' ', name)); }
+    plot_.write("\n");
+    return {};
+  }
+  void write(judged_batch const& batch) {
+    if (lines_.is_open()) { lines_.write(in_json(batch, realised_).dump() + '\n'); }
+    if (plot_.is_open()) { plot_.write(plot_line(batch, realised_)); }
+  }
+  [[nodiscard]] status publish() {
+    std::vector<output_file*> open;
+    for (auto* file : {&lines_, &plot_}) {
+      if (file->is_open()) { open.push_back(file); }
+    }
+    for (auto* file : open) {
+      if (auto result = file->finish(); !result.ok()) { return result; }
+    }
+    for (auto* file : open) {
+      if (auto result = file->publish(); !result.ok()) { return result; }
+    }
+    return {};
+  }
 
-[[nodiscard]] status finish(output_file& file) { return file.is_open() ? file.finish() : status{}; }
-[[nodiscard]] status publish(output_file& file) { return file.is_open() ? file.publish() : status{}; }
+private:
+  output_file lines_;
+  output_file plot_;
+  bool realised_ = false;
+};
 
 }  // namespace
 
@@ -359,15 +395,8 @@ status replay_every_batch(every_batch_options const& given) {
   if (!options.policy.name) { options.policy.name = "headroom"; }
   setup setup;
   if (auto result = prepare(options, setup); !result.ok()) { return result; }
-  output_file lines;
-  output_file plot;
-  if (auto result = open(options.json, lines); !result.ok()) { return result; }
-  if (auto result = open(options.plot, plot); !result.ok()) { return result; }
-  if (plot.is_open()) {
-    plot.write(concat("# max / mean of the rank loads, ", setup.has_ids() ? "realised" : "planned", "\n# batch moves"));
-    for (auto const* name : split_names) { plot.write(concat(' ', name)); }
-    plot.write("\n");
-  }
+  result_files files;
+  if (auto result = files.open(options, setup.has_ids()); !result.ok()) { return result; }
   note_signals();
   batch_replay replay{setup};
   progress_bar bar{setup.loads.num_steps};
@@ -376,16 +405,10 @@ status replay_every_batch(every_batch_options const& given) {
     judged_batch judged;
     if (auto result = replay.run(batch, judged); !result.ok()) { return result; }
     sum.add(judged, setup);
-    if (lines.is_open()) { lines.write(in_json(judged, setup.has_ids()).dump() + '\n'); }
-    if (plot.is_open()) { plot.write(plot_line(judged, setup.has_ids())); }
+    files.write(judged);
     bar.show(batch + 1);
   }
-  for (auto* file : {&lines, &plot}) {
-    if (auto result = finish(*file); !result.ok()) { return result; }
-  }
-  for (auto* file : {&lines, &plot}) {
-    if (auto result = publish(*file); !result.ok()) { return result; }
-  }
+  if (auto result = files.publish(); !result.ok()) { return result; }
   print_summary(options, setup, sum);
   return flush_standard_output();
 }
