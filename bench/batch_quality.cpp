@@ -346,7 +346,9 @@ void print_unseen(trace const& mixed) {
   std::puts(
       "quotas; `incremental_placement` (optimal shares) plans again after every so many batches, on the last four of "
       "the");
-  std::puts("task. max / mean of batches 1, 2, ...; moves a layer, all together.\n");
+  std::puts(
+      "task. max / mean of batches 1, 2, ...; most moves: in a layer and plan, -1: no limit; moves: a layer, all "
+      "plans.\n");
   std::puts(
       "| unseen | again after | most moves | 1 | 2 | 3 | 5 | 9 | 16 | batches until <= 1.05 | moves until then | moves "
       "in "
