@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// ballast-quality [--curve] [folder of traces]: writes tables (Markdown) of time, balance, bound and moves for recorded
-// loads; or, with --curve, how balance grows with moves, as data for bench/moves.gnuplot.
+// ballast-quality [--curve | --every-batch] [folder of traces]: writes tables (Markdown) of time, balance, bound and
+// moves for recorded loads; or, with --curve, how balance grows with moves, as data for bench/moves.gnuplot; or, with
+// --every-batch, how evenly single batches fall on the ranks.
 //
 // Traces: the folder given, or $BALLAST_TRACES_DIR, or ../shared/traces beside the sources, and tests/data/traces.
 #include <ballast/placement/balancedness.hpp>
@@ -14,6 +15,8 @@
 #include <ballast/policies/incremental.hpp>
 #include <ballast/policies/relabel.hpp>
 #include <ballast/shares/replica_shares.hpp>
+
+#include "batch_quality.hpp"
 
 #include <support/trace_files.hpp>
 
@@ -439,12 +442,17 @@ std::vector<trace> in_sequence(std::vector<trace> const& traces) {
 
 int main(int argc, char** argv) {
   bool const curve = argc > 1 && std::string_view{argv[1]} == "--curve";
+  bool const every_batch = argc > 1 && std::string_view{argv[1]} == "--every-batch";
   auto folders = ballast_test::trace_folders();
-  if (argc > (curve ? 2 : 1)) { folders = {argv[argc - 1], BALLAST_SOURCE_DIR "/tests/data/traces"}; }
+  if (argc > (curve || every_batch ? 2 : 1)) { folders = {argv[argc - 1], BALLAST_SOURCE_DIR "/tests/data/traces"}; }
   std::vector<trace> traces;
   for (auto const& file : ballast_test::all_traces(folders)) { traces.push_back(ballast_test::read_trace(file)); }
   if (curve) {
     print_curve(in_sequence(traces).front(), shapes_for(in_sequence(traces).front().experts).front());
+    return 0;
+  }
+  if (every_batch) {
+    ballast_bench::print_every_batch(traces);
     return 0;
   }
   std::puts("## Balance on the loads planned for\n");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // ballast-replay: replays recorded loads over ranks that are threads of this process and hold real bytes, rebalances
-// them while it goes, and shows what was gained.
+// them while it goes, and shows what was gained. With --every-batch it moves nothing, and splits every batch by quotas.
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
@@ -15,6 +15,7 @@
 #include <ballast/types.hpp>
 
 #include "support/cli.hpp"
+#include "support/every_batch.hpp"
 #include "support/expert_weights.hpp"
 #include "support/file.hpp"
 #include "support/interruption.hpp"
@@ -52,24 +53,25 @@ using ballast::detail::concat;
 struct options {
   std::optional<std::string> trace;
   std::optional<std::string> events;
-  index_t interval = 0;
+  std::optional<index_t> interval;
   std::optional<index_t> layers_per_chunk;
-  std::int64_t bytes_per_expert = 4096;
-  double threshold = 1.0;
+  std::optional<std::int64_t> bytes_per_expert;
+  std::optional<double> threshold;
   std::optional<index_t> shares_every;
   ballast_tools::topology_options topology;
   ballast_tools::policy_options policy;
+  ballast_tools::every_batch_options every_batch;
 
   [[nodiscard]] std::string trace_file() const { return trace.value_or(std::string{}); }
 
   void add_to(CLI::App& app) {
     using ballast_tools::add_integer;
     ballast_tools::add_text(app, "--trace", trace,
-                            concat("every step is one forward pass; ", ballast_tools::trace_form), "FILE")
-        ->required();
+                            concat("required; every step is one forward pass; ", ballast_tools::trace_form), "FILE");
     topology.add_to(app);
-    policy.add_to(app);
-    add_integer(app, "--interval", interval, "N, forward passes between two plans")->required();
+    policy.add_to(app, "(required, but headroom with --every-batch)");
+    add_integer(app, "--interval", interval,
+                "N, forward passes between two plans (required, but one plan with --every-batch)");
     add_integer(app, "--layers-per-chunk", layers_per_chunk, "K, layers moved after one forward pass (all of them)");
     add_integer(app, "--bytes-per-expert", bytes_per_expert, "weights of one expert in one layer (4096)");
     ballast_tools::add_number(app, "--threshold", threshold,
@@ -78,8 +80,18 @@ struct options {
         app, "--shares-every", shares_every,
         "M, forward passes between two refreshes of the shares alone (never; N for headroom and\nbalanced_shares, "
         "which leave room for them and balance badly with even ones)");
-    ballast_tools::add_text(app, "--json", events, "file to write the events to, one JSON object a line (none)",
+    ballast_tools::add_text(app, "--json", events,
+                            "file to write the events to, or with --every-batch the batches, one JSON object a line\n"
+                            "(none)",
                             "FILE");
+    every_batch.add_to(app);
+  }
+  /// Name an option that is only for replays that move, if one is given; else null.
+  [[nodiscard]] char const* first_of_moves() const {
+    if (layers_per_chunk) { return "--layers-per-chunk"; }
+    if (bytes_per_expert) { return "--bytes-per-expert"; }
+    if (threshold) { return "--threshold"; }
+    return shares_every ? "--shares-every" : nullptr;
   }
 };
 
@@ -102,18 +114,21 @@ struct setup {
   if (options.topology.ranks > max_ranks) {
     return refuse("--ranks is ", options.topology.ranks, ", each is a thread: must be at most ", max_ranks);
   }
-  if (options.interval < 1) { return refuse("--interval is ", options.interval, ", must be at least 1"); }
+  if (!options.trace) { return refuse("--trace is required"); }
+  if (!options.interval) { return refuse("--interval is required"); }
+  if (*options.interval < 1) { return refuse("--interval is ", *options.interval, ", must be at least 1"); }
   if (options.layers_per_chunk && *options.layers_per_chunk < 1) {
     return refuse("--layers-per-chunk is ", *options.layers_per_chunk, ", must be at least 1");
   }
-  if (options.bytes_per_expert < 1) {
-    return refuse("--bytes-per-expert is ", options.bytes_per_expert, ", must be at least 1");
+  if (options.bytes_per_expert && *options.bytes_per_expert < 1) {
+    return refuse("--bytes-per-expert is ", *options.bytes_per_expert, ", must be at least 1");
   }
   if (options.shares_every && *options.shares_every < 1) {
     return refuse("--shares-every is ", *options.shares_every, ", must be at least 1");
   }
-  bool const in_range = options.threshold >= 0 && options.threshold <= 1;  // a NaN is not
-  if (!in_range) { return refuse("--threshold is ", options.threshold, ", must be from 0 to 1"); }
+  auto const threshold = options.threshold.value_or(1);
+  bool const in_range = threshold >= 0 && threshold <= 1;  // a NaN is not
+  if (!in_range) { return refuse("--threshold is ", threshold, ", must be from 0 to 1"); }
   return {};
 }
 
@@ -135,7 +150,7 @@ struct setup {
 
 /// Shares are refreshed with every plan where the policy plans for them.
 [[nodiscard]] index_t shares_every(options const& options) {
-  return options.shares_every.value_or(options.policy.wants_optimal_shares() ? options.interval : 0);
+  return options.shares_every.value_or(options.policy.wants_optimal_shares() ? *options.interval : 0);
 }
 
 [[nodiscard]] status prepare(options const& options, setup& out) {
@@ -146,18 +161,20 @@ struct setup {
   auto const shares = out.shares_every > 0 ? ballast::share_mode::optimal : ballast::share_mode::even;
   if (auto result = options.policy.make(options.topology.nodes, shares, out.policy); !result.ok()) { return result; }
   if (auto result = ballast_tools::read_trace(options.trace_file(), out.trace); !result.ok()) { return result; }
-  auto const loads = ballast_tools::check_windows(out.trace, options.interval);
+  auto const loads = ballast_tools::check_windows(out.trace, *options.interval);
   if (!loads.ok()) { return ballast_tools::in_file(options.trace_file(), loads); }
   if (auto result = options.policy.check_experts(out.trace.num_logical); !result.ok()) { return result; }
   ballast::placement_shape const shape{out.trace.num_layers, out.trace.num_logical, out.where.num_slots()};
   if (auto result = ballast_tools::check_size(shape.num_layers, shape.num_slots); !result.ok()) { return result; }
   if (auto result = ballast::placement::validate_shape(shape); !result.ok()) { return result; }
-  if (auto result = check_memory(shape, options.bytes_per_expert); !result.ok()) { return result; }
+  constexpr std::int64_t bytes_by_default = 4096;
+  auto const bytes_per_expert = options.bytes_per_expert.value_or(bytes_by_default);
+  if (auto result = check_memory(shape, bytes_per_expert); !result.ok()) { return result; }
   out.initial = ballast::trivial_placement(shape);
-  out.interval = options.interval;
+  out.interval = *options.interval;
   out.layers_per_chunk = options.layers_per_chunk.value_or(shape.num_layers);
-  out.bytes_per_expert = static_cast<std::size_t>(options.bytes_per_expert);
-  out.threshold = options.threshold;
+  out.bytes_per_expert = static_cast<std::size_t>(bytes_per_expert);
+  out.threshold = options.threshold.value_or(1);
   return {};
 }
 
@@ -495,7 +512,20 @@ void print_report(options const& options, setup const& setup, std::vector<report
   return events.publish();
 }
 
+[[nodiscard]] status run_every_batch(options const& options) {
+  if (auto const* given = options.first_of_moves()) { return refuse(given, " is not for --every-batch"); }
+  auto wanted = options.every_batch;
+  wanted.trace = options.trace;
+  wanted.json = options.events;
+  wanted.interval = options.interval;
+  wanted.topology = options.topology;
+  wanted.policy = options.policy;
+  return ballast_tools::replay_every_batch(wanted);
+}
+
 [[nodiscard]] status run(options const& options) {
+  if (options.every_batch.wanted) { return run_every_batch(options); }
+  if (auto const* given = options.every_batch.first_given()) { return refuse(given, " is for --every-batch"); }
   setup setup;
   if (auto result = prepare(options, setup); !result.ok()) { return result; }
   ballast_tools::output_file events;

@@ -88,8 +88,9 @@ CLI::Option* add_integer(CLI::App& app, std::string const& name, std::optional<T
   });
 }
 
-/// Add an option with a number.
-inline CLI::Option* add_number(CLI::App& app, std::string const& name, double& value, std::string const& description) {
+/// Add an option with a number, which may be left out.
+inline CLI::Option* add_number(CLI::App& app, std::string const& name, std::optional<double>& value,
+                               std::string const& description) {
   return detail::add_option(app, name, description, "FLOAT", [name, &value](std::string const& given) {
     auto const number = detail::parse_decimal<double>(given);
     if (!number) { detail::refuse_value(name, given, "a decimal number"); }

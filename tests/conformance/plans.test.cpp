@@ -146,7 +146,13 @@ TEST_CASE("balanced plans are the same everywhere") {
 
 TEST_CASE("plans with room for re-splitting, and their shares, are the same everywhere") {
   problem const in{{16, 2, 9, 0}, 128, 5};
-  CHECK(digest_of(in.plan(headroom_placement{}, in.before, in.trivial())) == "bd1ac89c16d0bc9f");
+  CHECK(digest_of(in.plan(headroom_placement{}, in.before, in.trivial())) == "e70c6ec2d6e8d20b");
+  auto both = in.before;
+  problem const other{{16, 2, 9, 0}, 128, 6};
+  both.insert(both.end(), other.before.begin(), other.before.end());
+  placement next;
+  plan(headroom_placement{}, {both, 2, problem::num_layers, 128}, in.trivial(), in.where, next).or_throw();
+  CHECK(digest_of(next) == "507615c4b6b773b4");
 }
 
 TEST_CASE("incremental plans are the same everywhere") {

@@ -93,6 +93,7 @@ struct nonsense<headroom_placement> {
     }
     for (index_t const v : {-1, least}) {
       result.push_back(wrong("exchanges_per_layer", v, headroom_placement{.exchanges_per_layer = v}));
+      result.push_back(wrong("batch_exchanges", v, headroom_placement{.batch_exchanges = v}));
     }
     return result;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// What both tools promise about every option and every file, whichever it is.
+// What the tools promise about every option and every file, whichever it is.
 #include <ballast/detail/text.hpp>
 
 #include "support/tool.hpp"
@@ -30,11 +30,31 @@ using settings = std::map<std::string, std::string>;
 
 std::string const mixtral = BALLAST_TEST_DATA_DIR "/traces/mixtral-8x7b/domains.csv";
 
+/// Ids of 128 tokens in three layers, two of eight experts each.
+std::string const& token_trace() {
+  static scratch_folder const scratch;
+  static auto const file = [] {
+    std::ostringstream text;
+    text << "128,3,2\n";
+    for (int token = 0; token < 128; ++token) {
+      for (int layer = 0; layer < 3; ++layer) {
+        auto const first = (token * token + layer) % 8;
+        text << (layer > 0 ? "," : "") << first << ',' << (first + 1 + token % 7) % 8;
+      }
+      text << '\n';
+    }
+    return scratch.file("tokens.csv", text.str());
+  }();
+  return file;
+}
+
 struct tool {
   std::string name;
   settings base;                     ///< runs and succeeds
   std::string trace_option;          ///< reads a trace
   std::vector<std::string> outputs;  ///< write a file
+  arguments flags;                   ///< go with them
+  std::vector<std::string> unused;   ///< options that do not
 
   [[nodiscard]] std::string command(settings const& changes = {}, arguments const& more = {}) const {
     auto all = base;
@@ -43,6 +63,7 @@ struct tool {
     for (auto const& [option, value] : all) {
       if (!value.empty()) { given.insert(given.end(), {option, value}); }
     }
+    given.insert(given.end(), flags.begin(), flags.end());
     given.insert(given.end(), more.begin(), more.end());
     return ballast_test::command_line(ballast_test::need_tool(name), given);
   }
@@ -55,7 +76,21 @@ std::vector<tool> const tools{
     {"ballast-plan",
      {{"--loads", mixtral}, {"--ranks", "4"}, {"--nodes", "2"}, {"--slots-per-rank", "3"}, {"--policy", "deepseek"}},
      "--loads",
-     {"--out", "--report"}},
+     {"--out", "--report"},
+     {},
+     {}},
+    {"ballast-replay",
+     {{"--tokens", token_trace()},
+      {"--ranks", "4"},
+      {"--nodes", "2"},
+      {"--slots-per-rank", "3"},
+      {"--policy", "deepseek"},
+      {"--batch-tokens", "8"},
+      {"--plan-on", "2"}},
+     "--tokens",
+     {"--json"},
+     {"--every-batch"},
+     {"--trace", "--layers-per-chunk", "--bytes-per-expert", "--threshold", "--shares-every", "--plot"}},
     {"ballast-replay",
      {{"--trace", mixtral},
       {"--ranks", "4"},
@@ -65,7 +100,9 @@ std::vector<tool> const tools{
       {"--interval", "2"},
       {"--bytes-per-expert", "64"}},
      "--trace",
-     {"--json"}}};
+     {"--json"},
+     {},
+     {"--tokens", "--batch-tokens", "--experts", "--plan-on", "--plot"}}};
 
 /// What `--help` says about an option.
 struct help_line {
@@ -83,7 +120,9 @@ std::vector<help_line> options_of(tool const& tool) {
     std::string third;
     words >> read.option >> read.type >> third;
     read.required = third == "REQUIRED";
-    if (line.starts_with("  --") && read.option != "--version") { found.push_back(read); }
+    bool const is_used = std::find(tool.unused.begin(), tool.unused.end(), read.option) == tool.unused.end();
+    bool const has_value = !read.type.empty() && read.type[0] >= 'A' && read.type[0] <= 'Z';
+    if (line.starts_with("  --") && read.option != "--version" && has_value && is_used) { found.push_back(read); }
   }
   return found;
 }
@@ -322,8 +361,8 @@ TEST_CASE("no file that is read is written, whatever it is called") {
         CAPTURE(writer);
         scratch_folder const scratch;
         auto const is_trace = reader == tool.trace_option;
-        auto const content =
-            is_trace ? content_of(mixtral) : tools.front().run({{"--loads", mixtral}, {"--policy", "balanced"}}).out;
+        auto const content = is_trace ? content_of(tool.base.at(reader))
+                                      : tools.front().run({{"--loads", mixtral}, {"--policy", "balanced"}}).out;
         auto const input = scratch.file("input", content);
         std::filesystem::create_symlink("input", scratch.file("symbolic"));
         std::filesystem::create_hard_link(input, scratch.file("hard"));
@@ -381,7 +420,8 @@ TEST_CASE("no file is written twice") {
 TEST_CASE("- is standard input and output") {
   scratch_folder const scratch;
   for (auto const& tool : tools) {
-    auto const piped = ballast_test::run_in_shell(tool.command({{tool.trace_option, "-"}}) + " <" + quoted(mixtral));
+    auto const piped = ballast_test::run_in_shell(tool.command({{tool.trace_option, "-"}}) + " <" +
+                                                  quoted(tool.base.at(tool.trace_option)));
     CHECK_MESSAGE(piped.exit_status == 0, piped.err);
     if (tool.name == "ballast-plan") { CHECK(piped.out == tool.run({{"--out", "-"}}).out); }
     check_refused(tool.run({{tool.trace_option, "-"}}), "standard input: line 1: the file is empty");
@@ -396,16 +436,16 @@ TEST_CASE("- is standard input and output") {
 
 TEST_CASE("whatever a trace holds, it is read or refused in one clean line") {
   scratch_folder const scratch;
-  auto const good = content_of(mixtral);
-  auto with_mark = "\xef\xbb\xbf" + good;
-  auto spaced = good;
-  for (std::size_t at = 0; (at = spaced.find(',', at)) != std::string::npos; at += 2) { spaced.insert(at + 1, " "); }
-  std::string crlf;
-  for (auto const letter : good) { crlf += letter == '\n' ? " \r\n"s : std::string(1, letter); }
-  std::string utf16 = "\xff\xfe";
-  for (auto const letter : good) { utf16 += std::string(1, letter) + '\0'; }
   for (auto const& tool : tools) {
     CAPTURE(tool.name);
+    auto const good = content_of(tool.base.at(tool.trace_option));
+    auto with_mark = "\xef\xbb\xbf" + good;
+    auto spaced = good;
+    for (std::size_t at = 0; (at = spaced.find(',', at)) != std::string::npos; at += 2) { spaced.insert(at + 1, " "); }
+    std::string crlf;
+    for (auto const letter : good) { crlf += letter == '\n' ? " \r\n"s : std::string(1, letter); }
+    std::string utf16 = "\xff\xfe";
+    for (auto const letter : good) { utf16 += std::string(1, letter) + '\0'; }
     for (auto const& fine : {with_mark, spaced, crlf, with_mark + "\n \n"}) {
       CHECK(tool.run({{tool.trace_option, scratch.file("fine.csv", fine)}}).exit_status == 0);
     }

@@ -252,6 +252,12 @@ TEST_CASE("sizes of weights that are not a whole number of words, one rank, one 
 TEST_CASE("bad input is refused with its value") {
   arguments const base = with({"--trace", mixtral}, on_four);
   arguments const good = with(base, {"--policy", "deepseek", "--interval", "2"});
+  CHECK(refusal(with(on_four, {"--policy", "deepseek", "--interval", "2"})) == "--trace is required\n");
+  CHECK(refusal(with(base, {"--policy", "deepseek"})) == "--interval is required\n");
+  CHECK(refusal(with(base, {"--interval", "2"})).starts_with("--policy is required"));
+  for (auto const* option : {"--tokens", "--batch-tokens", "--experts", "--plan-on", "--plot"}) {
+    CHECK(refusal(with(good, {option, "8"})) == option + std::string{" is for --every-batch\n"});
+  }
   CHECK(refusal(with(good, {"--layers-per-chunk", "0"})) == "--layers-per-chunk is 0, must be at least 1\n");
   CHECK(refusal(with(good, {"--layers-per-chunk", "-2"})) == "--layers-per-chunk is -2, must be at least 1\n");
   CHECK(refusal(with(good, {"--bytes-per-expert", "0"})) == "--bytes-per-expert is 0, must be at least 1\n");

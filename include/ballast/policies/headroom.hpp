@@ -8,6 +8,7 @@
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/policies/detail/headroom/batch_exchanges.hpp>
 #include <ballast/policies/detail/headroom/headroom_planner.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel_scope.hpp>
@@ -24,6 +25,9 @@ BALLAST_BEGIN_NAMESPACE
 /// Plans from scratch for engines that split tokens by share: chooses and spreads replicas so that re-splitting alone
 /// keeps later loads balanced, and writes the shares that are optimal for these loads.
 ///
+/// Spare slots go by what is hot in any bucket of the history, and single experts are placed so that each bucket can be
+/// split evenly by itself: give batches, or windows of different traffic, as buckets.
+///
 /// With these shares the balance on the given loads is that of the best packing; what the spread buys is the balance on
 /// the next loads, see `docs/shares.md` for both. For engines that split evenly there is `balanced_placement`.
 struct headroom_placement {
@@ -35,6 +39,9 @@ struct headroom_placement {
   /// The same for even shares, which are balanced first: what they leave to do is little, and engines may split evenly
   /// until they refresh the shares.
   index_t even_tolerance_ppm = 10'000;
+  /// Most exchanges tried in a layer for buckets of the history that cannot be split evenly though their sum can; 0:
+  /// spare slots and packing go by the sum alone. A history of one bucket is its sum.
+  index_t batch_exchanges = 64;
 
   [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
                             placement& next) const {
@@ -46,10 +53,18 @@ struct headroom_placement {
     if (auto result = validate(); !result.ok()) { return result; }
     detail::headroom_planner planner{
         where, current.num_logical(), {id_blocks, tolerance_ppm, exchanges_per_layer, even_tolerance_ppm}};
+    detail::batch_exchanges batches{where, current.num_logical()};
     share_solver solver;
     for (auto const layer : layers) {
+      auto const map = next.edit(layer).logical_of_slot;
       sum_buckets(history, layer, planner.loads());
-      if (auto result = planner.plan_layer(layer, next.edit(layer).logical_of_slot); !result.ok()) { return result; }
+      if (batch_exchanges > 0) { batches.read(history, layer); }
+      planner.weigh_by_tokens();
+      if (batches.has_several()) { batches.write_weights(planner.weights()); }
+      if (auto result = planner.plan_layer(layer, map); !result.ok()) { return result; }
+      if (batches.has_several()) {
+        if (auto result = batches.improve(map, batch_exchanges); !result.ok()) { return result; }
+      }
       next.index_replicas(layer);
       auto split = detail::split_planned_layer(where, next, layer, planner.loads(), solver);
       if (!split.ok()) { return split; }
@@ -70,6 +85,7 @@ struct headroom_placement {
       return refuse("even_tolerance_ppm", even_tolerance_ppm, "in [0, 1000000]");
     }
     if (exchanges_per_layer < 0) { return refuse("exchanges_per_layer", exchanges_per_layer, "at least 0"); }
+    if (batch_exchanges < 0) { return refuse("batch_exchanges", batch_exchanges, "at least 0"); }
     return {};
   }
   /// See `ballast::interchangeable`.
@@ -86,6 +102,7 @@ struct headroom_placement {
     visit("tolerance_ppm", detail::option_bits(tolerance_ppm));
     visit("exchanges_per_layer", detail::option_bits(exchanges_per_layer));
     visit("even_tolerance_ppm", detail::option_bits(even_tolerance_ppm));
+    visit("batch_exchanges", detail::option_bits(batch_exchanges));
   }
 };
 static_assert(layerwise_policy<headroom_placement>);

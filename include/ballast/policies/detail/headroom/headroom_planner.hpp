@@ -12,6 +12,7 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -50,11 +51,20 @@ public:
     even_load_.resize(ranks);
     rank_load_.resize(ranks);
     block_load_.resize(ranks * static_cast<std::size_t>(id_blocks_));
+    near_load_.resize(block_load_.size());
     shared_.resize(ranks * ranks);
+    part_of_.resize(ranks);
   }
 
   /// `[E]` tokens to plan for, to be filled in.
   [[nodiscard]] std::span<load_t> loads() noexcept { return loads_; }
+  /// Spare slots go by the tokens, as they do at first.
+  void weigh_by_tokens() noexcept { weights_.clear(); }
+  /// `[E]` what spare slots go by instead, to be filled in.
+  [[nodiscard]] std::span<load_t> weights() {
+    weights_.resize(loads_.size());
+    return weights_;
+  }
 
   /// Fill the live slots of one layer in. `out` holds any valid ids elsewhere.
   [[nodiscard]] status plan_layer(index_t layer, std::span<index_t> out) {
@@ -96,16 +106,23 @@ private:
       }
     }
   }
-  void clear() {
-    std::iota(order_.begin(), order_.end(), 0);
-    std::sort(order_.begin(), order_.end(), [this](index_t a, index_t b) {
-      return at(loads_, a) != at(loads_, b) ? at(loads_, a) > at(loads_, b) : a < b;
+  static void sort_descending(std::vector<index_t>& order, std::vector<load_t> const& loads) {
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&loads](index_t a, index_t b) {
+      return at(loads, a) != at(loads, b) ? at(loads, a) > at(loads, b) : a < b;
     });
+  }
+  void clear() {
+    sort_descending(order_, loads_);
+    by_weight_ = order_;
+    if (!weights_.empty()) { sort_descending(by_weight_, weights_); }
     std::fill(counts_.begin(), counts_.end(), 1);
     std::fill(filled_.begin(), filled_.end(), 0);
     std::fill(rank_load_.begin(), rank_load_.end(), load_t{0});
     std::fill(block_load_.begin(), block_load_.end(), load_t{0});
+    std::fill(near_load_.begin(), near_load_.end(), load_t{0});
     std::fill(shared_.begin(), shared_.end(), 0);
+    std::iota(part_of_.begin(), part_of_.end(), 0);
   }
 
   [[nodiscard]] index_t num_spare() const { return num_ranks() * where_.slots_per_rank() - num_logical(); }
@@ -118,53 +135,96 @@ private:
     auto const divisor = [this](index_t expert) {
       return is_sparse() ? load_t{count(expert)} : load_t{count(expert)} * (count(expert) + 4);
     };
-    index_t replicated = 0;  // `order_[0 .. replicated)` have two or more
+    auto const& weights = weights_.empty() ? loads_ : weights_;
+    index_t replicated = 0;  // `by_weight_[0 .. replicated)` have two or more
     for (auto spare = num_spare(); spare > 0; --spare) {
-      auto best = replicated < num_logical() ? at(order_, replicated) : index_t{-1};
+      auto best = replicated < num_logical() ? at(by_weight_, replicated) : index_t{-1};
       for (index_t i = replicated - 1; i >= 0; --i) {
-        auto const expert = at(order_, i);
+        auto const expert = at(by_weight_, i);
         if (count(expert) == num_ranks()) { continue; }
-        // load / divisor(expert) >= load of best / divisor(best), without rounding
-        if (best < 0 || (at(loads_, expert) + 1) * divisor(best) >= (at(loads_, best) + 1) * divisor(expert)) {
+        // weight / divisor(expert) >= weight of best / divisor(best), without rounding
+        if (best < 0 || (at(weights, expert) + 1) * divisor(best) >= (at(weights, best) + 1) * divisor(expert)) {
           best = expert;
         }
       }
-      if (replicated < num_logical() && best == at(order_, replicated)) { ++replicated; }
+      if (replicated < num_logical() && best == at(by_weight_, replicated)) { ++replicated; }
       ++count(best);
     }
   }
 
-  /// Put the replicas of an expert on ranks that hold the fewest replicated experts, that do not share an expert yet,
-  /// and that a hash picks: a random regular graph is well connected, and so load finds a way from any rank to any.
+  /// How well a rank suits the next replica of an expert, the least first: few replicas there; nothing that connects it
+  /// yet with the ranks chosen already, not even by way of others; few experts shared with them; little of the expert's
+  /// block there, and an eighth of that next to it. A hash decides the rest.
+  ///
+  /// So graphs are nearly regular and random, which connects ranks well: load finds a way from any rank to any. And
+  /// what grows together is apart.
+  struct rank_key {
+    index_t filled;
+    index_t connected;
+    index_t shared;
+    load_t block;
+    std::uint64_t draw;
+
+    auto operator<=>(rank_key const&) const = default;
+  };
+
   void spread(index_t expert, index_t layer, std::span<index_t> out) {
     chosen_.clear();
     auto const seed = digest{}.add(layer).add(expert).value();
     for (index_t i = 0; i < count(expert); ++i) {
       index_t best = -1;
-      std::uint64_t best_key = std::numeric_limits<std::uint64_t>::max();
+      rank_key best_key{};
       for (index_t rank = 0; rank < num_ranks(); ++rank) {
+        if (best >= 0 && at(filled_, rank) > best_key.filled) { continue; }
         if (std::find(chosen_.begin(), chosen_.end(), rank) != chosen_.end()) { continue; }
-        auto const key = spread_key(seed, rank);
-        if (key < best_key) {
+        auto const key = spread_key(seed, rank, expert);
+        if (best < 0 || key < best_key) {
           best = rank;
           best_key = key;
         }
       }
       chosen_.push_back(best);
     }
+    connect_chosen();
     auto const part = at(loads_, expert) * key_unit / count(expert);
     for (auto const rank : chosen_) {
-      for (auto const other : chosen_) { at(shared_, rank * num_ranks() + other) += rank != other ? 1 : 0; }
       // Half, where shares are free to leave: ranks are balanced rather by what cannot.
       at(rank_load_, rank) += is_sparse() ? part : part / 2;
       put(expert, rank, part, out);
+      for (index_t other = 0; other < num_ranks(); ++other) {
+        if (shared(rank, other) > 0) { near_load(other, block_of(expert)) += part; }
+      }
     }
   }
-  [[nodiscard]] std::uint64_t spread_key(std::uint64_t seed, index_t rank) {
-    std::uint64_t shared = 0;
-    for (auto const other : chosen_) { shared += static_cast<std::uint64_t>(at(shared_, rank * num_ranks() + other)); }
+  [[nodiscard]] rank_key spread_key(std::uint64_t seed, index_t rank, index_t expert) {
+    index_t num_connected = 0;
+    index_t num_shared = 0;
+    for (auto const other : chosen_) {
+      num_connected += at(part_of_, other) == at(part_of_, rank) ? 1 : 0;
+      num_shared += shared(rank, other);
+    }
     auto const draw = (seed ^ static_cast<std::uint64_t>(rank) * 0x9e3779b97f4a7c15u) * 0xd6e8feb86659fd93u >> 44;
-    return static_cast<std::uint64_t>(at(filled_, rank)) << 40 | std::min<std::uint64_t>(shared, 0xfffff) << 20 | draw;
+    return {at(filled_, rank), num_connected, num_shared,
+            block_load(rank, expert) + near_load(rank, block_of(expert)) / 8, draw};
+  }
+  /// Each of the chosen ranks is next to each other one from now on.
+  void connect_chosen() {
+    for (auto const rank : chosen_) {
+      join_parts(at(part_of_, rank), at(part_of_, chosen_.front()));
+      for (auto const other : chosen_) {
+        if (rank == other || shared(rank, other)++ > 0) { continue; }
+        for (index_t block = 0; block < id_blocks_; ++block) {
+          near_load(rank, block) += at(block_load_, other * id_blocks_ + block);
+        }
+      }
+    }
+  }
+  /// Experts that both ranks hold.
+  [[nodiscard]] index_t& shared(index_t rank, index_t other) { return at(shared_, rank * num_ranks() + other); }
+  /// What the ranks next to one hold of a block.
+  [[nodiscard]] load_t& near_load(index_t rank, index_t block) { return at(near_load_, rank * id_blocks_ + block); }
+  void join_parts(index_t part, index_t other) {
+    if (part != other) { std::replace(part_of_.begin(), part_of_.end(), part, other); }
   }
 
   /// Largest first, to the rank where this load and the loads of the same block are smallest: neighbours in id drift
@@ -339,6 +399,8 @@ private:
   index_t id_blocks_;
   std::vector<load_t> loads_;            // [E] tokens
   std::vector<index_t> order_;           // [E] experts, heaviest first
+  std::vector<load_t> weights_;          // [E], or empty
+  std::vector<index_t> by_weight_;       // [E]
   std::vector<index_t> counts_;          // [E]
   std::vector<index_t> rank_of_;         // [E] of single experts
   std::vector<index_t> slot_of_;         // [E] of single experts
@@ -347,7 +409,9 @@ private:
   std::vector<index_t> filled_;     // [live ranks] slots in use
   std::vector<load_t> rank_load_;   // [live ranks]
   std::vector<load_t> block_load_;  // [live ranks, id blocks]
+  std::vector<load_t> near_load_;   // [live ranks, id blocks]
   std::vector<index_t> shared_;     // [live ranks, live ranks] experts that both hold
+  std::vector<index_t> part_of_;    // [live ranks] the same for ranks that replicas connect
   std::vector<index_t> chosen_;
   std::vector<load_t> even_load_;      // [live ranks]
   std::vector<index_t> singles_;       // experts with one replica, by rank
