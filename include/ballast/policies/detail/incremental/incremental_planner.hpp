@@ -61,7 +61,7 @@ public:
   /// @param next     in/out: [L, P]; the layer's row of `current` comes in, its plan goes out.
   [[nodiscard]] status plan_even(load_history_view history, placement const& current, index_t layer, placement& next) {
     if (auto result = open(history, current, layer); !result.ok()) { return result; }
-    change(current, layer, next);
+    static_cast<void>(change(current, layer, next));
     write(current, next, layer);
     return {};
   }
@@ -70,24 +70,13 @@ public:
   [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, index_t layer,
                                     placement& next) {
     if (auto result = open(history, current, layer); !result.ok()) { return result; }
-    auto const rehomed = map_;
-    auto const start = split(map_);
-    auto const done = start_.mean + (start_.mean >> balanced_shift);
-    if (start <= done) { return write_split(current, next, layer); }
-    // Without a budget, a layer far from balance is brought near it by the faster search.
-    auto few_moves = std::numeric_limits<load_t>::max();
-    if (has_budget() || start <= start_.mean + start_.mean / far) {
-      few_moves = search_for_split(map_);
-      if (few_moves <= done) { return write_split(current, next, layer); }
+    if (has_budget()) {
+      split_within_budget(current, layer, next);
+    } else {
+      for (auto rounds = max_rounds; rounds > 0 && split_as_pays(current, layer, next); --rounds) { start_again(); }
     }
-    auto const split_moves = map_;
-    map_ = rehomed;
-    change(current, layer, next);
-    auto reached = split(map_);
-    if (reached > done) { reached = search_for_split(map_); }
-    if (few_moves <= reached) { map_ = split_moves; }
-    if (start <= std::min(few_moves, reached)) { map_ = rehomed; }
-    return write_split(current, next, layer);
+    write(current, next, layer);
+    return split_planned_layer(where_, next, layer, tokens_, solver_);
   }
 
 private:
@@ -95,7 +84,6 @@ private:
   static constexpr int max_rounds = 8;
   /// A busiest rank so little above the mean, as a power of two, is as good as balance.
   static constexpr int balanced_shift = 10;
-  static constexpr load_t far = 16;
   /// Second copies on a rank waste slots that later loads want. They must lower the busiest rank by so much, a part of
   /// the mean, and only a budget that binds is a reason for them.
   static constexpr load_t worth_of_doubles = 8;
@@ -129,18 +117,19 @@ private:
     return result;
   }
 
-  /// A layout from scratch, or a few moves. Which one shows after the first descent; what the search does beyond it
-  /// makes the layer better on these loads, not on others.
-  void change(placement const& current, index_t layer, placement& next) {
+  /// A layout from scratch, or a few moves; true for the former. Which one shows after the first descent; what the
+  /// search does beyond it makes the layer better on these loads, not on others.
+  bool change(placement const& current, index_t layer, placement& next) {
     if (is_layout_worth_a_look()) {
       rehomed_ = map_;
       auto quick = limits_at(start_.mean);
       quick.retries = 0;
       search_.run(map_, quick);
-      if (take_fresh_layout(current, layer, next)) { return; }
+      if (take_fresh_layout(current, layer, next)) { return true; }
       std::swap(map_, rehomed_);
     }
     search_for_moves();
+    return false;
   }
 
   // ---- a few moves ----
@@ -158,11 +147,15 @@ private:
     search_.run(map_, limits);
     if (limits.retries == 0 || limits.limits_arrivals()) { return; }
     for (auto rounds = max_rounds; rounds > 1 && map_.moves() > 0; --rounds) {
-      row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
-      keep_dead_slots(row_);
-      map_.open(where_, row_, loads_);
+      start_again();
       search_.run(map_, limits);
     }
+  }
+  /// What has been planned becomes what a plan starts from.
+  void start_again() {
+    row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
+    keep_dead_slots(row_);
+    map_.open(where_, row_, loads_);
   }
   void try_doubles(move_limits limits) {
     auto const max = search_.level_of(map_).max;
@@ -175,6 +168,48 @@ private:
 
   // ---- moves for the best split ----
 
+  /// The best of three: moves for the best split; the plan for even shares, and moves for the best split after it; the
+  /// same after a plan in which experts depart. What is left to gain is tried for by retries.
+  void split_within_budget(placement const& current, index_t layer, placement& next) {
+    if (!begin_split()) { return; }
+    try_for_split();
+    if (!is_done()) {
+      map_ = before_;
+      static_cast<void>(change(current, layer, next));
+      try_for_split();
+      map_ = before_;
+      depart();
+      try_for_split();
+    }
+    if (!is_done()) { retry_for_split(); }
+    std::swap(map_, best_);
+  }
+  /// Moves for the best split from the layer as it is, unless a layout from scratch is taken, or the plan for even
+  /// shares is better all the same.
+  /// @return whether the plan may be the start of another, see `search_for_moves`.
+  [[nodiscard]] bool split_as_pays(placement const& current, index_t layer, placement& next) {
+    if (!begin_split()) { return false; }
+    bool const is_fresh = change(current, layer, next);
+    try_for_split(is_fresh);
+    if (!is_fresh) {
+      map_ = before_;
+      try_for_split();
+      if (!is_done()) { retry_for_split(); }
+    }
+    std::swap(map_, best_);
+    return map_.moves() > 0 && !is_fresh && !is_done() && !limits_.of_search.limits_arrivals();
+  }
+  /// @return whether there is anything to gain.
+  [[nodiscard]] bool begin_split() {
+    start_ = search_.level_of(map_);
+    before_ = map_;
+    best_ = map_;
+    best_max_ = split(map_);
+    return !is_done();
+  }
+  [[nodiscard]] load_t done() const noexcept { return start_.mean + (start_.mean >> balanced_shift); }
+  [[nodiscard]] bool is_done() const noexcept { return best_max_ <= done(); }
+
   /// Load of the busiest rank under the best shares.
   [[nodiscard]] load_t split(replica_map const& map) {
     open_solver(map);
@@ -186,12 +221,53 @@ private:
     auto const opened = solver_.open(where_, row_, tokens_);
     BALLAST_ASSERT(opened.ok(), "incremental_planner: a map that lost an expert");
   }
-  [[nodiscard]] load_t search_for_split(replica_map& map) {
+  /// Search on from the map at hand, and keep it if it is the best so far.
+  void try_for_split(bool search_on = true) {
+    give_doubles_back();
+    auto reached = split(map_);
+    if (reached > done() && search_on) {
+      share_search_.run(map_, solver_, limits_of_split());
+      reached = split(map_);
+    }
+    if (reached < best_max_) {
+      best_max_ = reached;
+      std::swap(map_, best_);
+    }
+  }
+  void retry_for_split() {
+    open_solver(best_);
+    share_search_.retry(best_, solver_, limits_of_split());
+  }
+  [[nodiscard]] move_limits limits_of_split() const {
     auto limits = limits_at(start_.mean);
-    limits.good_enough = start_.mean + (start_.mean >> balanced_shift);
-    open_solver(map);
-    share_search_.run(map, solver_, limits);
-    return split(map);
+    limits.good_enough = done();
+    return limits;
+  }
+  /// Moves for even shares by which experts may leave a rank for good, a second copy of another one in their place.
+  void depart() {
+    auto limits = limits_at(start_.mean);
+    limits.may_double = true;
+    limits.retries = 0;
+    search_.run(map_, limits);
+  }
+  /// Where shares are solved, a slot that holds a second copy had better keep what its rank held: a share may be 0, so
+  /// a copy that stays takes nothing from one that left, and it costs no move.
+  void give_doubles_back() {
+    for (index_t slot = 0; slot < map_.num_slots(); ++slot) {
+      auto const expert = map_.expert(slot);
+      if (expert == none || map_.copies_on(map_.rank_of(slot), expert) < 2) { continue; }
+      if (auto const gone = heaviest_gone(map_.rank_of(slot)); gone != none) { map_.assign(slot, gone); }
+    }
+  }
+  /// The heaviest expert that a rank held at the start and holds no more.
+  [[nodiscard]] index_t heaviest_gone(index_t rank) const {
+    auto heaviest = none;
+    for (index_t slot = map_.first_slot(rank); slot < map_.first_slot(rank + 1); ++slot) {
+      auto const expert = map_.expert_before(slot);
+      if (map_.holds(rank, expert)) { continue; }
+      if (heaviest == none || map_.load(expert) > map_.load(heaviest)) { heaviest = expert; }
+    }
+    return heaviest;
   }
 
   // ---- a layout from scratch ----
@@ -251,10 +327,7 @@ private:
     next.index_replicas(layer);
     relabeler_.align_slots(current, next, layer);
   }
-  [[nodiscard]] status write_split(placement const& current, placement& next, index_t layer) {
-    write(current, next, layer);
-    return split_planned_layer(where_, next, layer, tokens_, solver_);
-  }
+
   topology const& where_;
   incremental_limits limits_;
   move_search<Cost> search_;
@@ -267,6 +340,9 @@ private:
   replica_map map_;                 ///< the plan so far
   replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
   replica_map other_;               ///< one to compare it with
+  replica_map before_;              ///< as `rehomed_`, while the plan is for optimal shares
+  replica_map best_;                ///< the best plan for optimal shares so far
+  load_t best_max_ = 0;             ///< its busiest rank
   std::vector<load_t> loads_;       ///< [E] load units
   std::vector<load_t> tokens_;      ///< [E]
   std::vector<index_t> start_row_;  ///< [P] of the placement in force
