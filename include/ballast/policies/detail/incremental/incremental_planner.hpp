@@ -120,31 +120,24 @@ private:
   /// A layout from scratch, or a few moves; true for the former. Which one shows after the first descent; what the
   /// search does beyond it makes the layer better on these loads, not on others.
   bool change(placement const& current, index_t layer, placement& next) {
-    if (is_layout_worth_a_look()) {
-      rehomed_ = map_;
-      auto quick = limits_at(start_.mean);
-      quick.retries = 0;
-      search_.run(map_, quick);
-      if (take_fresh_layout(current, layer, next)) { return true; }
-      std::swap(map_, rehomed_);
+    auto const limits = limits_at(start_.mean);
+    rehomed_ = map_;
+    bool const has_changed = search_.begin(map_, limits);
+    if (is_layout_worth_a_look() && take_fresh_layout(current, layer, next)) { return true; }
+    if (has_changed) { search_.retry(); }
+    if (has_budget()) {
+      try_doubles(limits);
+    } else {
+      go_on(limits);
     }
-    search_for_moves();
     return false;
   }
 
   // ---- a few moves ----
 
-  void search_for_moves() {
-    auto const limits = limits_at(start_.mean);
-    if (has_budget()) {
-      other_ = map_;
-      search_.run(map_, limits);
-      try_doubles(limits);
-      return;
-    }
-    // The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is not:
-    // then the same loads move nothing when they come again.
-    search_.run(map_, limits);
+  /// The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is not:
+  /// then the same loads move nothing when they come again.
+  void go_on(move_limits const& limits) {
     if (limits.retries == 0 || limits.limits_arrivals()) { return; }
     for (auto rounds = max_rounds; rounds > 1 && map_.moves() > 0; --rounds) {
       start_again();
@@ -162,8 +155,8 @@ private:
     auto const worth = start_.mean / worth_of_doubles;
     if (map_.moves() < limits_.budget || max - start_.mean < worth) { return; }
     limits.may_double = true;
-    search_.run(other_, limits);
-    if (max - search_.level_of(other_).max > worth) { std::swap(map_, other_); }
+    search_.run(rehomed_, limits);
+    if (max - search_.level_of(rehomed_).max > worth) { std::swap(map_, rehomed_); }
   }
 
   // ---- moves for the best split ----
@@ -186,7 +179,7 @@ private:
   }
   /// Moves for the best split from the layer as it is, unless a layout from scratch is taken, or the plan for even
   /// shares is better all the same.
-  /// @return whether the plan may be the start of another, see `search_for_moves`.
+  /// @return whether the plan may be the start of another, see `go_on`.
   [[nodiscard]] bool split_as_pays(placement const& current, index_t layer, placement& next) {
     if (!begin_split()) { return false; }
     bool const is_fresh = change(current, layer, next);

@@ -129,6 +129,10 @@ public:
 
   /// Change the map for the better; it stays as it is if nothing is worth it.
   void run(replica_map& map, move_limits const& limits) {
+    if (begin(map, limits)) { retry(); }
+  }
+  /// The first descent of `run`; true if it changed the map, and `retry` does the rest.
+  [[nodiscard]] bool begin(replica_map& map, move_limits const& limits) {
     map_ = &map;
     limits_ = limits;
     work_ = limits.work;
@@ -136,19 +140,22 @@ public:
     era_ = 0;
     journal_.clear();
     auto const start = level_of(map);
-    if (start.max <= limits.good_enough) { return; }
+    if (start.max <= limits.good_enough) { return false; }
     mean_ = start.mean;
     tolerance_ = (mean_ >> numbers::tolerance_shift) + 1;
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
     descend();
+    bool const pays =
+        start.max - best_.max >= limits.least_gain && start.max - best_.worth >= limits.price / 2 && best_.length > 0;
+    if (!pays) { rewind(0); }
+    return pays;
+  }
+  /// Undo a few changes and search again, as often as the limits say. @pre `begin` was true, its map is as it left it
+  void retry() {
     auto best = best_;
-    if (start.max - best.max < limits.least_gain || start.max - best.worth < limits.price / 2) {
-      rewind(0);
-      return;
-    }
     random_ = 0;
-    for (index_t i = 0; i < retries_at(best.max) && best.max > limits.goal && work_ > 0; ++i) {
+    for (index_t i = 0; i < retries_at(best.max) && best.max > limits_.goal && work_ > 0; ++i) {
       journal_.clear();
       undo_some();
       if (!limits_.may_double && has_doubled()) {
