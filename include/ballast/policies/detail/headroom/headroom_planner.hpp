@@ -155,10 +155,15 @@ private:
     auto const part = at(loads_, expert) * key_unit / count(expert);
     for (auto const rank : chosen_) {
       for (auto const other : chosen_) { at(shared_, rank * num_ranks() + other) += rank != other ? 1 : 0; }
-      // Half, where shares are free to leave: ranks are balanced rather by what cannot.
-      at(rank_load_, rank) += is_sparse() ? part : part / 2;
+      at(rank_load_, rank) += weight_of_replica(part);
       put(expert, rank, part, out);
     }
+  }
+  /// Half, where shares are free to leave: ranks are balanced rather by what cannot. Where ranks have few slots, less is
+  /// free: three fifths.
+  [[nodiscard]] load_t weight_of_replica(load_t part) const {
+    if (is_sparse()) { return part; }
+    return where_.slots_per_rank() < few_slots ? part / 5 * 3 : part / 2;
   }
   [[nodiscard]] std::uint64_t spread_key(std::uint64_t seed, index_t rank) {
     std::uint64_t shared = 0;
@@ -331,6 +336,7 @@ private:
 
   [[nodiscard]] static load_t magnitude(load_t value) { return value < 0 ? -value : value; }
 
+  static constexpr index_t few_slots = 8;
   static constexpr load_t strange_block = 100;  ///< a hundredth of the mean
   static constexpr load_t key_unit = 64;        // sums of three loads of `max_layer_tokens` stay far below 2^63
 
