@@ -358,6 +358,18 @@ std::vector<load_t> block_loads(index_t layers, index_t experts, std::uint64_t s
 }
 }  // namespace
 
+TEST_CASE("a layout from scratch for ranks of few slots comes near balance too") {
+  topology const where{{128, 8, 4, 0}};
+  auto const loads = block_loads(2, 256, 66, 67);
+  auto const start = trivial_placement({2, 256, 512});
+  auto const made = planned(incremental_placement{}, {loads, 1, 2, 256}, start, where);
+  REQUIRE(count_moves(where, start, made, 1) > 256);
+  for (index_t layer = 0; layer < 2; ++layer) {
+    CAPTURE(layer);
+    CHECK(balance_of(where, made, layer, matrix_view<load_t const>{loads, 2, 256}.row(layer)).balancedness() > 0.965);
+  }
+}
+
 TEST_CASE("a layout that no few moves mend is started afresh, once, and stands up to other loads") {
   topology const where{{16, 1, 9, 0}};
   auto const now = block_loads(6, 128, 61, 62);

@@ -50,7 +50,6 @@ public:
     even_load_.resize(ranks);
     rank_load_.resize(ranks);
     block_load_.resize(ranks * static_cast<std::size_t>(id_blocks_));
-    shared_.resize(ranks * ranks);
   }
 
   /// `[E]` tokens to plan for, to be filled in.
@@ -105,7 +104,7 @@ private:
     std::fill(filled_.begin(), filled_.end(), 0);
     std::fill(rank_load_.begin(), rank_load_.end(), load_t{0});
     std::fill(block_load_.begin(), block_load_.end(), load_t{0});
-    std::fill(shared_.begin(), shared_.end(), 0);
+    shared_.assign(live_ranks_.size() * live_ranks_.size(), 0);
   }
 
   [[nodiscard]] index_t num_spare() const { return num_ranks() * where_.slots_per_rank() - num_logical(); }
@@ -159,8 +158,8 @@ private:
       put(expert, rank, part, out);
     }
   }
-  /// Half, where shares are free to leave: ranks are balanced rather by what cannot. Where ranks have few slots, less is
-  /// free: three fifths.
+  /// Half, where shares are free to leave: ranks are balanced rather by what cannot. Where ranks have few slots, less
+  /// is free: three fifths.
   [[nodiscard]] load_t weight_of_replica(load_t part) const {
     if (is_sparse()) { return part; }
     return where_.slots_per_rank() < few_slots ? part / 5 * 3 : part / 2;

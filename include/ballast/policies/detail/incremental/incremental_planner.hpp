@@ -90,7 +90,9 @@ private:
   /// A layout from scratch is for layers that no few moves mend: it must stand up to other loads by so much better, an
   /// eighth of the mean. What drift does to a good layout stays below.
   static constexpr load_t least_relief = layout_stress::unit / 8;
+  static constexpr load_t part_off_balance = 32;
   static constexpr index_t slots_of_large_layers = 400;
+  static constexpr index_t slots_of_huge_layers = 1600;
 
   // ---- a layer as it is ----
 
@@ -121,9 +123,12 @@ private:
   /// search does beyond it makes the layer better on these loads, not on others.
   bool change(placement const& current, index_t layer, placement& next) {
     auto const limits = limits_at(start_.mean);
-    rehomed_ = map_;
+    if (has_budget()) { rehomed_ = map_; }
     bool const has_changed = search_.begin(map_, limits);
-    if (is_layout_worth_a_look() && take_fresh_layout(current, layer, next)) { return true; }
+    if (is_layout_worth_a_look() && take_fresh_layout(current, layer, next)) {
+      balance_layout(limits);
+      return true;
+    }
     if (has_changed) { search_.retry(); }
     if (has_budget()) {
       try_doubles(limits);
@@ -265,9 +270,12 @@ private:
 
   // ---- a layout from scratch ----
 
-  /// Making one takes as long as ranks times slots, so large layers have to be far from balance to get one.
+  /// Making one takes as long as ranks times slots, so large layers have to be far from balance to get one. Huge ones
+  /// get none: the exchanges that a layout is granted do not bring it near balance there.
   [[nodiscard]] bool is_layout_worth_a_look() const noexcept {
-    if (limits_.plans_per_layout == 0 || !cost_is_load<Cost>) { return false; }
+    if (limits_.plans_per_layout == 0 || !cost_is_load<Cost> || map_.num_slots() > slots_of_huge_layers) {
+      return false;
+    }
     return map_.num_slots() <= slots_of_large_layers || start_.max > start_.mean + start_.mean / 2;
   }
   [[nodiscard]] bool take_fresh_layout(placement const& current, index_t layer, placement& next) {
@@ -286,6 +294,12 @@ private:
     if (!is_worth(stress - stress_(where_, other_), other_)) { return false; }
     std::swap(map_, other_);
     return true;
+  }
+  /// Where ranks have few slots, a layout may be far from balance. What it moved anyway may go elsewhere for nothing.
+  void balance_layout(move_limits limits) {
+    limits.goal = limits.good_enough = start_.mean + start_.mean / part_off_balance;
+    limits.retries = 0;
+    search_.run(map_, limits);
   }
   [[nodiscard]] bool is_within_limits(replica_map const& map) const {
     auto const& limits = limits_.of_search;
