@@ -70,6 +70,7 @@ public:
   [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, index_t layer,
                                     placement& next) {
     if (auto result = open(history, current, layer); !result.ok()) { return result; }
+    split_work_ = limits_.of_search.work;
     if (has_budget()) {
       split_within_budget(current, layer, next);
     } else {
@@ -179,7 +180,7 @@ private:
       depart();
       try_for_split();
     }
-    if (!is_done()) { retry_for_split(); }
+    if (!is_done() && split_work_ > 0) { retry_for_split(); }
     std::swap(map_, best_);
   }
   /// Moves for the best split from the layer as it is, unless a layout from scratch is taken, or the plan for even
@@ -225,6 +226,7 @@ private:
     auto reached = split(map_);
     if (reached > done() && search_on) {
       share_search_.run(map_, solver_, limits_of_split());
+      split_work_ = share_search_.work_left();
       reached = split(map_);
     }
     if (reached < best_max_) {
@@ -239,6 +241,7 @@ private:
   [[nodiscard]] move_limits limits_of_split() const {
     auto limits = limits_at(start_.mean);
     limits.good_enough = done();
+    limits.work = split_work_;
     return limits;
   }
   /// Moves for even shares by which experts may leave a rank for good, a second copy of another one in their place.
@@ -350,6 +353,7 @@ private:
   replica_map before_;              ///< as `rehomed_`, while the plan is for optimal shares
   replica_map best_;                ///< the best plan for optimal shares so far
   load_t best_max_ = 0;             ///< its busiest rank
+  std::int64_t split_work_ = 0;     ///< left for the searches for it
   std::vector<load_t> loads_;       ///< [E] load units
   std::vector<load_t> tokens_;      ///< [E]
   std::vector<index_t> start_row_;  ///< [P] of the placement in force

@@ -71,11 +71,19 @@ public:
     }
   }
 
+  /// What the last search left of its `move_limits::work`; below 0 by what its last step took.
+  [[nodiscard]] std::int64_t work_left() const noexcept { return work_; }
+
 private:
   using numbers = share_search_numbers;
   static constexpr index_t none = replica_map::none;
-  /// What solving costs, for each slot, in candidates.
-  static constexpr std::int64_t work_of_solving = 8;
+  /// What solving costs, in candidates: so much for each slot, and more in large layers, whose paths are longer.
+  [[nodiscard]] std::int64_t work_of_solving() const {
+    constexpr std::int64_t of_slot = 8;
+    constexpr std::int64_t large = 512;
+    auto const slots = std::int64_t{map_->num_slots()};
+    return of_slot * slots * (large + slots) / large;
+  }
 
   struct entry {
     index_t slot;
@@ -157,7 +165,7 @@ private:
 
   /// Set the target of the next step; false if the busiest rank is light enough, or can no longer pay off.
   [[nodiscard]] bool aim(load_t target) {
-    work_ -= work_of_solving * map_->num_slots();
+    work_ -= work_of_solving();
     max_ = solver_->solve();
     auto const price = limits_.price_of(map_->moves() - moves_at_start_);
     if (max_ + price < best_.worth - tolerance_) { best_ = {max_ + price, max_, journal_.size()}; }
@@ -171,6 +179,7 @@ private:
     if (limits_.price > 0) { left = std::min(left, (max_ - mean_) / limits_.price); }
     left = std::max(left, load_t{1});
     auto const [part, whole] = numbers::margin_of_excess;
+    work_ -= work_of_solving();
     auto margin = std::max(solver_->settle(mean_ + 1) / whole / left * part, least_margin_);
     while (max_ <= mean_ + margin) { margin -= margin / numbers::margin_step + 1; }
     return mean_ + margin;
@@ -203,7 +212,7 @@ private:
     return true;
   }
   [[nodiscard]] load_t settle() {
-    work_ -= work_of_solving * map_->num_slots();
+    work_ -= work_of_solving();
     return solver_->settle(target_);
   }
   /// List the best changes of the heaviest experts first, and of all others where these have none.
