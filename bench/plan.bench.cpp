@@ -2,6 +2,8 @@
 // Planning all layers of a model, tables included: time beside balance. Rows: plan/<policy>/<layers x
 // experts>/<slots>/<ranks>, and incremental/curve/<ranks> (100 layers, 2 experts and 4 slots a rank, 10 % drift),
 // beside balanced/curve. part/<start or drift>/...: what one rank of a group plans when they plan in parts.
+// cells/...: `incremental` under every budget, split and start of a list, one after the other; the slowest of these
+// cells against their median.
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/moves.hpp>
 #include <ballast/policies/balanced.hpp>
@@ -12,7 +14,10 @@
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <ctime>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -106,6 +111,42 @@ void part_of_a_rank(benchmark::State& state, model const& shape, bool drift) {
   state.SetLabel(BALLAST_BENCH_INSTRUCTION_SET);
 }
 
+void cells(benchmark::State& state, model const& shape) {
+  topology const where{{shape.num_ranks, shape.num_nodes, shape.num_slots / shape.num_ranks, 0}};
+  auto const before = ballast_bench::log_normal_loads(shape.num_layers, shape.num_logical);
+  auto const loads = ballast_bench::drifted(before, 0.2);
+  auto const start = trivial_placement({shape.num_layers, shape.num_logical, shape.num_slots});
+  placement balanced;
+  plan(balanced_placement{}, matrix_view<load_t const>{before, shape.num_layers, shape.num_logical}, start, where,
+       balanced)
+      .or_throw();
+  placement next;
+  double slowest = 0;
+  for (auto _ : state) {
+    std::vector<double> milliseconds;
+    for (auto const shares : {share_mode::even, share_mode::optimal}) {
+      for (index_t const moves : {-1, 8, 44, 400}) {
+        for (placement const* current : {&std::as_const(start), &std::as_const(balanced)}) {
+          incremental_placement const policy{.max_moves_per_layer = moves, .shares = shares};
+          auto const begin = std::clock();
+          plan(policy, matrix_view<load_t const>{loads, shape.num_layers, shape.num_logical}, *current, where, next)
+              .or_throw();
+          milliseconds.push_back(1000.0 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC);
+        }
+      }
+    }
+    std::sort(milliseconds.begin(), milliseconds.end());
+    slowest = std::max(slowest, milliseconds.back() / milliseconds[milliseconds.size() / 2]);
+  }
+  state.counters["slowest_over_median"] = slowest;
+  state.SetLabel(BALLAST_BENCH_INSTRUCTION_SET);
+}
+
+constexpr model cell_models[] = {{"58x256", 58, 256, 288, 8, 1, 1},    {"58x256", 58, 256, 288, 16, 1, 1},
+                                 {"58x256", 58, 256, 288, 32, 4, 1},   {"58x256", 58, 256, 320, 64, 8, 1},
+                                 {"58x256", 58, 256, 288, 72, 9, 1},   {"58x256", 58, 256, 288, 144, 18, 1},
+                                 {"2x1024", 2, 1024, 2048, 512, 8, 1}, {"1x2048", 1, 2048, 4096, 1024, 8, 1}};
+
 constexpr model shared_models[] = {{"58x256", 58, 256, 288, 8, 1, 1},
                                    {"58x256", 58, 256, 288, 32, 4, 1},
                                    {"58x256", 58, 256, 288, 72, 9, 1},
@@ -131,6 +172,9 @@ constexpr model shared_models[] = {{"58x256", 58, 256, 288, 8, 1, 1},
                         std::to_string(shape.num_slots) + "/" + std::to_string(shape.num_ranks);
       add(name, [&shape, drift](auto& state) { part_of_a_rank(state, shape, drift); });
     }
+  }
+  for (auto const& shape : cell_models) {
+    add(row_name("cells", shape).substr(5), [&shape](auto& state) { cells(state, shape); });
   }
   for (index_t ranks = 32; ranks <= 1024; ranks *= 2) {
     model const shape{"curve", 100, 2 * ranks, 4 * ranks, ranks, 1, 1};

@@ -82,6 +82,26 @@ load_t optimum_by_enumeration(layer_case const& in) {
   return best;
 }
 
+/// Likewise the most that a set has more than `target` for each of its ranks: no split leaves less above it.
+load_t excess_by_enumeration(layer_case const& in, load_t target) {
+  load_t most = 0;
+  for (unsigned set = 1; set < (1u << in.where.num_ranks()); ++set) {
+    load_t above = 0;
+    for (index_t rank = 0; rank < in.where.num_ranks(); ++rank) { above -= (set >> rank & 1u) != 0 ? target : 0; }
+    for (index_t expert = 0; expert < static_cast<index_t>(in.loads.size()); ++expert) {
+      bool stays = true;
+      for (index_t slot = 0; slot < in.where.num_slots(); ++slot) {
+        auto const rank = in.where.rank_of_slot(slot);
+        stays = stays && (in.map[static_cast<std::size_t>(slot)] != expert || !in.where.is_live(rank) ||
+                          (set >> rank & 1u) != 0);
+      }
+      above += stays ? in.loads[static_cast<std::size_t>(expert)] * detail::load_unit : 0;
+    }
+    most = std::max(most, above);
+  }
+  return most;
+}
+
 load_t max_rank_load(topology const& where, placement const& in, std::vector<load_t> const& loads) {
   std::vector<load_t> per_rank(static_cast<std::size_t>(where.num_ranks()));
   rank_loads(where, in, 0, loads, per_rank);
@@ -175,6 +195,34 @@ TEST_CASE("the bottleneck's experts cannot leave it and its mean load is the opt
         CHECK((!in.where.is_live(rank) || solver.is_bottleneck(rank)));
       }
     }
+  }
+}
+
+TEST_CASE(
+    "settled at a target, no more stays above it than any split must leave, and none of that can leave its ranks") {
+  random_source random{9};
+  share_solver solver;
+  for (int i = 0; i < 2000; ++i) {
+    CAPTURE(i);
+    auto const in = random_case(random, 7);
+    REQUIRE(solver.open(in.where, in.map, in.loads).ok());
+    auto const best = optimum_by_enumeration(in);
+    auto const target = best * (1 + random.below(12)) / 10;
+    auto const above = solver.settle(target);
+    CHECK(above == excess_by_enumeration(in, target));
+    CHECK((above == 0) == (target >= best));
+    load_t left = 0;
+    for (auto const load : solver.rank_loads()) { left += std::max(load - target, load_t{0}); }
+    CHECK(left == above);
+    if (above == 0) { continue; }
+    // A least cut: what the bottleneck carries above the target is all there is, and its ranks are full.
+    load_t inside = 0;
+    for (index_t rank = 0; rank < in.where.num_ranks(); ++rank) {
+      auto const load = solver.rank_loads()[static_cast<std::size_t>(rank)];
+      if (solver.is_bottleneck(rank)) { inside += load - target; }
+      CHECK((solver.is_bottleneck(rank) ? load >= target : load <= target));
+    }
+    CHECK(inside == above);
   }
 }
 

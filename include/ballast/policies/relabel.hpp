@@ -40,7 +40,6 @@ public:
     for (auto const rank : live_) { ++first_live_[static_cast<std::size_t>(where.node_of_rank(rank)) + 1]; }
     for (std::size_t n = 0; n < num_nodes; ++n) { first_live_[n + 1] += first_live_[n]; }
     source_.resize(num_ranks);
-    kept_.resize(num_ranks * num_ranks);
     near_.resize(num_ranks * num_nodes);
     std::iota(source_.begin(), source_.end(), 0);
   }
@@ -82,7 +81,7 @@ private:
 
   /// For every rank of the target: how many of its experts each rank, and each node, holds now.
   void count_overlaps(placement const& current, placement const& target, index_t layer) {
-    std::fill(kept_.begin(), kept_.end(), 0);
+    kept_.assign(source_.size() * source_.size(), 0);
     std::fill(near_.begin(), near_.end(), 0);
     auto const offsets = current.replica_offsets(layer);
     auto const slots = current.replica_slots(layer);

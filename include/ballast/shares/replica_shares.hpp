@@ -98,6 +98,25 @@ public:
     return max_load();
   }
 
+  /// Move tokens from ranks above a target to ranks below it, as far as the replicas allow.
+  ///
+  /// @param target  load of a rank, in units of 1 / 2^18 token
+  /// @return what ranks carry above the target all the same, in these units, added up: no split leaves less. Where that
+  ///         is more than 0, `bottleneck_ranks()` are the ranks that it can reach; what puts load there has no replica
+  ///         elsewhere, and none of them is below the target.
+  /// @pre as for `solve`
+  /// @complexity O(searches * P), no allocation.
+  /// @throws nothing
+  /// @determinism as `solve`
+  load_t settle(load_t target) {
+    list_replicated();
+    if (drain(target, target)) { return 0; }
+    in_bottleneck_ = reached_;
+    load_t above = 0;
+    for (auto const load : rank_load_) { above += std::max(load - target, load_t{0}); }
+    return above;
+  }
+
   /// Put another expert into a slot and keep the rest of the split; call `solve` afterwards.
   ///
   /// @pre `slot` in [0, P) on a live rank, `expert` in [0, E); the expert that leaves has another live replica, or it

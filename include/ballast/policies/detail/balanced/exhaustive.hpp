@@ -73,11 +73,8 @@ private:
 
   void place_expert(std::size_t depth) {
     if (--nodes_ <= 0) { return; }
-    if (depth == order_.size()) {
-      if (free_ > 0) { return; }
-      best_ = *std::max_element(load_.begin(), load_.end());
-      answer_ = chosen_;
-      found_ = true;
+    if (left_[depth] == 0) {
+      fill_up(depth);
       return;
     }
     auto const others = static_cast<index_t>(order_.size() - depth) - 1;
@@ -87,6 +84,23 @@ private:
       auto const load = loads_[order_[depth]] / count;
       if (load >= best_) { continue; }
       place_copies(depth, count, load, 0);
+    }
+  }
+  /// The experts from `depth` on have no load: where they can fill all slots that are left, any way to do it is as
+  /// good.
+  void fill_up(std::size_t depth) {
+    auto const idle = static_cast<index_t>(order_.size() - depth);
+    // One expert after the other, over and over: a rank gets each once if it has room for no more than there are.
+    if (free_ < idle || *std::max_element(room_.begin(), room_.end()) > idle) { return; }
+    best_ = *std::max_element(load_.begin(), load_.end());
+    answer_ = chosen_;
+    found_ = true;
+    auto next = depth;
+    for (std::size_t rank = 0; rank < room_.size(); ++rank) {
+      for (index_t i = 0; i < room_[rank]; ++i) {
+        answer_[order_[next] * static_cast<std::size_t>(num_ranks_) + rank] = 1;
+        next = next + 1 < order_.size() ? next + 1 : depth;
+      }
     }
   }
   /// Give the rest of an expert's copies to ranks from `first` on.

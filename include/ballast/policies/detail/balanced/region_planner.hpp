@@ -84,7 +84,10 @@ private:
   load_t search_all(load_t result, index_t num_ranks, index_t slots) {
     auto nodes = std::min(work_ / work_per_node, max_nodes);
     auto const before = nodes;
-    if (exhaustive_.run(loads_, num_ranks, slots, result, nodes)) { exhaustive_.rebuild(packing_, slots); }
+    if (exhaustive_.run(loads_, num_ranks, slots, result, nodes)) {
+      exhaustive_.rebuild(packing_, slots);
+      for (std::size_t e = 0; e < counts_.size(); ++e) { counts_[e] = packing_.count(static_cast<index_t>(e)); }
+    }
     work_ -= (before - nodes) * work_per_node;
     if (nodes > 0) { bound_ = result; }
     return result;

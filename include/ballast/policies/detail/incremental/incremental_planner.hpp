@@ -61,7 +61,7 @@ public:
   /// @param next     in/out: [L, P]; the layer's row of `current` comes in, its plan goes out.
   [[nodiscard]] status plan_even(load_history_view history, placement const& current, index_t layer, placement& next) {
     if (auto result = open(history, current, layer); !result.ok()) { return result; }
-    change(current, layer, next);
+    static_cast<void>(change(current, layer, next));
     write(current, next, layer);
     return {};
   }
@@ -70,24 +70,14 @@ public:
   [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, index_t layer,
                                     placement& next) {
     if (auto result = open(history, current, layer); !result.ok()) { return result; }
-    auto const rehomed = map_;
-    auto const start = split(map_);
-    auto const done = start_.mean + (start_.mean >> balanced_shift);
-    if (start <= done) { return write_split(current, next, layer); }
-    // Without a budget, a layer far from balance is brought near it by the faster search.
-    auto few_moves = std::numeric_limits<load_t>::max();
-    if (has_budget() || start <= start_.mean + start_.mean / far) {
-      few_moves = search_for_split(map_);
-      if (few_moves <= done) { return write_split(current, next, layer); }
+    split_work_ = limits_.of_search.work;
+    if (has_budget()) {
+      split_within_budget(current, layer, next);
+    } else {
+      for (auto rounds = max_rounds; rounds > 0 && split_as_pays(current, layer, next); --rounds) { start_again(); }
     }
-    auto const split_moves = map_;
-    map_ = rehomed;
-    change(current, layer, next);
-    auto reached = split(map_);
-    if (reached > done) { reached = search_for_split(map_); }
-    if (few_moves <= reached) { map_ = split_moves; }
-    if (start <= std::min(few_moves, reached)) { map_ = rehomed; }
-    return write_split(current, next, layer);
+    write(current, next, layer);
+    return split_planned_layer(where_, next, layer, tokens_, solver_);
   }
 
 private:
@@ -95,14 +85,15 @@ private:
   static constexpr int max_rounds = 8;
   /// A busiest rank so little above the mean, as a power of two, is as good as balance.
   static constexpr int balanced_shift = 10;
-  static constexpr load_t far = 16;
   /// Second copies on a rank waste slots that later loads want. They must lower the busiest rank by so much, a part of
   /// the mean, and only a budget that binds is a reason for them.
   static constexpr load_t worth_of_doubles = 8;
   /// A layout from scratch is for layers that no few moves mend: it must stand up to other loads by so much better, an
   /// eighth of the mean. What drift does to a good layout stays below.
   static constexpr load_t least_relief = layout_stress::unit / 8;
+  static constexpr load_t part_off_balance = 32;
   static constexpr index_t slots_of_large_layers = 400;
+  static constexpr index_t slots_of_huge_layers = 1600;
 
   // ---- a layer as it is ----
 
@@ -129,51 +120,94 @@ private:
     return result;
   }
 
-  /// A layout from scratch, or a few moves. Which one shows after the first descent; what the search does beyond it
-  /// makes the layer better on these loads, not on others.
-  void change(placement const& current, index_t layer, placement& next) {
-    if (is_layout_worth_a_look()) {
-      rehomed_ = map_;
-      auto quick = limits_at(start_.mean);
-      quick.retries = 0;
-      search_.run(map_, quick);
-      if (take_fresh_layout(current, layer, next)) { return; }
-      std::swap(map_, rehomed_);
+  /// A layout from scratch, or a few moves; true for the former. Which one shows after the first descent; what the
+  /// search does beyond it makes the layer better on these loads, not on others.
+  bool change(placement const& current, index_t layer, placement& next) {
+    auto const limits = limits_at(start_.mean);
+    if (has_budget()) { rehomed_ = map_; }
+    bool const has_changed = search_.begin(map_, limits);
+    if (is_layout_worth_a_look() && take_fresh_layout(current, layer, next)) {
+      balance_layout(limits);
+      return true;
     }
-    search_for_moves();
+    if (has_changed) { search_.retry(); }
+    if (has_budget()) {
+      try_doubles(limits);
+    } else {
+      go_on(limits);
+    }
+    return false;
   }
 
   // ---- a few moves ----
 
-  void search_for_moves() {
-    auto const limits = limits_at(start_.mean);
-    if (has_budget()) {
-      other_ = map_;
-      search_.run(map_, limits);
-      try_doubles(limits);
-      return;
-    }
-    // The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is not:
-    // then the same loads move nothing when they come again.
-    search_.run(map_, limits);
+  /// The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is not:
+  /// then the same loads move nothing when they come again.
+  void go_on(move_limits const& limits) {
     if (limits.retries == 0 || limits.limits_arrivals()) { return; }
     for (auto rounds = max_rounds; rounds > 1 && map_.moves() > 0; --rounds) {
-      row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
-      keep_dead_slots(row_);
-      map_.open(where_, row_, loads_);
+      start_again();
       search_.run(map_, limits);
     }
+  }
+  /// What has been planned becomes what a plan starts from.
+  void start_again() {
+    row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
+    keep_dead_slots(row_);
+    map_.open(where_, row_, loads_);
   }
   void try_doubles(move_limits limits) {
     auto const max = search_.level_of(map_).max;
     auto const worth = start_.mean / worth_of_doubles;
     if (map_.moves() < limits_.budget || max - start_.mean < worth) { return; }
     limits.may_double = true;
-    search_.run(other_, limits);
-    if (max - search_.level_of(other_).max > worth) { std::swap(map_, other_); }
+    search_.run(rehomed_, limits);
+    if (max - search_.level_of(rehomed_).max > worth) { std::swap(map_, rehomed_); }
   }
 
   // ---- moves for the best split ----
+
+  /// The best of three: moves for the best split; the plan for even shares, and moves for the best split after it; the
+  /// same after a plan in which experts depart. What is left to gain is tried for by retries.
+  void split_within_budget(placement const& current, index_t layer, placement& next) {
+    if (!begin_split()) { return; }
+    try_for_split();
+    if (!is_done()) {
+      map_ = before_;
+      static_cast<void>(change(current, layer, next));
+      try_for_split();
+      map_ = before_;
+      depart();
+      try_for_split();
+    }
+    if (!is_done() && split_work_ > 0) { retry_for_split(); }
+    std::swap(map_, best_);
+  }
+  /// Moves for the best split from the layer as it is, unless a layout from scratch is taken, or the plan for even
+  /// shares is better all the same.
+  /// @return whether the plan may be the start of another, see `go_on`.
+  [[nodiscard]] bool split_as_pays(placement const& current, index_t layer, placement& next) {
+    if (!begin_split()) { return false; }
+    bool const is_fresh = change(current, layer, next);
+    try_for_split(is_fresh);
+    if (!is_fresh) {
+      map_ = before_;
+      try_for_split();
+      if (!is_done()) { retry_for_split(); }
+    }
+    std::swap(map_, best_);
+    return map_.moves() > 0 && !is_fresh && !is_done() && !limits_.of_search.limits_arrivals();
+  }
+  /// @return whether there is anything to gain.
+  [[nodiscard]] bool begin_split() {
+    start_ = search_.level_of(map_);
+    before_ = map_;
+    best_ = map_;
+    best_max_ = split(map_);
+    return !is_done();
+  }
+  [[nodiscard]] load_t done() const noexcept { return start_.mean + (start_.mean >> balanced_shift); }
+  [[nodiscard]] bool is_done() const noexcept { return best_max_ <= done(); }
 
   /// Load of the busiest rank under the best shares.
   [[nodiscard]] load_t split(replica_map const& map) {
@@ -186,19 +220,65 @@ private:
     auto const opened = solver_.open(where_, row_, tokens_);
     BALLAST_ASSERT(opened.ok(), "incremental_planner: a map that lost an expert");
   }
-  [[nodiscard]] load_t search_for_split(replica_map& map) {
+  /// Search on from the map at hand, and keep it if it is the best so far.
+  void try_for_split(bool search_on = true) {
+    give_doubles_back();
+    auto reached = split(map_);
+    if (reached > done() && search_on) {
+      share_search_.run(map_, solver_, limits_of_split());
+      split_work_ = share_search_.work_left();
+      reached = split(map_);
+    }
+    if (reached < best_max_) {
+      best_max_ = reached;
+      std::swap(map_, best_);
+    }
+  }
+  void retry_for_split() {
+    open_solver(best_);
+    share_search_.retry(best_, solver_, limits_of_split());
+  }
+  [[nodiscard]] move_limits limits_of_split() const {
     auto limits = limits_at(start_.mean);
-    limits.good_enough = start_.mean + (start_.mean >> balanced_shift);
-    open_solver(map);
-    share_search_.run(map, solver_, limits);
-    return split(map);
+    limits.good_enough = done();
+    limits.work = split_work_;
+    return limits;
+  }
+  /// Moves for even shares by which experts may leave a rank for good, a second copy of another one in their place.
+  void depart() {
+    auto limits = limits_at(start_.mean);
+    limits.may_double = true;
+    limits.retries = 0;
+    search_.run(map_, limits);
+  }
+  /// Where shares are solved, a slot that holds a second copy had better keep what its rank held: a share may be 0, so
+  /// a copy that stays takes nothing from one that left, and it costs no move.
+  void give_doubles_back() {
+    for (index_t slot = 0; slot < map_.num_slots(); ++slot) {
+      auto const expert = map_.expert(slot);
+      if (expert == none || map_.copies_on(map_.rank_of(slot), expert) < 2) { continue; }
+      if (auto const gone = heaviest_gone(map_.rank_of(slot)); gone != none) { map_.assign(slot, gone); }
+    }
+  }
+  /// The heaviest expert that a rank held at the start and holds no more.
+  [[nodiscard]] index_t heaviest_gone(index_t rank) const {
+    auto heaviest = none;
+    for (index_t slot = map_.first_slot(rank); slot < map_.first_slot(rank + 1); ++slot) {
+      auto const expert = map_.expert_before(slot);
+      if (map_.holds(rank, expert)) { continue; }
+      if (heaviest == none || map_.load(expert) > map_.load(heaviest)) { heaviest = expert; }
+    }
+    return heaviest;
   }
 
   // ---- a layout from scratch ----
 
-  /// Making one takes as long as ranks times slots, so large layers have to be far from balance to get one.
+  /// Making one takes as long as ranks times slots, so large layers have to be far from balance to get one. Huge ones
+  /// get none: the exchanges that a layout is granted do not bring it near balance there.
   [[nodiscard]] bool is_layout_worth_a_look() const noexcept {
-    if (limits_.plans_per_layout == 0 || !cost_is_load<Cost>) { return false; }
+    if (limits_.plans_per_layout == 0 || !cost_is_load<Cost> || map_.num_slots() > slots_of_huge_layers) {
+      return false;
+    }
     return map_.num_slots() <= slots_of_large_layers || start_.max > start_.mean + start_.mean / 2;
   }
   [[nodiscard]] bool take_fresh_layout(placement const& current, index_t layer, placement& next) {
@@ -217,6 +297,12 @@ private:
     if (!is_worth(stress - stress_(where_, other_), other_)) { return false; }
     std::swap(map_, other_);
     return true;
+  }
+  /// Where ranks have few slots, a layout may be far from balance. What it moved anyway may go elsewhere for nothing.
+  void balance_layout(move_limits limits) {
+    limits.goal = limits.good_enough = start_.mean + start_.mean / part_off_balance;
+    limits.retries = 0;
+    search_.run(map_, limits);
   }
   [[nodiscard]] bool is_within_limits(replica_map const& map) const {
     auto const& limits = limits_.of_search;
@@ -251,10 +337,7 @@ private:
     next.index_replicas(layer);
     relabeler_.align_slots(current, next, layer);
   }
-  [[nodiscard]] status write_split(placement const& current, placement& next, index_t layer) {
-    write(current, next, layer);
-    return split_planned_layer(where_, next, layer, tokens_, solver_);
-  }
+
   topology const& where_;
   incremental_limits limits_;
   move_search<Cost> search_;
@@ -267,6 +350,10 @@ private:
   replica_map map_;                 ///< the plan so far
   replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
   replica_map other_;               ///< one to compare it with
+  replica_map before_;              ///< as `rehomed_`, while the plan is for optimal shares
+  replica_map best_;                ///< the best plan for optimal shares so far
+  load_t best_max_ = 0;             ///< its busiest rank
+  std::int64_t split_work_ = 0;     ///< left for the searches for it
   std::vector<load_t> loads_;       ///< [E] load units
   std::vector<load_t> tokens_;      ///< [E]
   std::vector<index_t> start_row_;  ///< [P] of the placement in force

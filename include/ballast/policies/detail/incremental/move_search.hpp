@@ -129,6 +129,10 @@ public:
 
   /// Change the map for the better; it stays as it is if nothing is worth it.
   void run(replica_map& map, move_limits const& limits) {
+    if (begin(map, limits)) { retry(); }
+  }
+  /// The first descent of `run`; true if it changed the map, and `retry` does the rest.
+  [[nodiscard]] bool begin(replica_map& map, move_limits const& limits) {
     map_ = &map;
     limits_ = limits;
     work_ = limits.work;
@@ -136,19 +140,24 @@ public:
     era_ = 0;
     journal_.clear();
     auto const start = level_of(map);
-    if (start.max <= limits.good_enough) { return; }
+    if (start.max <= limits.good_enough) { return false; }
     mean_ = start.mean;
     tolerance_ = (mean_ >> numbers::tolerance_shift) + 1;
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
+    std::fill(rank_cost_.begin(), rank_cost_.end(), mean_);
+    sum_ = 0;
     descend();
+    bool const pays =
+        start.max - best_.max >= limits.least_gain && start.max - best_.worth >= limits.price / 2 && best_.length > 0;
+    if (!pays) { rewind(0); }
+    return pays;
+  }
+  /// Undo a few changes and search again, as often as the limits say. @pre `begin` was true, its map is as it left it
+  void retry() {
     auto best = best_;
-    if (start.max - best.max < limits.least_gain || start.max - best.worth < limits.price / 2) {
-      rewind(0);
-      return;
-    }
     random_ = 0;
-    for (index_t i = 0; i < retries_at(best.max) && best.max > limits.goal && work_ > 0; ++i) {
+    for (index_t i = 0; i < retries_at(best.max) && best.max > limits_.goal && work_ > 0; ++i) {
       journal_.clear();
       undo_some();
       if (!limits_.may_double && has_doubled()) {
@@ -290,27 +299,30 @@ private:
 
   /// Set the target of the next step and find the costliest rank; false if that is cheap enough.
   [[nodiscard]] bool aim(load_t target) {
-    load_t sum = 0;
     hot_ = cold_ = live_ranks_.front();
     for (auto const rank : live_ranks_) {
       auto const cost = cost_(rank, map_->rank_load(rank));
-      at(rank_cost_, rank) = cost;
-      sum += std::max(cost - mean_, load_t{0}) / numbers::margin_of_excess[1];
+      if (cost != at(rank_cost_, rank)) {
+        sum_ += part_above_mean(cost) - part_above_mean(at(rank_cost_, rank));
+        at(rank_cost_, rank) = cost;
+      }
       if (cost > at(rank_cost_, hot_)) { hot_ = rank; }
       if (cost < at(rank_cost_, cold_)) { cold_ = rank; }
     }
     auto const max = at(rank_cost_, hot_);
     note_milestone(max);
     if (max <= std::max({limits_.goal, mean_, target}) || !can_pay_off(target)) { return false; }
-    aim_at(std::max(limits_.goal, target > 0 ? target : adaptive_target(max, sum)));
+    aim_at(std::max(limits_.goal, target > 0 ? target : adaptive_target(max)));
     return true;
   }
-  /// @param sum  all cost above the mean, over the denominator of `margin_of_excess`
-  [[nodiscard]] load_t adaptive_target(load_t max, load_t sum) const {
+  [[nodiscard]] load_t part_above_mean(load_t cost) const {
+    return std::max(cost - mean_, load_t{0}) / numbers::margin_of_excess[1];
+  }
+  [[nodiscard]] load_t adaptive_target(load_t max) const {
     auto left = load_t{limits_.max_moves - map_->moves()};
     if (limits_.price > 0) { left = std::min(left, (max - mean_) / limits_.price); }
     left = std::max(left, load_t{1});
-    auto margin = std::max(sum / left * numbers::margin_of_excess[0], least_margin_);
+    auto margin = std::max(sum_ / left * numbers::margin_of_excess[0], least_margin_);
     while (max <= mean_ + margin) { margin -= margin / numbers::margin_step + 1; }
     return mean_ + margin;
   }
@@ -621,6 +633,7 @@ private:
   load_t target_ = 0;
   load_t least_margin_ = 0;  ///< of the target above the mean; lower ones have been tried
   load_t tolerance_ = 0;     ///< gains that count as none
+  load_t sum_ = 0;           ///< all cost above the mean, over the denominator of `margin_of_excess`
   index_t moves_at_start_ = 0;
   index_t misses_ = 0;  ///< targets in a row at which nothing helped
   index_t era_ = 0;     ///< changes with moves so far

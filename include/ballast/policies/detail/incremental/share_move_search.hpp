@@ -11,206 +11,467 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
-#include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
+/// The numbers of the search for shares. As those of `move_search`, they are what did best on recorded loads.
+struct share_search_numbers : move_search_numbers {
+  static constexpr load_t margin_of_excess[] = {1, 10};  ///< a lower target than for even shares
+  static constexpr std::size_t most_experts = 12;        ///< that a step looks at before all others
+  static constexpr std::size_t most_tries = 8;           ///< changes a step solves the shares for that help,
+  static constexpr std::size_t most_failures = 8;        ///< and that do not
+  static constexpr load_t least_promise = 2;             ///< a third of the best promise; less is not looked at
+  static constexpr int undone = 2;                       ///< changes that a retry takes back
+  static constexpr index_t retries[] = {1, 2};           ///< of those for even shares
+};
+
 /// Lowers the largest rank load that the best shares of a layer can reach, by as few moves as it can.
 ///
-/// The best shares leave a bottleneck: ranks whose experts are nowhere else, at the mean load of all of them. Only a
-/// copy of one of these experts outside, or an exchange for a lighter one, lowers the optimum. Each step solves the
-/// shares again for a number of promising candidates and takes the one that lowers the optimum most for its moves.
+/// The search wants all ranks at or below a target above the mean. What the best split leaves above it sits on ranks
+/// that share no expert with a rank below it: only a copy of one of their experts elsewhere, or an exchange for a
+/// lighter one, takes anything away. How much is read off the split at hand, nearly always exactly, so that a step
+/// solves the shares for the most promising changes only, each time from that split.
 class share_move_search {
 public:
-  explicit share_move_search(topology const& where) : where_{where} {}
+  explicit share_move_search(topology const& where) : where_{where}, has_nodes_{where.num_nodes() > 1} {
+    auto const ranks = static_cast<std::size_t>(where.num_ranks());
+    room_.resize(ranks);
+    reach_.resize(ranks);
+    piece_.resize(ranks);
+  }
 
   /// Change the map for the better; it stays as it is if nothing is worth it.
   /// @param solver  open on the same map and loads; its split is unspecified afterwards.
   void run(replica_map& map, share_solver& solver, move_limits const& limits) {
+    auto const start = open(map, solver, limits);
+    if (start <= limits.good_enough) { return; }
+    descend();
+    if (start - best_.max < limits.least_gain) { rewind(0); }
+  }
+  /// Take some changes back and search again, as often as the limits say; the map never gets worse.
+  /// @param solver  as above
+  void retry(replica_map& map, share_solver& solver, move_limits const& limits) {
+    auto best = milestone{0, open(map, solver, limits), 0};
+    moves_at_start_ = 0;
+    best.worth = best.max + limits.price_of(map.moves());
+    random_ = 0;
+    auto const retries = limits.retries * numbers::retries[0] / numbers::retries[1];
+    for (index_t i = 0; i < retries && best.max > limits.good_enough && work_ > 0; ++i) {
+      journal_.clear();
+      undo_some();
+      best_ = {best.worth, best.max, 0};
+      descend(best.max - (best.max - mean_) / numbers::retry_depth);
+      if (best_.length > 0) { best = best_; }
+    }
+  }
+
+  /// What the last search left of its `move_limits::work`; below 0 by what its last step took.
+  [[nodiscard]] std::int64_t work_left() const noexcept { return work_; }
+
+private:
+  using numbers = share_search_numbers;
+  static constexpr index_t none = replica_map::none;
+  /// What solving costs, in candidates: so much for each slot, and more in large layers, whose paths are longer.
+  [[nodiscard]] std::int64_t work_of_solving() const {
+    constexpr std::int64_t of_slot = 8;
+    constexpr std::int64_t large = 512;
+    auto const slots = std::int64_t{map_->num_slots()};
+    return of_slot * slots * (large + slots) / large;
+  }
+
+  struct entry {
+    index_t slot;
+    index_t expert;  ///< that the slot held before
+  };
+  struct milestone {
+    load_t worth;  ///< least possible load of the busiest rank, and the price of the moves
+    load_t max;
+    std::size_t length;
+  };
+  /// A slot of a rank that can get rid of nothing, and its expert.
+  struct stuck_slot {
+    load_t load;   ///< of the expert
+    load_t worth;  ///< that leaving could have
+    index_t slot;
+    index_t expert;
+    index_t piece;
+  };
+  /// A slot of a rank below the target whose expert has another copy.
+  struct spare_slot {
+    load_t room;  ///< that a copy there finds
+    load_t cost;  ///< of what is there now
+    index_t slot;
+  };
+  struct single_slot {
+    load_t load;
+    index_t slot;
+    index_t expert;
+  };
+  struct change {
+    load_t gain = 0;   ///< excess that it removes
+    load_t worth = 0;  ///< the same for each move
+    index_t moves = 1;
+    index_t slot = none;
+    index_t expert = none;
+    index_t other_slot = none;
+    index_t other_expert = none;
+    index_t to = none;  ///< rank that takes the load
+  };
+
+  [[nodiscard]] load_t open(replica_map& map, share_solver& solver, move_limits const& limits) {
     map_ = &map;
     solver_ = &solver;
     limits_ = limits;
     work_ = limits.work;
     journal_.clear();
     auto const start = solver.solve();
-    mean_ = mean_load();
-    tolerance_ = (mean_ >> 14) + 1;
-    auto const moves_at_start = map.moves();
-    auto best_worth = start;
-    auto best_max = start;
-    std::size_t best_length = 0;
-    optimum_ = start;
-    if (start <= limits.good_enough) { return; }
-    while (optimum_ > limits.goal && work_ > 0 && map.moves() < limits.max_moves && step()) {
-      auto const worth = optimum_ + limits.price_of(map.moves() - moves_at_start);
-      if (worth < best_worth - tolerance_) {
-        best_worth = worth;
-        best_max = optimum_;
-        best_length = journal_.size();
-      }
+    load_t total = 0;
+    for (auto const load : solver.rank_loads()) { total += load; }
+    mean_ = total / where_.num_live_ranks();
+    tolerance_ = (mean_ >> numbers::tolerance_shift) + 1;
+    moves_at_start_ = map.moves();
+    best_ = {start, start, 0};
+    return start;
+  }
+  [[nodiscard]] load_t rank_load(index_t rank) const { return solver_->rank_loads()[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] load_t flow(index_t slot) const { return solver_->slot_loads()[static_cast<std::size_t>(slot)]; }
+  [[nodiscard]] bool is_outside(index_t rank) const { return where_.is_live(rank) && !solver_->is_bottleneck(rank); }
+
+  /// Make changes while there are any, and keep the best beginning of them.
+  /// @param target  to aim at; 0: whatever the moves that are left allow.
+  void descend(load_t target = 0) {
+    is_thorough_ = target == 0;
+    least_margin_ = 0;
+    misses_ = 0;
+    auto steps = numbers::steps_at_least + numbers::steps_for_each * std::min(limits_.max_moves, map_->num_slots());
+    while (aim(target) && work_ > 0 && steps-- > 0) {
+      if (!step() && (target > 0 || map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
     }
-    if (start - best_max < limits.least_gain) { best_length = 0; }
-    while (journal_.size() > best_length) {
-      map.assign(journal_.back().slot, journal_.back().expert);
+    rewind(best_.length);
+  }
+  void rewind(std::size_t length) {
+    while (journal_.size() > length) {
+      map_->assign(journal_.back().slot, journal_.back().expert);
+      solver_->replace(journal_.back().slot, journal_.back().expert);
       journal_.pop_back();
     }
   }
 
-private:
-  static constexpr index_t none = replica_map::none;
-  /// How many experts and slots a step combines; where nothing helps, it looks at more.
-  static constexpr std::size_t few = 6;
-  static constexpr std::size_t many = 24;
-  /// What solving costs, for each slot, in candidates of the search for even shares.
-  static constexpr std::int64_t work_of_solving = 8;
-
-  struct entry {
-    index_t slot;
-    index_t expert;  ///< that the slot held before
-  };
-  struct ranked {
-    load_t key;
-    index_t id;
-  };
-  struct change {
-    load_t worth = 0;   ///< by how much the optimum falls, for each move
-    load_t excess = 0;  ///< above the mean that is left on the ranks
-    index_t slot = none;
-    index_t expert = none;
-    index_t other_slot = none;
-    index_t other_expert = none;
-  };
-
-  [[nodiscard]] load_t mean_load() const {
-    load_t total = 0;
-    for (auto const load : solver_->rank_loads()) { total += load; }
-    return total / where_.num_live_ranks();
-  }
-  [[nodiscard]] load_t rank_load(index_t rank) const { return solver_->rank_loads()[static_cast<std::size_t>(rank)]; }
-  [[nodiscard]] bool is_outside(index_t rank) const { return where_.is_live(rank) && !solver_->is_bottleneck(rank); }
-
-  [[nodiscard]] bool step() {
-    best_ = {};
-    excess_ = excess();
-    look_around(few);
-    if (best_.slot == none) {
-      static_cast<void>(solver_->solve());
-      look_around(many);
-    }
-    if (best_.slot == none) { return false; }
-    make(best_.slot, best_.expert);
-    if (best_.other_slot != none) { make(best_.other_slot, best_.other_expert); }
-    optimum_ = solver_->solve();
+  /// Set the target of the next step; false if the busiest rank is light enough, or can no longer pay off.
+  [[nodiscard]] bool aim(load_t target) {
+    work_ -= work_of_solving();
+    max_ = solver_->solve();
+    auto const price = limits_.price_of(map_->moves() - moves_at_start_);
+    if (max_ + price < best_.worth - tolerance_) { best_ = {max_ + price, max_, journal_.size()}; }
+    if (max_ <= std::max({limits_.goal, mean_, target})) { return false; }
+    if (std::max(target, mean_) + price >= best_.worth) { return false; }
+    target_ = std::max(limits_.goal, target > 0 ? target : adaptive_target());
     return true;
   }
-  void look_around(std::size_t count) {
-    list_candidates(count);
-    for (auto const& expert : experts_) {
-      for (auto const& slot : slots_) { look_at_copy(expert.id, slot.id); }
-    }
-    if (map_->moves() + 2 > limits_.max_moves) { return; }
-    for (auto const& expert : experts_) {
-      for (auto const& slot : partners_) { look_at_exchange(expert.id, slot.id); }
-    }
+  [[nodiscard]] load_t adaptive_target() {
+    auto left = load_t{limits_.max_moves - map_->moves()};
+    if (limits_.price > 0) { left = std::min(left, (max_ - mean_) / limits_.price); }
+    left = std::max(left, load_t{1});
+    auto const [part, whole] = numbers::margin_of_excess;
+    work_ -= work_of_solving();
+    auto margin = std::max(solver_->settle(mean_ + 1) / whole / left * part, least_margin_);
+    while (max_ <= mean_ + margin) { margin -= margin / numbers::margin_step + 1; }
+    return mean_ + margin;
+  }
+  /// Where nothing helps, a target nearer to the busiest rank leaves the others more room. False if it is near.
+  [[nodiscard]] bool aim_higher() {
+    auto const above = max_ - target_;
+    if (above <= tolerance_ * numbers::near_tolerances || ++misses_ > numbers::most_misses) { return false; }
+    least_margin_ = target_ + above / 2 - mean_;
+    return true;
   }
 
-  /// The heaviest experts that only the bottleneck holds; the slots outside it that can best be spared; and those of
-  /// the lightest ranks outside it.
-  void list_candidates(std::size_t count) {
-    experts_.clear();
-    for (index_t expert = 0; expert < map_->num_logical(); ++expert) {
-      bool inside = map_->load(expert) > 0;
-      map_->for_each_copy(expert, [&](index_t slot) { inside = inside && !is_outside(map_->rank_of(slot)); });
-      if (inside) { experts_.push_back({-map_->load(expert), expert}); }
-    }
-    keep_first(experts_, count);
-    slots_.clear();
-    partners_.clear();
-    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
-      auto const rank = map_->rank_of(slot);
-      if (map_->expert(slot) == none || !is_outside(rank)) { continue; }
-      auto const taken = solver_->slot_loads()[static_cast<std::size_t>(slot)];
-      if (map_->copies(map_->expert(slot)) > 1) { slots_.push_back({rank_load(rank) + taken, slot}); }
-      partners_.push_back({rank_load(rank) + taken, slot});
-    }
-    keep_first(slots_, 2 * count);
-    keep_first(partners_, count);
-  }
-  static void keep_first(std::vector<ranked>& from, std::size_t count) {
-    auto const middle = from.begin() + static_cast<std::ptrdiff_t>(std::min(count, from.size()));
-    std::partial_sort(from.begin(), middle, from.end(),
-                      [](ranked const& a, ranked const& b) { return a.key != b.key ? a.key < b.key : a.id < b.id; });
-    from.erase(middle, from.end());
-  }
+  // ---- a step ----
 
-  void look_at_copy(index_t expert, index_t slot) {
-    auto const rank = map_->rank_of(slot);
-    if (map_->holds(rank, expert)) { return; }
-    auto const moves = map_->arrival(rank, expert) - map_->refund(slot);
-    if (map_->moves() + moves > limits_.max_moves || !limits_.allow(*map_, slot, expert)) { return; }
-    auto const old = map_->expert(slot);
-    solver_->replace(slot, expert);
-    look_at(moves, {0, 0, slot, expert, none, none});
-    solver_->replace(slot, old);
-  }
-  /// The heaviest expert's place in the bottleneck goes to what the slot outside holds.
-  void look_at_exchange(index_t expert, index_t other) {
-    auto const rank = map_->rank_of(other);
-    auto const taken = map_->expert(other);
-    if (map_->copies(expert) > 1 || map_->load(taken) >= map_->load(expert) || map_->holds(rank, expert)) { return; }
-    index_t slot = none;
-    map_->for_each_copy(expert, [&](index_t copy) { slot = copy; });
-    if (map_->holds(map_->rank_of(slot), taken)) { return; }
-    auto const moves = map_->arrival(rank, expert) + map_->arrival(map_->rank_of(slot), taken) - map_->refund(slot) -
-                       map_->refund(other);
-    if (map_->moves() + moves > limits_.max_moves) { return; }
-    if (!limits_.allow(*map_, slot, taken) || !limits_.allow(*map_, other, expert)) { return; }
-    solver_->replace(slot, taken);
-    solver_->replace(other, expert);
-    look_at(moves, {0, 0, slot, taken, other, expert});
-    solver_->replace(slot, expert);
-    solver_->replace(other, taken);
-  }
-  void look_at(index_t moves, change proposal) {
-    work_ -= work_of_solving * map_->num_slots();
-    proposal.worth = (optimum_ - solver_->solve()) / std::max(moves, index_t{1});
-    proposal.excess = excess();
-    // With several bottlenecks of one height, the optimum falls only when the last of them is gone.
-    if (proposal.worth < 0 || (proposal.worth <= tolerance_ && proposal.excess >= excess_ - tolerance_)) { return; }
-    if (best_.slot == none || proposal.worth > best_.worth ||
-        (proposal.worth == best_.worth && proposal.excess < best_.excess)) {
-      best_ = proposal;
+  [[nodiscard]] bool step() {
+    excess_ = settle();
+    if (excess_ == 0) { return false; }
+    find_pieces();
+    find_room();
+    find_places();
+    list_candidates(false);
+    auto best = best_candidate();
+    if (best.slot == none && is_thorough_) {
+      list_candidates(true);
+      best = best_candidate();
     }
+    if (best.slot == none) { return false; }
+    make(best);
+    misses_ = 0;
+    return true;
   }
-  [[nodiscard]] load_t excess() const {
-    load_t sum = 0;
-    for (auto const load : solver_->rank_loads()) { sum += std::max(load - mean_, load_t{0}); }
-    return sum;
+  [[nodiscard]] load_t settle() {
+    work_ -= work_of_solving();
+    return solver_->settle(target_);
   }
-  void make(index_t slot, index_t expert) {
+  /// List the best changes of the heaviest experts first, and of all others where these have none.
+  /// @param replicated  exchanges of experts that have several copies already, which promise more than they keep
+  void list_candidates(bool replicated) {
+    candidates_.clear();
+    most_promised_ = 0;
+    for (std::size_t begin = 0; begin < stuck_.size() && candidates_.empty(); begin += numbers::most_experts) {
+      if (begin > 0 && !is_thorough_) { break; }
+      auto const first = stuck_.begin() + static_cast<std::ptrdiff_t>(begin);
+      auto const end =
+          stuck_.begin() + static_cast<std::ptrdiff_t>(std::min(begin + numbers::most_experts, stuck_.size()));
+      std::partial_sort(first, end, stuck_.end(), comes_first);
+      std::for_each(first, end, [&](stuck_slot const& one) { look_at(one, replicated); });
+    }
+    std::sort(candidates_.begin(), candidates_.end(), is_better);
+  }
+  /// Solve the shares for the most promising candidates. Few gain less than was promised, so the first is mostly it.
+  [[nodiscard]] change best_candidate() {
+    change best;
+    std::size_t tries = 0;
+    std::size_t failures = 0;
+    for (auto tried : candidates_) {
+      if (tried.worth <= best.worth || tries == numbers::most_tries || failures == numbers::most_failures) { break; }
+      auto const length = journal_.size();
+      make(tried);
+      tried.gain = excess_ - settle();
+      tried.worth = tried.gain / tried.moves;
+      rewind(length);
+      auto& count = tried.gain > tolerance_ ? tries : failures;
+      ++count;
+      if (tried.gain > tolerance_ && tried.worth > best.worth) { best = tried; }
+    }
+    return best;
+  }
+  [[nodiscard]] static bool comes_first(stuck_slot const& a, stuck_slot const& b) {
+    if (a.worth != b.worth) { return a.worth > b.worth; }
+    return a.load != b.load ? a.load > b.load : a.slot < b.slot;
+  }
+  [[nodiscard]] static bool is_better(change const& a, change const& b) {
+    if (a.worth != b.worth) { return a.worth > b.worth; }
+    return a.slot != b.slot ? a.slot < b.slot : a.other_slot < b.other_slot;
+  }
+  void make(change const& one) {
+    assign(one.slot, one.expert);
+    if (one.other_slot != none) { assign(one.other_slot, one.other_expert); }
+  }
+  void assign(index_t slot, index_t expert) {
     journal_.push_back({slot, map_->expert(slot)});
     map_->assign(slot, expert);
     solver_->replace(slot, expert);
   }
 
+  // ---- where load sits, and where it could go ----
+
+  /// Ranks that hold each other's experts share what they have too much: a piece.
+  void find_pieces() {
+    std::fill(piece_.begin(), piece_.end(), none);
+    piece_excess_.clear();
+    stuck_.clear();
+    for (index_t rank = 0; rank < map_->num_ranks(); ++rank) {
+      if (rank_load(rank) <= target_ || at(piece_, rank) != none) { continue; }
+      auto const piece = static_cast<index_t>(piece_excess_.size());
+      piece_excess_.push_back(0);
+      queue_.assign(1, rank);
+      at(piece_, rank) = piece;
+      for (std::size_t i = 0; i < queue_.size(); ++i) { visit(queue_[i], piece); }
+    }
+    for (auto& one : stuck_) { one.worth = std::min(one.load, at(piece_excess_, one.piece)); }
+  }
+  void visit(index_t rank, index_t piece) {
+    at(piece_excess_, piece) += std::max(rank_load(rank) - target_, load_t{0});
+    for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
+      // With load, the expert has no copy outside: the load would be there.
+      if (flow(slot) == 0) { continue; }
+      auto const expert = map_->expert(slot);
+      stuck_.push_back({map_->load(expert), 0, slot, expert, piece});
+      map_->for_each_copy(expert, [&](index_t copy) {
+        auto const other = map_->rank_of(copy);
+        if (at(piece_, other) != none || !solver_->is_bottleneck(other)) { return; }
+        at(piece_, other) = piece;
+        queue_.push_back(other);
+      });
+    }
+  }
+  /// What ranks outside can take, by themselves and by passing load on to those that they share experts with.
+  void find_room() {
+    for (index_t rank = 0; rank < map_->num_ranks(); ++rank) {
+      at(room_, rank) = is_outside(rank) ? std::max(target_ - rank_load(rank), load_t{0}) : 0;
+    }
+    for (index_t rank = 0; rank < map_->num_ranks(); ++rank) {
+      at(reach_, rank) = at(room_, rank);
+      if (!is_outside(rank)) { continue; }
+      for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
+        if (flow(slot) > 0) { at(reach_, rank) += std::min(flow(slot), room_beside(slot)); }
+      }
+    }
+  }
+  /// Room on the other ranks that hold the slot's expert.
+  [[nodiscard]] load_t room_beside(index_t slot) const {
+    load_t room = 0;
+    map_->for_each_copy(map_->expert(slot),
+                        [&](index_t copy) { room += copy != slot ? at(room_, map_->rank_of(copy)) : load_t{0}; });
+    return room;
+  }
+  /// List the slots outside, rank by rank: those that can be spared, and those of single experts.
+  void find_places() {
+    spare_.clear();
+    singles_.clear();
+    first_single_.clear();
+    for (index_t rank = 0; rank < map_->num_ranks(); ++rank) {
+      first_single_.push_back(singles_.size());
+      if (at(reach_, rank) == 0) { continue; }
+      for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
+        auto const expert = map_->expert(slot);
+        if (map_->copies(expert) == 1) {
+          singles_.push_back({map_->load(expert), slot, expert});
+        } else {
+          auto const cost = flow(slot) > 0 ? std::max(flow(slot) - room_beside(slot), load_t{0}) : load_t{0};
+          auto const room = at(reach_, rank) + flow(slot);
+          if (room > cost) { spare_.push_back({room, cost, slot}); }
+        }
+      }
+    }
+    first_single_.push_back(singles_.size());
+  }
+
+  // ---- candidates ----
+
+  /// Propose the best changes of one slot, each to another rank.
+  void look_at(stuck_slot const& one, bool replicated) {
+    shortlist_.fill({});
+    if (!replicated) {
+      for (auto const& spare : spare_) { look_at_copy(one, spare); }
+    }
+    if (replicated == (map_->copies(one.expert) > 1)) { look_at_exchanges(one, replicated); }
+    most_promised_ = std::max(most_promised_, shortlist_.front().worth);
+    for (auto const& candidate : shortlist_) {
+      if (candidate.slot != none) { candidates_.push_back(candidate); }
+    }
+  }
+  /// A change that promises less is none of the best three of its expert, or worth little beside the best of all.
+  [[nodiscard]] load_t least_worth() const {
+    return std::max({shortlist_.back().worth, most_promised_ / numbers::least_promise, tolerance_ / 2});
+  }
+  void look_at_copy(stuck_slot const& one, spare_slot const& spare) {
+    auto const gain = std::min(one.worth, spare.room) - spare.cost;
+    if (gain <= least_worth()) { return; }
+    auto const to = map_->rank_of(spare.slot);
+    propose(
+        {gain, 0, map_->arrival(to, one.expert) - map_->refund(spare.slot), spare.slot, one.expert, none, none, to});
+  }
+  /// No rank outside holds the expert, and no rank inside holds what only one outside does.
+  void look_at_exchanges(stuck_slot const& one, bool replicated) {
+    auto const home = map_->rank_of(one.slot);
+    for (index_t rank = 0; rank < map_->num_ranks(); ++rank) {
+      auto const begin = at(first_single_, rank);
+      auto const end = at(first_single_, rank + 1);
+      auto const most = std::min(one.worth, at(reach_, rank));
+      auto const moves_at_least = map_->changed(home) || map_->changed(rank) ? 1 : 2;
+      if (begin == end || most / moves_at_least <= least_worth()) { continue; }
+      work_ -= static_cast<std::int64_t>(end - begin);
+      for (auto i = begin; i < end; ++i) {
+        auto const& [load, slot, expert] = singles_[i];
+        // What the ranks have too little room for stays above the target, unless other copies take it.
+        auto const difference = one.load - load;
+        auto gain = std::min(difference, most);
+        if (!replicated) { gain -= std::max(difference - at(reach_, rank), load_t{0}); }
+        if (gain / moves_at_least <= least_worth()) { continue; }
+        auto const moves =
+            map_->arrival(rank, one.expert) + map_->arrival(home, expert) - map_->refund(one.slot) - map_->refund(slot);
+        propose({gain, 0, moves, one.slot, expert, slot, one.expert, rank});
+      }
+    }
+  }
+  /// Keep a change if it is among the best three of its expert, and the best to its rank.
+  void propose(change proposal) {
+    if (proposal.gain <= tolerance_ || map_->moves() + proposal.moves > limits_.max_moves) { return; }
+    proposal.moves = std::max(proposal.moves, index_t{1});
+    proposal.worth = proposal.gain / proposal.moves;
+    if (has_nodes_) {
+      auto const discount = proposal.worth / numbers::remote_discount;
+      proposal.worth -= is_remote(proposal.slot, proposal.expert) ? discount : load_t{0};
+      proposal.worth -= is_remote(proposal.other_slot, proposal.other_expert) ? discount : load_t{0};
+    }
+    if (proposal.worth <= least_worth() || !limits_.allow(*map_, proposal.slot, proposal.expert)) { return; }
+    if (proposal.other_slot != none && !limits_.allow(*map_, proposal.other_slot, proposal.other_expert)) { return; }
+    auto place = std::find_if(shortlist_.begin(), shortlist_.end(),
+                              [&](change const& other) { return other.to == proposal.to; });
+    if (place == shortlist_.end()) { --place; }
+    if (proposal.worth <= place->worth) { return; }
+    *place = proposal;
+    for (; place != shortlist_.begin() && place[-1].worth < place->worth; --place) { std::swap(place[-1], *place); }
+  }
+  /// Whether no rank of the slot's node held the expert at the start.
+  [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
+    auto const rank = slot != none ? map_->rank_of(slot) : none;
+    return rank != none && map_->arrival(rank, expert) != 0 && map_->is_remote(rank, expert);
+  }
+
+  // ---- retries ----
+
+  /// Give some changed slots back what they held at the start.
+  void undo_some() {
+    changed_.clear();
+    for (index_t slot = 0; slot < map_->num_slots(); ++slot) {
+      if (map_->expert(slot) != map_->expert_before(slot)) { changed_.push_back(slot); }
+    }
+    for (int count = numbers::undone; count > 0 && !changed_.empty(); --count) {
+      random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+      undo(changed_[static_cast<std::size_t>((random_ >> 33) % changed_.size())]);
+    }
+  }
+  /// The slot's only expert goes back to a slot that it came from, if what is there can be spared.
+  void undo(index_t slot) {
+    auto const expert = map_->expert(slot);
+    auto const before = map_->expert_before(slot);
+    if (expert == before || map_->holds(map_->rank_of(slot), before)) { return; }
+    if (map_->copies(expert) == 1) {
+      auto const home = std::find_if(changed_.begin(), changed_.end(), [&](index_t other) {
+        return map_->expert_before(other) == expert && other != slot && !map_->holds(map_->rank_of(other), expert) &&
+               (map_->copies(map_->expert(other)) > 1 || map_->expert(other) == before);
+      });
+      if (home == changed_.end()) { return; }
+      assign(*home, expert);
+    }
+    assign(slot, before);
+  }
+
   topology const& where_;
+  bool has_nodes_;  ///< more than one
   replica_map* map_ = nullptr;
   share_solver* solver_ = nullptr;
   move_limits limits_;
   std::int64_t work_ = 0;
   load_t mean_ = 0;
-  load_t tolerance_ = 0;
-  load_t optimum_ = 0;
-  load_t excess_ = 0;  ///< above the mean, of all ranks
-  change best_;
-  std::vector<ranked> experts_;
-  std::vector<ranked> slots_;
-  std::vector<ranked> partners_;
+  load_t tolerance_ = 0;  ///< gains that count as none
+  load_t max_ = 0;        ///< least possible load of the busiest rank
+  load_t target_ = 0;
+  load_t least_margin_ = 0;   ///< of the target above the mean; lower ones have been tried
+  load_t most_promised_ = 0;  ///< worth of the best candidate so far
+  load_t excess_ = 0;         ///< above the target, of all ranks
+  index_t moves_at_start_ = 0;
+  bool is_thorough_ = true;  ///< a step without a change looks at what promises less; not in retries
+  index_t misses_ = 0;       ///< targets in a row at which nothing helped
+  milestone best_{};
+  std::uint64_t random_ = 0;
+  std::vector<load_t> room_;          ///< [R] below the target
+  std::vector<load_t> reach_;         ///< [R] the same with that of ranks beside
+  std::vector<index_t> piece_;        ///< [R]
+  std::vector<load_t> piece_excess_;  ///< [pieces]
+  std::vector<index_t> queue_;
+  std::vector<stuck_slot> stuck_;
+  std::vector<spare_slot> spare_;
+  std::vector<single_slot> singles_;       ///< outside, rank by rank
+  std::vector<std::size_t> first_single_;  ///< [R + 1]
+  std::array<change, 3> shortlist_{};      ///< the best of one slot, best first
+  std::vector<change> candidates_;
+  std::vector<index_t> changed_;
   std::vector<entry> journal_;
 };
 
