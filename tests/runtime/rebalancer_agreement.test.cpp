@@ -56,6 +56,7 @@ public:
     auto result = hooked_control::vote(yes, timeout);
     return outcome ? vote_result{*outcome, {errc::deadline_exceeded, "it was late"}} : result;
   }
+  [[nodiscard]] vote_result vote_no(status const& /*why*/, nanoseconds_t timeout) { return vote(false, timeout); }
   [[nodiscard]] vote_result recall(nanoseconds_t /*timeout*/) {
     return {recalled, {errc::deadline_exceeded, "asked too late"}};
   }

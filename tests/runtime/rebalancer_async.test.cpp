@@ -47,6 +47,15 @@ void on_three_ranks(Body body) {
   group.run(body);
 }
 
+// Gives no staging where it has a reason, which blames another rank.
+struct blaming_store : host_store {
+  using host_store::host_store;
+  status why;
+  [[nodiscard]] status reserve_staging(std::size_t bytes) {
+    return why.ok() ? host_store::reserve_staging(bytes) : why;
+  }
+};
+
 }  // namespace
 
 TEST_CASE("layers are committed on one step by all ranks, and weights fit the tables after every call") {
@@ -126,13 +135,6 @@ TEST_CASE("a rank that gives its moves up stops the cycle on every rank, with no
 
 TEST_CASE("a rank that gives its moves up because of another is not the one to be named") {
   // Rank 2 cannot go on because of rank 1, and rank 0, where it fails too, only because of rank 2.
-  struct blaming_store : host_store {
-    using host_store::host_store;
-    status why;
-    [[nodiscard]] status reserve_staging(std::size_t bytes) {
-      return why.ok() ? host_store::reserve_staging(bytes) : why;
-    }
-  };
   for (bool const rank_0_fails_too : {false, true}) {
     CAPTURE(rank_0_fails_too);
     on_three_ranks([&](in_process_endpoint& me) {
@@ -157,6 +159,20 @@ TEST_CASE("a rank that gives its moves up because of another is not the one to b
       CHECK(self.moved.epoch(0) >= 1);
     });
   }
+}
+
+TEST_CASE("nor is a rank that votes no because of another, in synchronous mode") {
+  on_three_ranks([](in_process_endpoint& me) {
+    member<rotate_placement, ballast::all_layers<>, blaming_store> self{
+        where, initial, {}, all_layers{}, me, {.interval = 2, .timeout = patience}};
+    if (me.rank() == 2) { self.store.why = {errc::peer_lost, "rank 1 is gone", 1}; }
+    self.moved.start().or_throw();
+    status result;
+    for (int call = 0; call < 3 && result.ok(); ++call) { result = step(self, me); }
+    CHECK(result.rank() == 1);
+    CHECK(result.code() == errc::peer_lost);
+    CHECK(result.message().ends_with("rank 1 is gone"));
+  });
 }
 
 TEST_CASE("disable grounds what is in flight") {

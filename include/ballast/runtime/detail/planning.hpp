@@ -51,7 +51,7 @@ template <class Core>
   if (!solved.ok()) { return core.fail(std::move(solved)); }
   if (shares.layers().empty()) { return {}; }
   core.ranks.begin();
-  auto vote = core.ranks.decide(true);
+  auto vote = core.ranks.decide();
   if (vote.outcome == decision::drop) { return core.fail(std::move(vote.reason)); }
   if (vote.outcome == decision::undecided) {
     shares.note_undecided();
