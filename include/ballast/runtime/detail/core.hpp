@@ -9,6 +9,7 @@
 #include <ballast/runtime/detail/agreement.hpp>
 #include <ballast/runtime/detail/cycle_mover.hpp>
 #include <ballast/runtime/detail/guard.hpp>
+#include <ballast/runtime/detail/layer_planning.hpp>
 #include <ballast/runtime/detail/ledger.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/set_up.hpp>
@@ -26,6 +27,7 @@
 #include <ballast/types.hpp>
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -74,6 +76,7 @@ struct rebalancer_core {
   [[nodiscard]] index_t rank() const noexcept { return transport->rank(); }
   [[nodiscard]] bool is_moving() const noexcept { return state == rebalancer_state::moving; }
   [[nodiscard]] bool is_recording() const noexcept { return state == rebalancer_state::recording; }
+  [[nodiscard]] bool is_planning() const noexcept { return state == rebalancer_state::planning; }
 
   [[nodiscard]] status refuse_unless_started(char const* name) const {
     if (started) { return {}; }
@@ -81,7 +84,7 @@ struct rebalancer_core {
   }
   [[nodiscard]] status refuse_unless_recording(char const* name) const {
     if (auto result = refuse_unless_started(name); !result.ok()) { return result; }
-    if (is_moving()) { return {errc::busy, concat(name, ": a rebalancing cycle is running")}; }
+    if (is_planning() || is_moving()) { return {errc::busy, concat(name, ": a rebalancing cycle is running")}; }
     return failure;
   }
 
@@ -122,6 +125,7 @@ struct rebalancer_core {
     forget_cycle();
   }
   void forget_cycle() noexcept {
+    planning.reset();
     mover.clear();
     shares.forget();
   }
@@ -177,7 +181,8 @@ struct rebalancer_core {
   store_claim claim;
   transport_share<Transport, Store> share;
 
-  placement next;  // where the cycle leads
+  placement next;                      // where the cycle leads
+  std::optional<layer_plan> planning;  // what is made of it layer by layer
   ledger<Store> books;
   agreement<Control> ranks;
   teller events;

@@ -24,7 +24,7 @@ namespace detail {
 template <class Core>
 [[nodiscard]] step_word word_of(Core const& core) noexcept {
   auto const committed = core.books.committed();
-  if (core.is_recording() || (core.is_moving() && !core.options.asynchronous)) {
+  if (core.is_recording() || core.is_planning() || (core.is_moving() && !core.options.asynchronous)) {
     return step_word::recording(committed, core.waited);
   }
   auto const& why = core.is_moving() ? core.mover.failure() : core.failure;
