@@ -8,6 +8,7 @@
 #include <ballast/digest.hpp>
 #include <ballast/load/gate.hpp>
 #include <ballast/policies/relabel_scope.hpp>
+#include <ballast/runtime/plan_executor.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -31,6 +32,9 @@ struct rebalancer_options {
   /// Layers that a rank plans in one call at most, those that it checks included; a plan that has more takes several
   /// calls. 0: all of them in one. Without effect on a policy that is no `layerwise_policy`.
   index_t layers_per_plan_call = 0;
+  /// Where plans are made; on all ranks or on none. With an executor the calls after the first of a plan ask whether it
+  /// is made on every rank, and the one that hears yes takes it up.
+  plan_executor executor{};
   /// What may change names in a plan to save bytes, where the policy allows it; `none` takes plans as they are.
   relabel_scope relabel = relabel_scope::all;
   bool relay = false;                  ///< see `transfer_options`
@@ -85,6 +89,7 @@ struct rebalancer_options {
     visit("plan_in_parts", option_bits(plan_in_parts));
     visit("checked_layers", option_bits(checked_layers));
     visit("layers_per_plan_call", option_bits(layers_per_plan_call));
+    visit("executor", option_bits(static_cast<index_t>(executor.run != nullptr)));
     visit("relabel", option_bits(static_cast<index_t>(relabel)));
     visit("relay", option_bits(relay));
     visit("max_message_bytes", option_bits(max_message_bytes));

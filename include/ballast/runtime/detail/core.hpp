@@ -12,6 +12,7 @@
 #include <ballast/runtime/detail/layer_planning.hpp>
 #include <ballast/runtime/detail/ledger.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
+#include <ballast/runtime/detail/plan_task.hpp>
 #include <ballast/runtime/detail/set_up.hpp>
 #include <ballast/runtime/detail/share_refresh.hpp>
 #include <ballast/runtime/detail/store_claim.hpp>
@@ -27,6 +28,7 @@
 #include <ballast/types.hpp>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -47,6 +49,11 @@ struct rebalancer_core {
   struct told_word {
     bool open = false;  // no words have come in since
     step_word word;
+  };
+
+  struct task_elsewhere {
+    std::shared_ptr<plan_task<Policy>> plan;
+    nanoseconds_t since = 0;
   };
 
   rebalancer_core(topology where, placement initial, rebalancing<Recorder, Policy, Schedule> parts, Store& a_store,
@@ -126,6 +133,7 @@ struct rebalancer_core {
   }
   void forget_cycle() noexcept {
     planning.reset();
+    elsewhere = {};
     mover.clear();
     shares.forget();
   }
@@ -183,6 +191,7 @@ struct rebalancer_core {
 
   placement next;                      // where the cycle leads
   std::optional<layer_plan> planning;  // what is made of it layer by layer
+  task_elsewhere elsewhere;            // what the engine's executor makes of it
   ledger<Store> books;
   agreement<Control> ranks;
   teller events;

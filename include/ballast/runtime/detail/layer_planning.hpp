@@ -3,13 +3,13 @@
 #define BALLAST_RUNTIME_DETAIL_LAYER_PLANNING_HPP
 
 #include <ballast/detail/clock.hpp>
-#include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/detail/dead_ranks.hpp>
-#include <ballast/placement/validate.hpp>
+#include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel.hpp>
 #include <ballast/runtime/detail/plan_parts.hpp>
+#include <ballast/runtime/detail/plan_task.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -31,28 +31,25 @@ struct layer_plan {
   std::size_t done = 0;     ///< layers of this rank that are planned
   status planned;           ///< why this rank cannot
   nanoseconds_t spent = 0;  ///< by this rank, in calls that are over
+
+  /// What this rank has planned of some of its layers, or that it cannot.
+  void keep(placement const& next, std::span<index_t const> layers) {
+    if (planned.ok()) {
+      parts.write(next, layers);
+    } else {
+      parts.give_up();
+    }
+  }
 };
 
-/// What may change names in a plan, as far as policy and options allow.
+/// What may change names in a plan, as far as policy and options allow; what becomes of its rows.
 template <class Core>
 [[nodiscard]] relabel_options naming(Core const& core) {
   return {.scope = std::min(interchangeable(core.policy), core.options.relabel)};
 }
-
-/// Let the policy plan some layers into `next`.
 template <class Core>
-[[nodiscard]] status plan_some_layers(Core& core, std::span<index_t const> layers) {
-  auto& books = core.books;
-  auto planned = guarded([&] {
-    return core.policy.plan_layers(books.window().history(), books.in_force(), books.where(), layers, core.next);
-  });
-  if (!planned.ok()) { return planned; }
-  if (core.options.share_interval > 0) { core.next.drop_shares(); }  // they will be split anew
-  if (auto result = validate_layers(core.next, books.in_force().shape(), layers); !result.ok()) {
-    return {errc::policy_failed, concat("plan: the policy broke its promise: ", result.message()), result.rank()};
-  }
-  relabel(books.in_force(), books.where(), core.next, layers, detail::naming(core));
-  return {};
+[[nodiscard]] row_options options_of_rows(Core const& core) {
+  return {.naming = detail::naming(core), .splits_anew = core.options.share_interval > 0};
 }
 
 /// Ranks that plan together have to plan on the same: what comes of it is the same rows on all of them, whatever it is.
@@ -113,12 +110,12 @@ void plan_next_layers([[maybe_unused]] Core& core) {
     auto const left = plan.parts.layers().subspan(plan.done);
     auto const each = static_cast<std::size_t>(core.options.layers_per_plan_call);
     auto const layers = left.first(each == 0 ? left.size() : std::min(left.size(), each));
-    if (plan.planned.ok()) { plan.planned = detail::plan_some_layers(core, layers); }
     if (plan.planned.ok()) {
-      plan.parts.write(core.next, layers);
-    } else {
-      plan.parts.give_up();
+      auto& books = core.books;
+      plan.planned = plan_rows(core.policy, books.window().history(), books.in_force(), books.where(), layers,
+                               detail::options_of_rows(core), core.next);
     }
+    plan.keep(core.next, layers);
     // The next layers are planned into rows of the placement in force again, without shares.
     if (--plan.calls_left > 0) {
       for (auto const layer : layers) { core.next.copy_layer(core.books.in_force(), layer); }

@@ -21,6 +21,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -74,16 +77,17 @@ template <class Core>
 
 /// `next` as the policy planned it, with ranks and slots named so that the least has to move. Layers without a token
 /// stay as they are.
+/// @param made  how the policy ended that has planned all at once, if it has
 template <class Core>
-[[nodiscard]] status complete_plan(Core& core) {
+[[nodiscard]] status complete_plan(Core& core, std::optional<status> made = {}) {
   auto& books = core.books;
   auto const& in_force = books.in_force();
   bool const splits_anew = core.options.share_interval > 0;
   bool named = core.planning.has_value();  // layer by layer
-  auto planned = named ? detail::finish_layer_plan(core) : status{};
+  auto planned = named ? detail::finish_layer_plan(core) : made.value_or(status{});
   // Rank 0's plan is the remedy for ranks that differ, and rank 0 has to have all of it.
   bool const remedied = planned.code() == errc::disagreement && core.options.adopt_first_plan && core.failure.ok();
-  if (!named || remedied) {
+  if ((!named && !made) || remedied) {
     named = false;
     planned = ask_policy(core.policy, books.window().history(), in_force, books.where(), core.next);
   }
@@ -209,9 +213,55 @@ template <class Core>
   return detail::move_step(core);
 }
 
+/// Have the plan made on the engine's executor.
+template <class Core>
+[[nodiscard]] status send_plan_off(Core& core, nanoseconds_t start) {
+  using task = plan_task<typename Core::policy_type>;
+  auto& books = core.books;
+  bool const by_layer = core.planning.has_value();
+  auto const layers = by_layer ? core.planning->parts.layers() : std::span<index_t const>{};
+  core.elsewhere = {std::make_shared<task>(core.policy, books.window().history(), books.in_force(), books.where(),
+                                           layers, by_layer, detail::options_of_rows(core)),
+                    start};
+  core.state = rebalancer_state::planning;
+  task::send(core.elsewhere.plan, core.options.executor);
+  return {};
+}
+
+/// Whether the plan is made, on every rank. One that waits too long for its executor ends the plan on all of them.
+template <class Core>
+[[nodiscard]] status ask_whether_made(Core& core, bool& made) {
+  enum : std::uint64_t { working, ready, late };
+  bool const is_late = now() - core.elsewhere.since > core.options.timeout;
+  std::uint64_t const mine[] = {core.elsewhere.plan->is_done() ? ready : is_late ? late : working};
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(core.books.where().num_ranks()));
+  if (auto told = core.ranks.control().all_gather(mine, all, core.options.timeout); !told.ok()) { return told; }
+  made = std::all_of(all.begin(), all.end(), [](std::uint64_t word) { return word == ready; });
+  auto const found = std::find(all.begin(), all.end(), late);
+  if (found == all.end()) { return {}; }
+  auto const rank = static_cast<index_t>(found - all.begin());
+  return {errc::deadline_exceeded, concat("plan: the executor of rank ", rank, " has made no plan in time"), rank};
+}
+
+/// Take the plan over from the executors once all have made theirs.
+template <class Core>
+[[nodiscard]] status take_plan_back(Core& core) {
+  bool made = false;
+  if (auto result = detail::ask_whether_made(core, made); !result.ok()) { return core.fail(std::move(result)); }
+  if (!made) { return {}; }
+  auto const [plan, start] = std::exchange(core.elsewhere, {});
+  core.next = std::move(plan->next());
+  if (!core.planning) { return detail::take_plan_up(core, detail::complete_plan(core, plan->planned()), start); }
+  auto& parts = *core.planning;
+  if (parts.planned.ok()) { parts.planned = plan->planned(); }
+  parts.keep(core.next, parts.parts.layers());
+  return detail::take_plan_up(core, detail::complete_plan(core), start);
+}
+
 /// Plan what one call may plan, and go on once that was all.
 template <class Core>
 [[nodiscard]] status plan_step(Core& core) {
+  if (core.elsewhere.plan != nullptr) { return detail::take_plan_back(core); }
   auto const start = now() - core.planning->spent;
   detail::plan_next_layers(core);
   if (core.planning->calls_left > 0) {
@@ -225,6 +275,7 @@ template <class Core>
 [[nodiscard]] status begin_plan(Core& core) {
   auto const start = now();
   auto begun = detail::begin_layer_plan(core);
+  if (begun.ok() && core.options.executor.run != nullptr) { return detail::send_plan_off(core, start); }
   if (begun.ok() && core.planning) {
     core.planning->spent = now() - start;
     return detail::plan_step(core);
