@@ -29,7 +29,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -189,9 +188,9 @@ struct rebalancer_core {
   store_claim claim;
   transport_share<Transport, Store> share;
 
-  placement next;                      // where the cycle leads
-  std::optional<layer_plan> planning;  // what is made of it layer by layer
-  task_elsewhere elsewhere;            // what the engine's executor makes of it
+  placement next;                        // where the cycle leads
+  std::unique_ptr<layer_plan> planning;  // what is made of it layer by layer
+  task_elsewhere elsewhere;              // what the engine's executor makes of it
   ledger<Store> books;
   agreement<Control> ranks;
   teller events;

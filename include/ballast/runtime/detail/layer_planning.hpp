@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <utility>
 
@@ -29,7 +30,7 @@ struct layer_plan {
   bool shared = true;       ///< each rank plans some of the layers
   index_t calls_left = 1;   ///< that plan layers
   std::size_t done = 0;     ///< layers of this rank that are planned
-  status planned;           ///< why this rank cannot
+  status planned{};         ///< why this rank cannot
   nanoseconds_t spent = 0;  ///< by this rank, in calls that are over
 
   /// What this rank has planned of some of its layers, or that it cannot.
@@ -89,10 +90,11 @@ template <class Core>
     }
     auto const shape = books.in_force().shape();
     if (!shared && detail::calls_for(core, shape.num_layers) == 1) { return {}; }
-    core.planning.emplace(shared ? plan_parts{books.where(), shape, core.rank(), core.options.checked_layers}
-                                 : plan_parts::alone(shape));
+    core.planning = std::make_unique<layer_plan>(
+        layer_plan{.parts = shared ? plan_parts{books.where(), shape, core.rank(), core.options.checked_layers}
+                                   : plan_parts::alone(shape),
+                   .shared = shared});
     auto& plan = *core.planning;
-    plan.shared = shared;
     plan.calls_left = detail::calls_for(core, plan.parts.most_layers());
     plan.planned = validate_question(core.policy, books.window().history(), books.in_force(), books.where());
     core.next = books.in_force();

@@ -83,7 +83,7 @@ template <class Core>
   auto& books = core.books;
   auto const& in_force = books.in_force();
   bool const splits_anew = core.options.share_interval > 0;
-  bool named = core.planning.has_value();  // layer by layer
+  bool named = core.planning != nullptr;  // layer by layer
   auto planned = named ? detail::finish_layer_plan(core) : made.value_or(status{});
   // Rank 0's plan is the remedy for ranks that differ, and rank 0 has to have all of it.
   bool const remedied = planned.code() == errc::disagreement && core.options.adopt_first_plan && core.failure.ok();
@@ -103,7 +103,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status plan_next(Core& core) {
   if (auto begun = detail::begin_layer_plan(core); !begun.ok()) { return begun; }
-  while (core.planning && core.planning->calls_left > 0) { detail::plan_next_layers(core); }
+  while (core.planning != nullptr && core.planning->calls_left > 0) { detail::plan_next_layers(core); }
   return detail::complete_plan(core);
 }
 
@@ -218,7 +218,7 @@ template <class Core>
 [[nodiscard]] status send_plan_off(Core& core, nanoseconds_t start) {
   using task = plan_task<typename Core::policy_type>;
   auto& books = core.books;
-  bool const by_layer = core.planning.has_value();
+  bool const by_layer = core.planning != nullptr;
   auto const layers = by_layer ? core.planning->parts.layers() : std::span<index_t const>{};
   core.elsewhere = {std::make_shared<task>(core.policy, books.window().history(), books.in_force(), books.where(),
                                            layers, by_layer, detail::options_of_rows(core)),
@@ -251,7 +251,9 @@ template <class Core>
   if (!made) { return {}; }
   auto const [plan, start] = std::exchange(core.elsewhere, {});
   core.next = std::move(plan->next());
-  if (!core.planning) { return detail::take_plan_up(core, detail::complete_plan(core, plan->planned()), start); }
+  if (core.planning == nullptr) {
+    return detail::take_plan_up(core, detail::complete_plan(core, plan->planned()), start);
+  }
   auto& parts = *core.planning;
   if (parts.planned.ok()) { parts.planned = plan->planned(); }
   parts.keep(core.next, parts.parts.layers());
@@ -276,7 +278,7 @@ template <class Core>
   auto const start = now();
   auto begun = detail::begin_layer_plan(core);
   if (begun.ok() && core.options.executor.run != nullptr) { return detail::send_plan_off(core, start); }
-  if (begun.ok() && core.planning) {
+  if (begun.ok() && core.planning != nullptr) {
     core.planning->spent = now() - start;
     return detail::plan_step(core);
   }
