@@ -50,12 +50,12 @@ template <class Policy>
 class plan_task {
 public:
   /// @param layers  those to plan layer by layer; empty and `by_layer` false: all at once
-  plan_task(Policy policy, load_history_view history, placement const& in_force, topology where,
+  plan_task(Policy policy, load_history_view history, placement in_force, topology where,
             std::span<index_t const> layers, bool by_layer, row_options const& options)
       : policy_{std::move(policy)},
         tokens_(history.tokens().begin(), history.tokens().end()),
         history_{tokens_, history.num_buckets(), history.num_layers(), history.num_logical()},
-        in_force_{in_force},
+        in_force_{std::move(in_force)},
         where_{std::move(where)},
         layers_(layers.begin(), layers.end()),
         by_layer_{by_layer},

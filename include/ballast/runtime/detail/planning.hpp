@@ -79,7 +79,7 @@ template <class Core>
 /// stay as they are.
 /// @param made  how the policy ended that has planned all at once, if it has
 template <class Core>
-[[nodiscard]] status complete_plan(Core& core, std::optional<status> made = {}) {
+[[nodiscard]] status complete_plan(Core& core, std::optional<status> const& made = {}) {
   auto& books = core.books;
   auto const& in_force = books.in_force();
   bool const splits_anew = core.options.share_interval > 0;
