@@ -7,7 +7,7 @@
 #include <doctest/doctest.h>
 
 #include <cstddef>
-#include <limits>
+#include <cstdint>
 #include <vector>
 
 using namespace ballast;

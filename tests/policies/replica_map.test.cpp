@@ -13,7 +13,6 @@
 #include <vector>
 
 using namespace ballast;
-using detail::move_limits;
 using detail::replica_map;
 
 namespace {
