@@ -30,6 +30,7 @@
 // expect 5: Store has a member warm_up.*warming_part
 // expect 5: Store has a member set_timeout.*bounded_part
 // expect 6: Control has a member regroup.*regrouping_plane
+// expect 6: Control has a member vote_no.*explaining_plane
 // expect 6: Control has a member is_expelled.*expelling_plane
 // expect 7: Transport has a member may_write.*late_writer
 // expect 8: make_rebalancer: Cohort has a member wires
@@ -155,6 +156,7 @@ struct plane {
 #if BALLAST_EXPECT_FAILURE == 6
   [[nodiscard]] status regroup();
   [[nodiscard]] status is_expelled(index_t) const;
+  [[nodiscard]] ballast::vote_result vote_no(nanoseconds_t);
 #endif
 };
 

@@ -310,6 +310,32 @@ TEST_CASE("every rank that said no is named") {
   }));
 }
 
+TEST_CASE("of several that say no, the one is told that knows most of why") {
+  ballast_test::check_complaints(engine_runner{}.run(4, [](auto& self, ballast_test::law_log& log) {
+    auto const vote = [&](ballast::status const& of_1, ballast::status const& of_2) {
+      switch (self.rank()) {
+        case 1: return self.control.vote_no(of_1, ballast_test::patience);
+        case 2: return self.control.vote_no(of_2, ballast_test::patience);
+        default: return self.control.vote(true, ballast_test::patience);
+      }
+    };
+    ballast::status const nothing;
+    ballast::status const late{errc::deadline_exceeded, "rank 3 is late", 3};
+    ballast::status const own{errc::out_of_memory, "no staging"};
+    auto result = vote(late, own).reason;
+    log.expect_failure(result, {errc::out_of_memory}, "rank 1, rank 2 voted no; rank 2: out of memory", "own");
+    log.expect(result.rank() == 2, "rank ", result.rank(), " is blamed for its own");
+    result = vote(nothing, late).reason;
+    log.expect_failure(result, {errc::deadline_exceeded},
+                       "rank 1, rank 2 voted no; rank 2 because of rank 3: deadline exceeded", "late");
+    log.expect(result.rank() == 3, "rank ", result.rank(), " is blamed for being late");
+    result = vote(nothing, nothing).reason;
+    log.expect(result.message() == "rank 1, rank 2 voted no" && result.rank() == 1,
+               "without reasons: ", result.message());
+    ballast_test::meet(self, log);
+  }));
+}
+
 TEST_CASE(
     "whoever meets a rank that regroups fails at once, knows of the trouble, and waits for nobody until regroup") {
   auto const quitter = frame{.what = frame::regroups};

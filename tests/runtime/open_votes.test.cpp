@@ -37,6 +37,7 @@ public:
     if (!silent) { return result; }
     return {decision::undecided, {errc::deadline_exceeded, "rank 7 did not come in time", 7}};
   }
+  [[nodiscard]] vote_result vote_no(status const& /*why*/, nanoseconds_t timeout) { return vote(false, timeout); }
   [[nodiscard]] vote_result recall(nanoseconds_t timeout) {
     if (!silent) { return hooked_control<in_process_endpoint>::recall(timeout); }
     return {decision::undecided, {errc::deadline_exceeded, "nobody answers"}};

@@ -7,8 +7,7 @@
 #include <ballast/transport/in_process.hpp>
 
 #include "../support/cohort.hpp"
-#include "../support/hooked.hpp"
-#include "../support/random.hpp"
+#include "../support/planning_group.hpp"
 
 #include <doctest/doctest.h>
 
@@ -25,102 +24,9 @@
 #include <utility>
 #include <vector>
 
-namespace {
-
 using namespace ballast;
 using namespace ballast_test;
-
-constexpr index_t num_ranks = 4;
-constexpr index_t num_layers = 6;
-constexpr index_t num_experts = 24;
-placement_shape const shape{num_layers, num_experts, 32};
-
-std::vector<load_t> some_loads() {
-  generator random{5};
-  std::vector<load_t> loads(std::size_t{num_layers} * std::size_t{num_experts});
-  for (auto& load : loads) { load = 100 + load_t{1000} * random.below(8) * random.below(3); }
-  return loads;
-}
-
-/// Another policy, and what a test wants to know or to spoil.
-template <class Policy>
-struct watched {
-  static constexpr bool follows_loads = true;
-
-  Policy policy{};
-  index_t rank = 0;
-  std::function<void(index_t, std::span<index_t const>)> on_layers;
-  std::function<status(index_t, std::span<index_t const>, placement&)> spoil;
-
-  [[nodiscard]] status plan(load_history_view history, placement const& current, topology const& where,
-                            placement& next) const {
-    if (auto result = policy.plan(history, current, where, next); !result.ok()) { return result; }
-    return spoil ? spoil(rank, {}, next) : status{};
-  }
-  [[nodiscard]] status plan_layers(load_history_view history, placement const& current, topology const& where,
-                                   std::span<index_t const> layers, placement& next) const {
-    if (on_layers) { on_layers(rank, layers); }
-    if (auto result = policy.plan_layers(history, current, where, layers, next); !result.ok()) { return result; }
-    return spoil ? spoil(rank, layers, next) : status{};
-  }
-  [[nodiscard]] relabel_scope interchangeable() const noexcept { return policy.interchangeable(); }
-  void describe(digest& out) const { policy.describe(out); }
-};
-
-/// A control plane whose sums are wrong on one rank.
-class miscounting_control : public hooked_control<in_process_endpoint> {
-public:
-  miscounting_control(in_process_endpoint& inner, bool wrong)
-      : hooked_control{inner, [](char const*) {}}, wrong_{wrong} {}
-
-  [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
-    auto result = hooked_control::all_reduce(values, timeout);
-    if (wrong_) { values.back() += 100'000; }
-    return result;
-  }
-
-private:
-  bool wrong_;
-};
-
-struct outcome {
-  std::vector<placement> planned{num_ranks};
-  std::vector<status> ended{num_ranks};
-};
-
-/// One cycle on four ranks, of which one may be dead from the start.
-template <class Policy>
-outcome one_cycle(Policy const& policy, rebalancer_options options, index_t dead = -1) {
-  topology where{{num_ranks, 1, 8, 0}};
-  auto const initial = trivial_placement(shape);
-  if (dead >= 0) { where.set_live(dead, false); }
-  options.interval = 1;
-  options.timeout = patience;
-  outcome result;
-  in_process_group group{num_ranks};
-  if (dead >= 0) { group.expel(dead); }
-  group.run([&](in_process_endpoint& wire) {
-    if (wire.rank() == dead) { return; }
-    auto mine = policy;  // NOLINT(performance-unnecessary-copy-initialization): some learn their rank
-    if constexpr (requires { mine.rank; }) { mine.rank = wire.rank(); }
-    member<Policy, layers_per_chunk<>> part{where, initial, mine, layers_per_chunk<>{num_layers}, wire, options};
-    part.moved.start().or_throw();
-    auto const loads = some_loads();
-    auto& ended = result.ended[static_cast<std::size_t>(wire.rank())];
-    for (int pass = 0; pass < 2 && ended.ok(); ++pass) {
-      for (index_t layer = 0; layer < num_layers; ++layer) {
-        auto const row = matrix_view<load_t const>{loads, num_layers, num_experts}.row(layer);
-        part.moved.record_logical(layer, row).or_throw();
-      }
-      ended = part.moved.on_forward_pass_end({.tokens = 1});
-    }
-    if (ended.ok()) { CHECK(part.first_error().empty()); }
-    result.planned[static_cast<std::size_t>(wire.rank())] = part.moved.current();
-  });
-  return result;
-}
-
-}  // namespace
+using namespace ballast_test::planning;
 
 TEST_CASE("ranks that plan in parts come to the plan that each would have made alone") {
   auto const same_in_parts = [](auto const& policy, index_t dead) {
@@ -298,9 +204,9 @@ TEST_CASE("ranks that would plan on different loads hear it before they plan, or
 
 TEST_CASE("words of one rank that stand in for another's are not taken for its rows") {
   topology const where{{num_ranks, 1, 8, 0}};
-  detail::plan_parts parts{where, shape};
+  detail::plan_parts parts{where, shape, 0, 0};
   auto plan = trivial_placement(shape);
-  parts.write(plan, parts.layers_of(0));
+  parts.write(plan, parts.layers());
   // As an all-gather gives them for a rank that was expelled and that the topology still has alive.
   for (std::size_t rank = 0; rank < num_ranks; ++rank) {
     std::ranges::copy(parts.mine(), parts.all().begin() + static_cast<std::ptrdiff_t>(rank * parts.mine().size()));

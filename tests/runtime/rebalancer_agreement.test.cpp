@@ -42,6 +42,7 @@ public:
   bool blind = false;                       // shows every rank its own words as those of the others
   std::optional<decision> outcome;          // what this rank takes its votes for
   decision recalled = decision::undecided;  // and what it learns when it asks
+  bool cannot_add = false;
 
   [[nodiscard]] std::uint64_t membership() const { return members; }
   [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
@@ -52,10 +53,15 @@ public:
     }
     return result;
   }
+  [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
+    if (cannot_add) { return {errc::deadline_exceeded, "nobody came"}; }
+    return hooked_control::all_reduce(values, timeout);
+  }
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
     auto result = hooked_control::vote(yes, timeout);
     return outcome ? vote_result{*outcome, {errc::deadline_exceeded, "it was late"}} : result;
   }
+  [[nodiscard]] vote_result vote_no(status const& /*why*/, nanoseconds_t timeout) { return vote(false, timeout); }
   [[nodiscard]] vote_result recall(nanoseconds_t /*timeout*/) {
     return {recalled, {errc::deadline_exceeded, "asked too late"}};
   }
@@ -84,9 +90,10 @@ public:
   }
   [[nodiscard]] transfer_state poll() { return inner_->poll(); }
   [[nodiscard]] status wait(nanoseconds_t timeout) { return inner_->wait(timeout); }
+  status exposing;
   [[nodiscard]] status expose(std::span<segment const> /*regions*/, std::uint32_t first) {
-    exposed.push_back(first);
-    return {};
+    if (exposing.ok()) { exposed.push_back(first); }
+    return exposing;
   }
   void retract(std::uint32_t first) noexcept { retracted.push_back(first); }
   [[nodiscard]] std::uint32_t next_region() const noexcept { return used; }
@@ -96,10 +103,16 @@ private:
 };
 static_assert(peer_copier<noted_wire>);
 
-// A store that refuses a commit of one layer.
+// A store that refuses a commit of one layer, or another topology.
 struct refusing_store : host_store {
   using host_store::host_store;
   index_t refused = -1;
+  bool stays = false;
+  std::vector<bool> told_live;  // of rank 1, by every topology that it was told
+  [[nodiscard]] status set_topology(topology const& told) {
+    told_live.push_back(told.is_live(1));
+    return stays ? status{errc::out_of_memory, "refusing_store: no room for other tables"} : status{};
+  }
   [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
                               epoch_t epoch) {
     if (layer == refused) { return {errc::transport_failed, "refusing_store: no"}; }
@@ -298,6 +311,129 @@ TEST_CASE("ranks that are told other topologies find out") {
     CHECK(result.code() == errc::disagreement);
     CHECK(says(result, "rank 1 differs from rank 0 in new topology"));
     self.expect_nothing_has_changed();
+  });
+}
+
+TEST_CASE("a topology that one rank's store refuses is in force nowhere, and every store has the old one back") {
+  in_process_group group{3};
+  topology const three{{3, 1, 2, 0}};
+  auto const held = trivial_placement({1, 2, 6});
+  group.run([&](in_process_endpoint& me) {
+    if (me.rank() == 1) { return; }  // it is dead
+    member<rotate_placement, layers_per_chunk<>, refusing_store> self{
+        three, held, {}, layers_per_chunk{1}, me, {.timeout = patience}};
+    self.store.stays = me.rank() == 2;
+    group.expel(1);
+    self.moved.start().or_throw();
+    auto without = three;
+    without.set_live(1, false);
+    auto const result = self.moved.set_topology(without, held);
+    CHECK(result.code() == errc::out_of_memory);
+    CHECK(result.rank() == (me.rank() == 2 ? status::no_rank : 2));
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    CHECK(self.moved.where().is_live(1));
+    CHECK(self.moved.epoch(0) == 0);
+    CHECK(self.store.told_live == std::vector<bool>{false, true});
+    self.store.stays = false;
+    self.moved.resume().or_throw();
+    self.moved.set_topology(without, held).or_throw();
+    CHECK_FALSE(self.moved.where().is_live(1));
+    CHECK(self.moved.epoch(0) == 1);
+  });
+}
+
+TEST_CASE("a topology comes with a placement that is one") {
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t) {
+    auto const lost = with_row({0, 1, 2, 2, 0, 1});
+    CHECK(self.moved.set_topology(where, lost).code() == errc::missing_expert);
+    CHECK(self.moved.state() == rebalancer_state::recording);
+    self.expect_nothing_has_changed();
+  });
+}
+
+TEST_CASE("predict tells a failure of the policy, and fails where the ranks cannot add their loads up") {
+  struct unable {
+    [[nodiscard]] status plan(load_history_view, placement const&, topology const&, placement&) const {
+      return {errc::policy_failed, "unable: no idea"};
+    }
+    void describe(digest& out) const { out.add(0); }
+  };
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    member<unable, layers_per_chunk<>> self{where, initial, {}, layers_per_chunk{2}, me, {.timeout = patience}};
+    self.moved.start().or_throw();
+    prediction foreseen;
+    CHECK(says(self.moved.predict(foreseen), "no idea"));
+    CHECK(self.moved.state() == rebalancer_state::recording);
+  });
+  on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t) {
+    self.control.cannot_add = true;
+    prediction foreseen;
+    CHECK(says(self.moved.predict(foreseen), "nobody came"));
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    // The failure stands until all have met.
+    CHECK(says(self.moved.apply(rotated()), "nobody came"));
+    CHECK(says(self.moved.check_replicas(), "nobody came"));
+    self.expect_nothing_has_changed();
+    self.control.cannot_add = false;
+    self.moved.resume().or_throw();
+    self.moved.predict(foreseen).or_throw();
+    self.moved.apply(rotated()).or_throw();
+    CHECK(self.moved.epoch(0) == 1);
+  });
+}
+
+TEST_CASE("a check of replicas that a rank does not come to fails, and nobody is lost") {
+  on_two_ranks({.timeout = 200 * milliseconds}, [](rank_of_two& self, index_t rank) {
+    if (rank == 0) {
+      CHECK(self.moved.check_replicas().rank() == 1);
+      CHECK(self.moved.state() == rebalancer_state::failed);
+    } else {
+      std::this_thread::sleep_for(std::chrono::milliseconds{300});
+    }
+    while (!self.moved.resume().ok()) {}
+    self.moved.check_replicas().or_throw();
+  });
+}
+
+TEST_CASE("ranks with other topologies are told so at the start") {
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    topology const mine{{2, me.rank() + 1, 3, 0}};
+    member<rotate_placement, layers_per_chunk<>> self{
+        mine, initial, {}, layers_per_chunk{2}, me, {.timeout = patience}};
+    CHECK(says(self.moved.start(), "rank 1 differs from rank 0 in number of nodes: 2 against 1"));
+  });
+}
+
+TEST_CASE("a rank whose memory cannot be read is named to all, and nothing stays exposed") {
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    noted_wire wire{me};
+    if (me.rank() == 1) { wire.exposing = {errc::transport_failed, "not permitted"}; }
+    {
+      member<rotate_placement, layers_per_chunk<>, host_store, noted_wire> self{
+          where, initial, {}, layers_per_chunk{2}, me, wire, {.timeout = patience}};
+      auto const result = self.moved.start();
+      CHECK(says(result, me.rank() == 1 ? "not permitted" : "rank 1 cannot make its memory readable"));
+    }
+    CHECK(wire.retracted == wire.exposed);
+  });
+}
+
+TEST_CASE("a vote on shares that was settled is not taken for the next one, on a move") {
+  on_two_ranks({.share_interval = 1, .timeout = patience}, [](rank_of_two& self, index_t) {
+    self.control.outcome = decision::undecided;
+    CHECK_FALSE(self.step().ok());
+    self.moved.settle(decision::drop).or_throw();
+    self.control.outcome = {};
+    self.moved.resume().or_throw();
+    self.control.outcome = decision::undecided;
+    CHECK_FALSE(self.moved.apply(rotated()).ok());
+    CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+    self.moved.settle(decision::commit).or_throw();
+    CHECK(std::ranges::equal(self.moved.current().logical_of_slot(0), rotated().logical_of_slot(0)));
+    CHECK(self.weights.first_error(self.moved.current()) == "");
   });
 }
 

@@ -47,6 +47,15 @@ void on_three_ranks(Body body) {
   group.run(body);
 }
 
+// Gives no staging where it has a reason, which blames another rank.
+struct blaming_store : host_store {
+  using host_store::host_store;
+  status why;
+  [[nodiscard]] status reserve_staging(std::size_t bytes) {
+    return why.ok() ? host_store::reserve_staging(bytes) : why;
+  }
+};
+
 }  // namespace
 
 TEST_CASE("layers are committed on one step by all ranks, and weights fit the tables after every call") {
@@ -111,7 +120,7 @@ TEST_CASE("a rank that gives its moves up stops the cycle on every rank, with no
     int call = 0;
     for (; call < 20 && result.ok(); ++call) { result = step(self, me); }
     CHECK(call < 20);
-    CHECK(result.message() == (me.rank() == 2 ? "full_store: no staging" : "rank 2 gave its moves up"));
+    CHECK(result.message() == (me.rank() == 2 ? "full_store: no staging" : "rank 2 gave its moves up: out of memory"));
     CHECK(self.moved.state() == rebalancer_state::failed);
     CHECK(self.moved.current() == initial);
     CHECK(self.first_error() == "");
@@ -121,6 +130,48 @@ TEST_CASE("a rank that gives its moves up stops the cycle on every rank, with no
     for (call = 0; call < 30; ++call) { step(self, me).or_throw(); }
     CHECK(self.moved.epoch(0) >= 1);
     CHECK(self.first_error() == "");
+  });
+}
+
+TEST_CASE("a rank that gives its moves up because of another is not the one to be named") {
+  // Rank 2 cannot go on because of rank 1, and rank 0, where it fails too, only because of rank 2.
+  for (bool const rank_0_fails_too : {false, true}) {
+    CAPTURE(rank_0_fails_too);
+    on_three_ranks([&](in_process_endpoint& me) {
+      member<rotate_placement, layers_per_chunk<>, blaming_store> self{where, initial,       {}, layers_per_chunk{1},
+                                                                       me,    asynchronous()};
+      if (me.rank() == 2) { self.store.why = {errc::peer_lost, "rank 1 is gone", 1}; }
+      if (me.rank() == 0 && rank_0_fails_too) { self.store.why = {errc::deadline_exceeded, "rank 2 is late", 2}; }
+      self.moved.start().or_throw();
+      status result;
+      for (int call = 0; call < 20 && result.ok(); ++call) { result = step(self, me); }
+      CHECK(result.rank() == 1);
+      CHECK(result.code() == errc::peer_lost);
+      if (me.rank() == 1 || (me.rank() == 0 && !rank_0_fails_too)) {
+        CHECK(result.message() == "rank 2 gave its moves up because of rank 1: peer lost");
+      } else if (me.rank() == 0) {
+        CHECK(result.message() == "rank 2 is late; rank 2 gave its moves up because of rank 1");
+      }
+      CHECK(self.moved.current() == initial);
+      self.store.why = {};
+      self.moved.resume().or_throw();
+      for (int call = 0; call < 30; ++call) { step(self, me).or_throw(); }
+      CHECK(self.moved.epoch(0) >= 1);
+    });
+  }
+}
+
+TEST_CASE("nor is a rank that votes no because of another, in synchronous mode") {
+  on_three_ranks([](in_process_endpoint& me) {
+    member<rotate_placement, ballast::all_layers<>, blaming_store> self{
+        where, initial, {}, all_layers{}, me, {.interval = 2, .timeout = patience}};
+    if (me.rank() == 2) { self.store.why = {errc::peer_lost, "rank 1 is gone", 1}; }
+    self.moved.start().or_throw();
+    status result;
+    for (int call = 0; call < 3 && result.ok(); ++call) { result = step(self, me); }
+    CHECK(result.rank() == 1);
+    CHECK(result.code() == errc::peer_lost);
+    CHECK(result.message().ends_with("rank 1 is gone"));
   });
 }
 

@@ -227,6 +227,30 @@ void notices_death(Endpoint& self, law_log& log) {
   }
 }
 
+// A rank says no because of another one: that is the one to blame, and the vote is dropped as by any no.
+template <class Endpoint>
+void says_why_not(Endpoint& self, law_log& log) {
+  auto const culprit = self.num_ranks() - 1;
+  auto const vote = [&](ballast::status const& why) {
+    return self.rank() == 0 ? self.control.vote_no(why, patience) : self.control.vote(true, patience);
+  };
+  auto const late =
+      vote({ballast::errc::deadline_exceeded, ballast::detail::concat("rank ", culprit, " is late"), culprit});
+  log.expect_failure(late.reason, {ballast::errc::deadline_exceeded}, "rank 0 voted no", "a no because of another");
+  log.expect(late.outcome == ballast::decision::drop && late.reason.rank() == culprit, "rank ", late.reason.rank(),
+             " is blamed: ", late.reason.message());
+  meet(self, log);
+  // A reason that names nobody is its own, and the next no has nothing to do with the last one's reason.
+  for (auto const& why : {ballast::status{ballast::errc::out_of_memory, "no staging"}, ballast::status{}}) {
+    auto const own = vote(why);
+    log.expect(own.outcome == ballast::decision::drop && own.reason.rank() == 0, "rank ", own.reason.rank(),
+               " is blamed: ", own.reason.message());
+    meet(self, log);
+  }
+  auto const yes = self.control.vote(true, patience);
+  log.expect(yes.outcome == ballast::decision::commit, "a vote of all: ", yes.reason.message());
+}
+
 template <class Endpoint>
 void has_members(Endpoint& self, law_log& log) {
   std::vector<std::uint64_t> const mine{self.control.membership()};
@@ -411,6 +435,11 @@ void check_control_laws(Runner runner) {
   }
   SUBCASE("a no is heard however close it comes") {
     check([](auto& self, law_log& log) { control_law::hears_every_no(self, log); });
+  }
+  SUBCASE("a no tells whom it blames") {
+    check([](auto& self, law_log& log) {
+      if (self.num_ranks() > 1) { control_law::says_why_not(self, log); }
+    });
   }
   SUBCASE("agree names what differs, alike on every rank") {
     check([](auto& self, law_log& log) { control_law::agrees(self, log); });

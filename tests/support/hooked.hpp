@@ -42,6 +42,9 @@ public:
   [[nodiscard]] ballast::vote_result vote(bool yes, ballast::nanoseconds_t timeout) {
     return between("before vote", "after vote", [&] { return inner_->vote(yes, timeout); });
   }
+  [[nodiscard]] ballast::vote_result vote_no(ballast::status const& why, ballast::nanoseconds_t timeout) {
+    return between("before vote", "after vote", [&] { return inner_->vote_no(why, timeout); });
+  }
   [[nodiscard]] ballast::vote_result recall(ballast::nanoseconds_t timeout) {
     return between("before recall", "after recall", [&] { return inner_->recall(timeout); });
   }

@@ -87,6 +87,18 @@ concept expelling_plane = control_plane<C> && requires(C const& k, index_t rank)
   { k.is_expelled(rank) } -> std::same_as<bool>;
 };
 
+/// A control plane that tells the others why a rank says no. All of ballast's do.
+///
+/// Without it they learn who said no, and blame that rank also where it was another one that failed.
+///
+/// @par Semantics
+/// `vote_no(why, timeout)` is `vote(false, timeout)`. What drops the vote on the others has as much of `why` as the
+/// plane can carry, the code and the rank at least where it names another one.
+template <class C>
+concept explaining_plane = control_plane<C> && requires(C& c, nanoseconds_t timeout, status const& why) {
+  { c.vote_no(why, timeout) } -> std::same_as<vote_result>;
+};
+
 /// One of the things that ranks compare before they act.
 struct agreed_word {
   std::string_view name;  ///< what it is, for the message: "plan", "step"

@@ -210,26 +210,10 @@ public:
     return result;
   }
 
-  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
-    if (auto refusal = begin_call(); !refusal.ok()) { return {decision::drop, std::move(refusal)}; }
-    std::uint64_t const ballot = yes ? 1 : 0;
-    // It counts from here on, whatever happens; but this rank's frames tell of the votes that it has left.
-    votes_left_ = votes_;
-    votes_.add(outcome::undecided);
-    auto const number = votes_.last();
-    last_made_ = number;
-    auto result = exchange({activity::votes, 0, number}, 0, {&ballot, 1}, detail::deadline_after(timeout));
-    auto how = outcome::drop;  // nobody commits against this rank's no
-    if (result.ok()) {
-      result = votes_against();
-      how = result.ok() ? outcome::commit : outcome::drop;
-    } else if (yes) {
-      how = heard_ ? outcome_among_frames(number) : outcome::undecided;
-    }
-    votes_.set(number, how);
-    if (how == outcome::commit) { return {decision::commit, {}}; }
-    last_failure_ = result;
-    return {decision_of(how), std::move(result)};
+  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) { return cast(yes ? ballot_of_yes : 0, timeout); }
+  /// The same, of a rank that says no because of `why`, of which the code and the rank travel.
+  [[nodiscard]] vote_result vote_no(status const& why, nanoseconds_t timeout) {
+    return cast(reason_bits(why.ok() ? status{} : with_culprit(why)), timeout);
   }
 
   /// Settle the last vote if it was undecided here; see `control_plane`. Works also after `give_up`.
@@ -265,8 +249,7 @@ public:
   /// `recall`.
   void give_up(status const& why) {
     if (!given_up_.ok()) { return; }
-    given_up_ = why.ok() ? status{errc::transport_failed, "without a reason"} : why;
-    if (given_up_.rank() == status::no_rank) { given_up_ = {given_up_.code(), given_up_.message(), rank_}; }
+    given_up_ = with_culprit(why.ok() ? status{errc::transport_failed, "without a reason"} : why);
   }
 
   /// What the last call told; see `control_plane`.
@@ -370,7 +353,7 @@ private:
       auto const other = header_of(rank);
       if (!is_live(rank)) { continue; }
       if (other.has_given_up && other.proposal > generation_) {
-        int const knows = other.culprit == rank ? 2 : other.culprit >= 0 ? 1 : 0;
+        int const knows = knowledge_of(rank, other.culprit);
         if (knows > known) { out_of_step_ = gave_up(rank, other); }
         known = std::max(known, knows);
       } else if (known < 0 &&
@@ -383,6 +366,10 @@ private:
       }
     }
     return out_of_step_;
+  }
+  // How much a rank knows of why it cannot go on, by whom it blames, -1: nobody.
+  [[nodiscard]] static int knowledge_of(index_t rank, index_t culprit) noexcept {
+    return culprit == rank ? 2 : culprit >= 0 ? 1 : 0;
   }
   [[nodiscard]] static status gave_up(index_t rank, frame_header const& other) {
     auto const* const what =
@@ -438,16 +425,53 @@ private:
 
   // ---- votes ----
 
+  // A ballot is a yes, or why not: as in a frame's header, nothing where it says nothing.
+  static constexpr std::uint64_t ballot_of_yes = 1;
+
+  [[nodiscard]] vote_result cast(std::uint64_t ballot, nanoseconds_t timeout) {
+    if (auto refusal = begin_call(); !refusal.ok()) { return {decision::drop, std::move(refusal)}; }
+    bool const yes = ballot == ballot_of_yes;
+    // It counts from here on, whatever happens; but this rank's frames tell of the votes that it has left.
+    votes_left_ = votes_;
+    votes_.add(outcome::undecided);
+    auto const number = votes_.last();
+    last_made_ = number;
+    auto result = exchange({activity::votes, 0, number}, 0, {&ballot, 1}, detail::deadline_after(timeout));
+    auto how = outcome::drop;  // nobody commits against this rank's no
+    if (result.ok()) {
+      result = votes_against();
+      how = result.ok() ? outcome::commit : outcome::drop;
+    } else if (yes) {
+      how = heard_ ? outcome_among_frames(number) : outcome::undecided;
+    }
+    votes_.set(number, how);
+    if (how == outcome::commit) { return {decision::commit, {}}; }
+    last_failure_ = result;
+    return {decision_of(how), std::move(result)};
+  }
+
+  // All that said no are named, and of their reasons the one is told that says most: a reason of its own, then one that
+  // blames another rank.
   [[nodiscard]] status votes_against() const {
     std::string names;
-    index_t first = status::no_rank;
+    index_t told = status::no_rank;
+    int known = -1;
     for (index_t rank = 0; rank < num_ranks_; ++rank) {
-      if (!is_live(rank) || frame_of(rank)[num_header_words] != 0) { continue; }
+      auto const ballot = frame_of(rank)[num_header_words];
+      if (!is_live(rank) || ballot == ballot_of_yes) { continue; }
       names += detail::concat(names.empty() ? "rank " : ", rank ", rank);
-      if (first == status::no_rank) { first = rank; }
+      int const knows = knowledge_of(rank, culprit_in(ballot));
+      if (knows > known) { told = rank; }
+      known = std::max(known, knows);
     }
     if (names.empty()) { return {}; }
-    return {errc::transport_failed, names + " voted no", first};
+    names += " voted no";
+    if (known == 0) { return {errc::transport_failed, std::move(names), told}; }
+    auto const ballot = frame_of(told)[num_header_words];
+    auto const culprit = culprit_in(ballot);
+    auto const why = make_error_code(code_in(ballot));
+    auto const because = culprit == told ? std::string{} : detail::concat(" because of rank ", culprit);
+    return {why, detail::concat(names, "; rank ", told, because, ": ", why.message()), culprit};
   }
 
   // How a vote ended that this rank has left without knowing. All frames are there, so nobody can commit any more who
@@ -603,7 +627,7 @@ private:
     frame_[0] = (given_up_.ok() ? 0 : given_up_bit) | static_cast<std::uint64_t>(identity.what) << 32 |
                 static_cast<std::uint64_t>(identity.root);
     frame_[1] = identity.size;
-    frame_[2] = reason_bits() | static_cast<std::uint64_t>(rank_);
+    frame_[2] = reason_bits(given_up_) | static_cast<std::uint64_t>(rank_);
     frame_[3] = generation_;
     frame_[4] = calls_;
     frame_[5] = piece;
@@ -613,13 +637,23 @@ private:
     frame_[8] = first_vote_;
     frame_[9] = proposal_;
   }
-  // Whom this rank blames for its giving up, plus one, and the code of why: as much of the reason as has room. Nothing
-  // where it only regroups.
-  [[nodiscard]] std::uint64_t reason_bits() const noexcept {
-    if (given_up_.rank() == status::no_rank) { return 0; }
-    bool const known = given_up_.code().category() == category();
-    auto const code = known ? given_up_.code().value() : static_cast<int>(errc::transport_failed);
-    return static_cast<std::uint64_t>(code) << 56 | (static_cast<std::uint64_t>(given_up_.rank()) + 1) << 32;
+  // A failure that names nobody is this rank's own.
+  [[nodiscard]] status with_culprit(status const& why) const {
+    return why.rank() == status::no_rank ? status{why.code(), why.message(), rank_} : why;
+  }
+  // Whom this rank blames for a failure, plus one, and its code: as much of the reason as has room. Nothing where it
+  // blames nobody.
+  [[nodiscard]] static std::uint64_t reason_bits(status const& why) noexcept {
+    if (why.rank() == status::no_rank) { return 0; }
+    bool const known = why.code().category() == category();
+    auto const code = known ? why.code().value() : static_cast<int>(errc::transport_failed);
+    return static_cast<std::uint64_t>(code) << 56 | (static_cast<std::uint64_t>(why.rank()) + 1) << 32;
+  }
+  [[nodiscard]] static index_t culprit_in(std::uint64_t bits) noexcept {
+    return static_cast<index_t>(bits >> 32 & 0xffffff) - 1;
+  }
+  [[nodiscard]] static errc code_in(std::uint64_t bits) noexcept {
+    return bits >> 56 != 0 ? static_cast<errc>(bits >> 56) : errc::transport_failed;
   }
   [[nodiscard]] std::span<std::uint64_t const> frame_of(index_t rank) const noexcept {
     return std::span{frames_}.subspan(static_cast<std::size_t>(rank) * frame_.size(), frame_.size());
@@ -630,8 +664,8 @@ private:
     return {{what, static_cast<index_t>(words[0] & 0xffffffff), words[1]},
             (words[0] & given_up_bit) != 0,
             static_cast<index_t>(words[2] & 0xffffffff),
-            static_cast<index_t>(words[2] >> 32 & 0xffffff) - 1,
-            words[2] >> 56 != 0 ? static_cast<errc>(words[2] >> 56) : errc::transport_failed,
+            culprit_in(words[2]),
+            code_in(words[2]),
             words[3],
             words[4],
             words[5],

@@ -8,6 +8,7 @@
 #include <ballast/digest.hpp>
 #include <ballast/load/gate.hpp>
 #include <ballast/policies/relabel_scope.hpp>
+#include <ballast/runtime/plan_executor.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -28,6 +29,12 @@ struct rebalancer_options {
   bool plan_in_parts = true;
   /// Layers of another rank that each rank plans as well when it plans in parts, to compare what comes out.
   index_t checked_layers = 0;
+  /// Layers that a rank plans in one call at most, those that it checks included; a plan that has more takes several
+  /// calls. 0: all of them in one. Without effect on a policy that is no `layerwise_policy`.
+  index_t layers_per_plan_call = 0;
+  /// Where plans are made; on all ranks or on none. With an executor the calls after the first of a plan ask whether it
+  /// is made on every rank, and the one that hears yes takes it up.
+  plan_executor executor{};
   /// What may change names in a plan to save bytes, where the policy allows it; `none` takes plans as they are.
   relabel_scope relabel = relabel_scope::all;
   bool relay = false;                  ///< see `transfer_options`
@@ -57,6 +64,9 @@ struct rebalancer_options {
     bool const in_range = utilization_threshold >= 0 && utilization_threshold <= 1;  // a NaN is not
     if (!in_range) { return refuse("utilization_threshold is ", utilization_threshold, ", must be in [0, 1]"); }
     if (checked_layers < 0) { return refuse("checked_layers is ", checked_layers, ", must not be negative"); }
+    if (layers_per_plan_call < 0) {
+      return refuse("layers_per_plan_call is ", layers_per_plan_call, ", must not be negative");
+    }
     if (timeout < shortest_timeout) {
       return refuse("timeout is ", timeout, " ns, must be at least ", shortest_timeout,
                     " ns: its unit is the nanosecond, and no rank answers sooner");
@@ -78,6 +88,8 @@ struct rebalancer_options {
     visit("gate.min_tokens", option_bits(gate.min_tokens));
     visit("plan_in_parts", option_bits(plan_in_parts));
     visit("checked_layers", option_bits(checked_layers));
+    visit("layers_per_plan_call", option_bits(layers_per_plan_call));
+    visit("executor", option_bits(static_cast<index_t>(executor.run != nullptr)));
     visit("relabel", option_bits(static_cast<index_t>(relabel)));
     visit("relay", option_bits(relay));
     visit("max_message_bytes", option_bits(max_message_bytes));

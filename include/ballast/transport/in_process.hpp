@@ -270,6 +270,12 @@ public:
     return {decision::drop, std::move(result)};
   }
 
+  /// The same, of a rank that says no, and why, whatever has become of its last batch.
+  [[nodiscard]] vote_result vote_no(status const& why, nanoseconds_t timeout) {
+    doubt_ = why;
+    return vote(false, timeout);
+  }
+
   /// Never needed here: the group holds one outcome for every vote.
   [[nodiscard]] vote_result recall(nanoseconds_t /*timeout*/) {
     return {decision::drop, {errc::internal, "in_process: no vote is undecided"}};
@@ -642,7 +648,8 @@ private:
 };
 
 static_assert(message_transport<in_process_endpoint>);
-static_assert(regrouping_plane<in_process_endpoint> && expelling_plane<in_process_endpoint>);
+static_assert(regrouping_plane<in_process_endpoint> && explaining_plane<in_process_endpoint> &&
+              expelling_plane<in_process_endpoint>);
 
 /// R ranks as threads of one process: the embedded default of demo and tests.
 class in_process_group {

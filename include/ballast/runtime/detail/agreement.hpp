@@ -56,9 +56,9 @@ public:
 
   // ---- votes ----
 
-  /// Vote, and ask the live ranks when this rank missed the outcome.
-  [[nodiscard]] vote_result decide(bool ready) {
-    auto vote = control_->vote(ready, time_left(4));
+  /// Vote, and ask the live ranks when this rank missed the outcome. @param ready  success is a yes
+  [[nodiscard]] vote_result decide(status const& ready = {}) {
+    auto vote = cast(ready, time_left(4));
     if (vote.outcome != decision::undecided) { return vote; }
     auto told = control_->recall(time_left(7));
     if (told.outcome != decision::undecided) { return told; }
@@ -107,6 +107,13 @@ public:
   }
 
 private:
+  [[nodiscard]] vote_result cast(status const& ready, nanoseconds_t timeout) {
+    if constexpr (explaining_plane<Control>) {
+      if (!ready.ok()) { return control_->vote_no(ready, timeout); }
+    }
+    return control_->vote(ready.ok(), timeout);
+  }
+
   static constexpr nanoseconds_t longest = std::numeric_limits<nanoseconds_t>::max() / 4;
 
   Control* control_;

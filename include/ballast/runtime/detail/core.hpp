@@ -9,8 +9,10 @@
 #include <ballast/runtime/detail/agreement.hpp>
 #include <ballast/runtime/detail/cycle_mover.hpp>
 #include <ballast/runtime/detail/guard.hpp>
+#include <ballast/runtime/detail/layer_planning.hpp>
 #include <ballast/runtime/detail/ledger.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
+#include <ballast/runtime/detail/plan_task.hpp>
 #include <ballast/runtime/detail/set_up.hpp>
 #include <ballast/runtime/detail/share_refresh.hpp>
 #include <ballast/runtime/detail/store_claim.hpp>
@@ -26,6 +28,7 @@
 #include <ballast/types.hpp>
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -45,6 +48,11 @@ struct rebalancer_core {
   struct told_word {
     bool open = false;  // no words have come in since
     step_word word;
+  };
+
+  struct task_elsewhere {
+    std::shared_ptr<plan_task<Policy>> plan;
+    nanoseconds_t since = 0;
   };
 
   rebalancer_core(topology where, placement initial, rebalancing<Recorder, Policy, Schedule> parts, Store& a_store,
@@ -74,6 +82,7 @@ struct rebalancer_core {
   [[nodiscard]] index_t rank() const noexcept { return transport->rank(); }
   [[nodiscard]] bool is_moving() const noexcept { return state == rebalancer_state::moving; }
   [[nodiscard]] bool is_recording() const noexcept { return state == rebalancer_state::recording; }
+  [[nodiscard]] bool is_planning() const noexcept { return state == rebalancer_state::planning; }
 
   [[nodiscard]] status refuse_unless_started(char const* name) const {
     if (started) { return {}; }
@@ -81,7 +90,7 @@ struct rebalancer_core {
   }
   [[nodiscard]] status refuse_unless_recording(char const* name) const {
     if (auto result = refuse_unless_started(name); !result.ok()) { return result; }
-    if (is_moving()) { return {errc::busy, concat(name, ": a rebalancing cycle is running")}; }
+    if (is_planning() || is_moving()) { return {errc::busy, concat(name, ": a rebalancing cycle is running")}; }
     return failure;
   }
 
@@ -122,6 +131,8 @@ struct rebalancer_core {
     forget_cycle();
   }
   void forget_cycle() noexcept {
+    planning.reset();
+    elsewhere = {};
     mover.clear();
     shares.forget();
   }
@@ -177,7 +188,9 @@ struct rebalancer_core {
   store_claim claim;
   transport_share<Transport, Store> share;
 
-  placement next;  // where the cycle leads
+  placement next;                        // where the cycle leads
+  std::unique_ptr<layer_plan> planning;  // what is made of it layer by layer
+  task_elsewhere elsewhere;              // what the engine's executor makes of it
   ledger<Store> books;
   agreement<Control> ranks;
   teller events;

@@ -96,7 +96,7 @@ public:
   /// Vote and commit. Every rank makes the same control calls, whatever went wrong on it.
   [[nodiscard]] outcome finish_group(status received) {
     if (options_->verify) { received = verify(std::move(received)); }
-    auto vote = ranks_->decide(received.ok());
+    auto vote = ranks_->decide(received);
     switch (vote.outcome) {
       case decision::commit: return commit_group();
       case decision::drop:
@@ -295,7 +295,7 @@ private:
       at_.in_chunk = false;
       return finish_group(std::move(arrived));
     }
-    auto vote = ranks_->decide(arrived.ok());
+    auto vote = ranks_->decide(arrived);
     if (vote.outcome == decision::commit) { return {}; }
     return {outcome::ending::failed, arrived.ok() ? std::move(vote.reason) : std::move(arrived)};
   }

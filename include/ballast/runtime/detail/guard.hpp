@@ -33,6 +33,7 @@ void disable(Core& core) {
     return;
   }
   core.enabled = false;
+  if (core.is_planning()) { core.end_cycle(); }
   if (core.is_moving()) { core.stop_moving(); }
 }
 

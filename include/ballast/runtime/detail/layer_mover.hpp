@@ -99,6 +99,8 @@ public:
                     "layer_mover: the rounds before still move");
     failure_ = {};
     timeout_ = timeout;
+    looked_at_ = now();
+    may_wait_on_ = true;
     next_round_ = first;
     last_round_ = std::max(first, last);
     if (first >= last && !staging_is_written()) {
@@ -111,12 +113,16 @@ public:
     poll();
   }
   /// Make progress on what `begin_receive` began, without waiting.
+  ///
+  /// A batch whose time passed while this rank was held up elsewhere, and could not look, gets its time anew, once:
+  /// its bytes, and the ranks that it would blame, are mostly late for the same reason.
   void poll() {
+    auto const looked_before = std::exchange(looked_at_, now());
     if (state_ == portion::queued && turns().is_first(*this) && !staging_is_written()) { begin_portion(); }
     while (state_ == portion::moving) {
       switch (transport_->poll()) {
         case transfer_state::pending:
-          if (now() <= deadline_) { return; }
+          if (now() <= deadline_ || waits_on(looked_before)) { return; }
           return end_late();
         case transfer_state::idle:
           return end_portion({errc::transport_failed, concat("rank ", rank_, ": somebody else ended the batch")});
@@ -144,7 +150,7 @@ public:
   [[nodiscard]] bool arrived() const noexcept { return state_ == portion::arrived; }
   /// Why it will not arrive.
   [[nodiscard]] status const& failure() const noexcept { return failure_; }
-  /// When the last portion's first batch began on this rank.
+  /// When the last portion's first batch began on this rank, or began anew.
   [[nodiscard]] nanoseconds_t began_at() const noexcept { return began_at_; }
   /// What this rank's batches since `open` took on the device, added up; `not_measured` where the transport does not
   /// measure.
@@ -252,6 +258,14 @@ private:
     if (result.ok() && receive_time_ >= 0) { receive_time_ += batch_time(); }
     if (result.ok() && next_round_ < last_round_) { return start_batch(); }
     end_portion(std::move(result));
+  }
+  /// @param looked_before  when this rank has looked last, before now
+  [[nodiscard]] bool waits_on(nanoseconds_t looked_before) {
+    bool const was_away = looked_before <= deadline_ && looked_at_ - looked_before > timeout_ / 8;
+    if (!was_away || !std::exchange(may_wait_on_, false)) { return false; }
+    began_at_ = looked_at_;
+    deadline_ = deadline_after(timeout_);
+    return true;
   }
   void end_late() {
     auto result = transport_->wait(0);  // says what was missing
@@ -453,7 +467,9 @@ private:
   nanoseconds_t timeout_ = 0;
   nanoseconds_t deadline_ = 0;  // of the running batch
   nanoseconds_t began_at_ = 0;
-  index_t next_round_ = 0;  // first round after the running batch
+  nanoseconds_t looked_at_ = 0;
+  bool may_wait_on_ = false;  // a batch whose time has passed while nobody looked
+  index_t next_round_ = 0;    // first round after the running batch
   index_t last_round_ = 0;
 
   nanoseconds_t receive_time_ = not_measured;

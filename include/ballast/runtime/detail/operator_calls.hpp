@@ -125,7 +125,7 @@ template <class Core>
   if (!result.ok()) { return result; }
   core.ranks.begin();
   auto taken = detail::tell_store(*core.store, where);
-  auto vote = core.ranks.decide(taken.ok());
+  auto vote = core.ranks.decide(taken);
   if (vote.outcome == decision::drop || !taken.ok()) {
     static_cast<void>(detail::tell_store(*core.store, before));
     return core.fail(taken.ok() ? std::move(vote.reason) : std::move(taken));

@@ -92,6 +92,9 @@ struct optional_control_members {
                 "Control has a member regroup, give_up or trouble, but is no regrouping_plane: status "
                 "regroup(nanoseconds_t), void give_up(status const&), status trouble()");
   static_assert(
+      explaining_plane<Control> || !requires { &Control::vote_no; },
+      "Control has a member vote_no, but is no explaining_plane: vote_result vote_no(status const&, nanoseconds_t)");
+  static_assert(
       expelling_plane<Control> || !requires { &Control::is_expelled; },
       "Control has a member is_expelled, but is no expelling_plane: bool is_expelled(index_t) const");
   static constexpr bool fit = true;

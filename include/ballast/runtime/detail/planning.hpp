@@ -7,14 +7,12 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/balancedness.hpp>
-#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel.hpp>
-#include <ballast/policies/relabel_scope.hpp>
+#include <ballast/runtime/detail/layer_planning.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/plan_message.hpp>
-#include <ballast/runtime/detail/plan_parts.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/rebalancer_state.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -23,6 +21,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -51,7 +52,7 @@ template <class Core>
   if (!solved.ok()) { return core.fail(std::move(solved)); }
   if (shares.layers().empty()) { return {}; }
   core.ranks.begin();
-  auto vote = core.ranks.decide(true);
+  auto vote = core.ranks.decide();
   if (vote.outcome == decision::drop) { return core.fail(std::move(vote.reason)); }
   if (vote.outcome == decision::undecided) {
     shares.note_undecided();
@@ -74,110 +75,36 @@ template <class Core>
 
 // ---- the plan ----
 
-/// What may change names in a plan, as far as policy and options allow.
+/// `next` as the policy planned it, with ranks and slots named so that the least has to move. Layers without a token
+/// stay as they are.
+/// @param made  how the policy ended that has planned all at once, if it has
 template <class Core>
-[[nodiscard]] relabel_options naming(Core const& core) {
-  return {.scope = std::min(interchangeable(core.policy), core.options.relabel)};
-}
-
-/// Let the policy plan some layers into `next`.
-template <class Core>
-[[nodiscard]] status plan_some_layers(Core& core, std::span<index_t const> layers) {
-  auto& books = core.books;
-  auto planned = guarded([&] {
-    return core.policy.plan_layers(books.window().history(), books.in_force(), books.where(), layers, core.next);
-  });
-  if (!planned.ok()) { return planned; }
-  if (core.options.share_interval > 0) { core.next.drop_shares(); }  // they will be split anew
-  if (auto result = validate_layers(core.next, books.in_force().shape(), layers); !result.ok()) {
-    return {errc::policy_failed, concat("plan: the policy broke its promise: ", result.message()), result.rank()};
-  }
-  relabel(books.in_force(), books.where(), core.next, layers, detail::naming(core));
-  return {};
-}
-
-/// Plan some layers of the next rank as well, and compare.
-template <class Core>
-[[nodiscard]] status check_part(Core& core, plan_parts const& parts) {
-  auto const& in_force = core.books.in_force();
-  auto const other = parts.rank_after(core.rank());
-  auto layers = parts.layers_of(other);
-  layers.resize(std::min(layers.size(), static_cast<std::size_t>(core.options.checked_layers)));
-  core.next = in_force;
-  core.next.drop_shares();
-  if (auto planned = detail::plan_some_layers(core, layers); !planned.ok()) { return planned; }
-  for (auto const layer : layers) {
-    if (parts.agrees(core.next, layer)) { continue; }
-    return {errc::disagreement,
-            concat("plan: rank ", core.rank(), " and rank ", other, " plan layer ", layer, " differently"), other};
-  }
-  return {};
-}
-
-/// Each rank plans its part of the layers, and all put the parts together. What they plan on is compared before:
-/// afterwards all rows are equal, whatever came of them.
-template <class Core>
-[[nodiscard]] status plan_in_parts(Core& core) {
-  auto& books = core.books;
-  auto const history = books.window().history();
-  auto planned = validate_question(core.policy, history, books.in_force(), books.where());
-  digest inputs;
-  books.in_force().describe(inputs);
-  inputs.add(history.tokens());
-  if (auto agreed = core.agree_on("loads and placement", inputs.value()); !agreed.ok()) {
-    return agreed.code() == errc::disagreement ? agreed : core.fail(std::move(agreed));
-  }
-
-  plan_parts parts{books.where(), books.in_force().shape()};
-  auto const mine = parts.layers_of(core.rank());
-  core.next = books.in_force();
-  core.next.drop_shares();
-  if (planned.ok()) { planned = detail::plan_some_layers(core, mine); }
-  if (planned.ok()) { parts.write(core.next, mine); }
-  if (auto told = core.ranks.control().all_gather(parts.mine(), parts.all(), core.options.timeout); !told.ok()) {
-    return core.fail(std::move(told));
-  }
-  if (planned.ok() && core.options.checked_layers > 0) { planned = detail::check_part(core, parts); }
-  if (planned.ok()) { planned = parts.read(core.next); }
-  if (!planned.ok()) { return planned; }
-  if (!core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }
-  choose_layers_of(core.policy, history, books.in_force(), books.where(), core.next);
-  return {};
-}
-
-/// Let the policy fill `next` in: together with the other ranks where it plans by layer, else all of it.
-/// @param in_parts  out: which way it was; plans made in parts are relabelled.
-template <class Core>
-[[nodiscard]] status ask_for_plan(Core& core, bool& in_parts) {
-  auto& books = core.books;
-  in_parts = false;
-  if constexpr (layerwise_policy<typename Core::policy_type>) {
-    in_parts = core.options.plan_in_parts && books.where().num_live_ranks() > 1 && plans_by_layer(core.policy);
-    if (in_parts) {
-      auto planned = detail::plan_in_parts(core);
-      // Rank 0's plan is the remedy for ranks that differ, and rank 0 has to have all of it.
-      if (planned.code() != errc::disagreement || !core.options.adopt_first_plan) { return planned; }
-      in_parts = false;
-    }
-  }
-  return ask_policy(core.policy, books.window().history(), books.in_force(), books.where(), core.next);
-}
-
-/// Let the policy plan, and name ranks and slots of the plan so that the least has to move. Layers without a token stay
-/// as they are.
-template <class Core>
-[[nodiscard]] status plan_next(Core& core) {
+[[nodiscard]] status complete_plan(Core& core, std::optional<status> const& made = {}) {
   auto& books = core.books;
   auto const& in_force = books.in_force();
   bool const splits_anew = core.options.share_interval > 0;
-  bool in_parts = false;
-  auto planned = detail::ask_for_plan(core, in_parts);
+  bool named = core.planning != nullptr;  // layer by layer
+  auto planned = named ? detail::finish_layer_plan(core) : made.value_or(status{});
+  // Rank 0's plan is the remedy for ranks that differ, and rank 0 has to have all of it.
+  bool const remedied = planned.code() == errc::disagreement && core.options.adopt_first_plan && core.failure.ok();
+  if ((!named && !made) || remedied) {
+    named = false;
+    planned = ask_policy(core.policy, books.window().history(), in_force, books.where(), core.next);
+  }
   if (planned.ok() && splits_anew) { core.next.drop_shares(); }
   if (planned.ok()) { planned = validate_plan(in_force, books.where(), core.next); }
-  if (planned.ok() && !in_parts) { relabel(in_force, books.where(), core.next, detail::naming(core)); }
+  if (planned.ok() && !named) { relabel(in_force, books.where(), core.next, detail::naming(core)); }
   if (planned.ok() && splits_anew) { planned = core.shares.solve_for(core.next, books); }
   if (planned.ok() && plans_from_loads(core.policy)) { keep_idle_layers(books.loads(), in_force, core.next); }
   return planned;
+}
+
+/// Let the policy plan all of `next` now.
+template <class Core>
+[[nodiscard]] status plan_next(Core& core) {
+  if (auto begun = detail::begin_layer_plan(core); !begun.ok()) { return begun; }
+  while (core.planning != nullptr && core.planning->calls_left > 0) { detail::plan_next_layers(core); }
+  return detail::complete_plan(core);
 }
 
 template <class Core>
@@ -267,7 +194,98 @@ template <class Core>
   return {};
 }
 
-/// Reduce, plan and agree; move the only chunk at once, or send the first group off.
+/// The plan is made, or cannot be: agree on it; move the only chunk at once, or send the first group off.
+/// @param start  when the planning began, calls that were spent otherwise left out
+template <class Core>
+[[nodiscard]] status take_plan_up(Core& core, status planned, nanoseconds_t start) {
+  if (core.is_planning()) { core.state = rebalancer_state::recording; }
+  if (auto result = detail::prepare_moves(core, std::move(planned), start); !result.ok()) { return result; }
+  auto const steps = core.mover.cycle().num_steps();
+  if (steps == 0) { return {}; }
+  if (core.options.asynchronous) {
+    core.state = rebalancer_state::moving;
+    return detail::send_next(core);
+  }
+  if (steps > 1) {
+    core.state = rebalancer_state::moving;
+    return {};
+  }
+  return detail::move_step(core);
+}
+
+/// Have the plan made on the engine's executor.
+template <class Core>
+[[nodiscard]] status send_plan_off(Core& core, nanoseconds_t start) {
+  using task = plan_task<typename Core::policy_type>;
+  auto& books = core.books;
+  bool const by_layer = core.planning != nullptr;
+  auto const layers = by_layer ? core.planning->parts.layers() : std::span<index_t const>{};
+  core.elsewhere = {std::make_shared<task>(core.policy, books.window().history(), books.in_force(), books.where(),
+                                           layers, by_layer, detail::options_of_rows(core)),
+                    start};
+  core.state = rebalancer_state::planning;
+  task::send(core.elsewhere.plan, core.options.executor);
+  return {};
+}
+
+/// Whether the plan is made, on every rank. One that waits too long for its executor ends the plan on all of them.
+template <class Core>
+[[nodiscard]] status ask_whether_made(Core& core, bool& made) {
+  enum : std::uint64_t { working, ready, late };
+  bool const is_late = now() - core.elsewhere.since > core.options.timeout;
+  std::uint64_t const mine[] = {core.elsewhere.plan->is_done() ? ready : is_late ? late : working};
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(core.books.where().num_ranks()));
+  if (auto told = core.ranks.control().all_gather(mine, all, core.options.timeout); !told.ok()) { return told; }
+  made = std::all_of(all.begin(), all.end(), [](std::uint64_t word) { return word == ready; });
+  auto const found = std::find(all.begin(), all.end(), late);
+  if (found == all.end()) { return {}; }
+  auto const rank = static_cast<index_t>(found - all.begin());
+  return {errc::deadline_exceeded, concat("plan: the executor of rank ", rank, " has made no plan in time"), rank};
+}
+
+/// Take the plan over from the executors once all have made theirs.
+template <class Core>
+[[nodiscard]] status take_plan_back(Core& core) {
+  bool made = false;
+  if (auto result = detail::ask_whether_made(core, made); !result.ok()) { return core.fail(std::move(result)); }
+  if (!made) { return {}; }
+  auto const [plan, start] = std::exchange(core.elsewhere, {});
+  core.next = std::move(plan->next());
+  if (core.planning == nullptr) {
+    return detail::take_plan_up(core, detail::complete_plan(core, plan->planned()), start);
+  }
+  auto& parts = *core.planning;
+  if (parts.planned.ok()) { parts.planned = plan->planned(); }
+  parts.keep(core.next, parts.parts.layers());
+  return detail::take_plan_up(core, detail::complete_plan(core), start);
+}
+
+/// Plan what one call may plan, and go on once that was all.
+template <class Core>
+[[nodiscard]] status plan_step(Core& core) {
+  if (core.elsewhere.plan != nullptr) { return detail::take_plan_back(core); }
+  auto const start = now() - core.planning->spent;
+  detail::plan_next_layers(core);
+  if (core.planning->calls_left > 0) {
+    core.state = rebalancer_state::planning;
+    return {};
+  }
+  return detail::take_plan_up(core, detail::complete_plan(core), start);
+}
+
+template <class Core>
+[[nodiscard]] status begin_plan(Core& core) {
+  auto const start = now();
+  auto begun = detail::begin_layer_plan(core);
+  if (begun.ok() && core.options.executor.run != nullptr) { return detail::send_plan_off(core, start); }
+  if (begun.ok() && core.planning != nullptr) {
+    core.planning->spent = now() - start;
+    return detail::plan_step(core);
+  }
+  return detail::take_plan_up(core, begun.ok() ? detail::complete_plan(core) : std::move(begun), start);
+}
+
+/// Reduce, and plan or begin to.
 template <class Core>
 [[nodiscard]] status begin_cycle(Core& core) {
   using recorder = typename Core::recorder_type;
@@ -296,19 +314,7 @@ template <class Core>
     core.notify({.kind = event_kind::skip, .balancedness = books.balancedness()});
     return {};
   }
-  auto const plan_start = now();
-  if (auto result = detail::prepare_moves(core, detail::plan_next(core), plan_start); !result.ok()) { return result; }
-  auto const steps = core.mover.cycle().num_steps();
-  if (steps == 0) { return {}; }
-  if (options.asynchronous) {
-    core.state = rebalancer_state::moving;
-    return detail::send_next(core);
-  }
-  if (steps > 1) {
-    core.state = rebalancer_state::moving;
-    return {};
-  }
-  return detail::move_step(core);
+  return detail::begin_plan(core);
 }
 
 }  // namespace detail

@@ -79,24 +79,35 @@ private:
   std::vector<named_word> words_;
 };
 
-/// Tell every rank whether all of them can go on. @return this rank's own failure, or one that names the first rank
-/// that has one
+/// Tell every rank whether all of them can go on.
+///
+/// @return this rank's own failure, or one that names a rank that has one; of several the first that blames nobody
+///         else, or else the first, and whom it blames.
 template <control_plane Control>
 [[nodiscard]] status all_ready(Control& control, status const& own, std::string_view what, nanoseconds_t timeout) {
-  std::uint64_t const mine[] = {own.ok() ? 0 : static_cast<std::uint64_t>(own.code().value()) << 1 | 1};
-  std::vector<std::uint64_t> all(static_cast<std::size_t>(control.num_ranks()));
+  std::uint64_t mine[] = {0, 0};  // the code of the failure, and whom it blames
+  if (!own.ok()) {
+    bool const known = own.code().category() == category();
+    mine[0] = static_cast<std::uint64_t>(known ? own.code().value() : static_cast<int>(errc::transport_failed));
+    mine[1] = static_cast<std::uint64_t>(own.rank() == status::no_rank ? control.rank() : own.rank());
+  }
+  std::vector<std::uint64_t> all(2 * static_cast<std::size_t>(control.num_ranks()));
   auto met = control.all_gather(mine, all, timeout);
   if (!own.ok()) { return own; }
   if (!met.ok()) { return met; }
-  for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    if (all[rank] == 0) { continue; }
-    auto const code = static_cast<errc>(all[rank] >> 1);
-    return {code,
-            concat("rank ", rank, " cannot ", what, ": ", make_error_code(code).message(),
-                   "; that rank's own error says more"),
-            static_cast<index_t>(rank)};
+  status result;
+  for (std::size_t rank = 0; 2 * rank < all.size(); ++rank) {
+    if (all[2 * rank] == 0) { continue; }
+    auto const blamed = all[2 * rank + 1];
+    if (blamed != rank && !result.ok()) { continue; }
+    auto const code = make_error_code(static_cast<errc>(all[2 * rank]));
+    result = {code,
+              concat("rank ", rank, " cannot ", what, blamed == rank ? "" : concat(" because of rank ", blamed), ": ",
+                     code.message(), "; that rank's own error says more"),
+              static_cast<index_t>(blamed)};
+    if (blamed == rank) { break; }
   }
-  return {};
+  return result;
 }
 
 }  // namespace detail

@@ -17,7 +17,7 @@ namespace detail {
 
 template <class Core>
 [[nodiscard]] bool asks_history_next(Core const& core) noexcept {
-  if (!core.enabled || core.books.num_layers() == 0) { return false; }
+  if (!core.enabled || core.is_planning() || core.books.num_layers() == 0) { return false; }
   bool const plans = core.is_recording() && core.waited == core.options.interval;
   return plans || (core.options.share_interval > 0 && core.share_waited + 1 >= core.options.share_interval);
 }
@@ -51,7 +51,7 @@ template <class Core>
   core.books.begin_step();
   core.recorder.end_pass(core.options.gate.admits(pass));
   core.mover.times().tell_known([&](event const& what) { core.events.tell(what); });
-  if (!core.is_recording() && !core.is_moving()) { return core.failure; }
+  if (!core.is_recording() && !core.is_planning() && !core.is_moving()) { return core.failure; }
   if (auto result = std::exchange(core.recording, {}); !result.ok()) { return core.fail(std::move(result)); }
   if (core.books.num_layers() == 0) { return {}; }
   // What has been told as ready may be committed elsewhere: the words have to be heard first.
@@ -72,9 +72,11 @@ template <class Core>
   if (auto result = detail::close_pass(core, pass); !result.ok()) { return result; }
   if (!core.enabled || core.books.num_layers() == 0) { return {}; }
   bool const plans_now = core.is_recording() && core.waited == core.options.interval;
-  if (detail::share_refresh_due(core) && !plans_now) {
+  // While a plan is being made its loads stay, and the shares on the maps in force with them.
+  if (detail::share_refresh_due(core) && !plans_now && !core.is_planning()) {
     if (auto result = detail::reduce_and_refresh_shares(core); !result.ok()) { return result; }
   }
+  if (core.is_planning()) { return detail::plan_step(core); }
   if (core.is_moving()) { return core.options.asynchronous ? status{} : detail::move_step(core); }
   if (core.options.checked_slots > 0) { core.books.replicas().sum_some(core.options.checked_slots); }
   if (!plans_now) {

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
@@ -23,10 +24,11 @@ namespace detail {
 template <class Core>
 [[nodiscard]] step_word word_of(Core const& core) noexcept {
   auto const committed = core.books.committed();
-  if (core.is_recording() || (core.is_moving() && !core.options.asynchronous)) {
+  if (core.is_recording() || core.is_planning() || (core.is_moving() && !core.options.asynchronous)) {
     return step_word::recording(committed, core.waited);
   }
-  if (!core.is_moving() || !core.mover.failure().ok()) { return step_word::failed(committed); }
+  auto const& why = core.is_moving() ? core.mover.failure() : core.failure;
+  if (!core.is_moving() || !why.ok()) { return step_word::failed(committed, failure_cause::of(why, core.rank())); }
   return step_word::moving(committed, core.mover.arrived());
 }
 
@@ -58,11 +60,26 @@ template <class Core>
   return {};
 }
 
+/// Another rank has given its moves up. The one to name is where the trouble began.
 template <class Core>
 [[nodiscard]] status fail_with(Core& core, exchanged_words const& words) {
   auto const other = words.failed_rank();
   if (other < 0) { return {}; }
-  return core.fail({errc::transport_failed, concat("rank ", other, " gave its moves up"), other});
+  auto const origin = words.origin(other);
+  auto const why = make_error_code(words.of(other).cause().why);
+  auto const because = origin == other ? std::string{} : concat(" because of rank ", origin);
+  return core.fail({why, concat("rank ", other, " gave its moves up", because, ": ", why.message()), origin});
+}
+/// This rank has given its moves up. Whom it blames may itself have failed because of another.
+template <class Core>
+[[nodiscard]] status fail_by_own(Core& core, exchanged_words const& words) {
+  auto const why = core.mover.failure();
+  auto const other = why.rank();
+  auto const origin = words.origin(other);
+  if (other == core.rank() || origin == other) { return core.fail(why); }
+  auto const cause = make_error_code(words.of(other).cause().why);
+  return core.fail(
+      {cause, concat(why.message(), "; rank ", other, " gave its moves up because of rank ", origin), origin});
 }
 
 /// After a group was committed, or not.
@@ -101,7 +118,7 @@ template <class Core>
   if (words.all_ready(committed)) { return detail::go_on(core, mover.commit_arrived()); }
   // Nobody commits on these words.
   if (told.stands() == standing::ready) { mover.note_answered(); }
-  if (!mover.failure().ok()) { return core.fail(mover.failure()); }
+  if (!mover.failure().ok()) { return detail::fail_by_own(core, words); }
   if (auto result = detail::fail_with(core, words); !result.ok()) { return result; }
   if (auto const idle = words.idle_rank(committed); idle >= 0 && !mover.ends_after_group()) {
     return core.fail({errc::disagreement, concat("rank ", idle, " does not move, rank ", core.rank(), " does"), idle});

@@ -2,9 +2,11 @@
 #ifndef BALLAST_RUNTIME_DETAIL_WORDS_HPP
 #define BALLAST_RUNTIME_DETAIL_WORDS_HPP
 
+#include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -20,8 +22,23 @@ enum class standing : std::uint64_t {
   failed,
 };
 
-/// A rank's standing, the groups that it has committed, and while recording the calls since the last plan, in one word:
-/// two bits, 31 and 31.
+/// Why a rank has given its moves up, as much of it as has room in a word: the code, and whom it blames.
+struct failure_cause {
+  errc why = errc::transport_failed;
+  index_t culprit = -1;  ///< maybe the rank itself; -1 when it waited in vain and does not know for whom
+
+  /// @param why  a failure of rank `rank`, which is its own where it names nobody.
+  [[nodiscard]] static failure_cause of(status const& why, index_t rank) noexcept {
+    failure_cause cause{.culprit = why.rank()};
+    if (why.code().category() == category()) { cause.why = static_cast<errc>(why.code().value()); }
+    if (why.rank() == status::no_rank && cause.why != errc::deadline_exceeded) { cause.culprit = rank; }
+    return cause;
+  }
+  bool operator==(failure_cause const&) const = default;
+};
+
+/// A rank's standing, the groups that it has committed, and what goes with the standing, in one word: two bits, 31 and
+/// 31. While recording the last are the calls since the last plan, after a failure its cause: code and rank, 7 and 24.
 class step_word {
 public:
   constexpr step_word() = default;
@@ -35,8 +52,10 @@ public:
     return step_word{((committed & mask) + 1) << 2 |
                      static_cast<std::uint64_t>(here ? standing::ready : standing::pending)};
   }
-  [[nodiscard]] static constexpr step_word failed(std::uint64_t committed) noexcept {
-    return step_word{(committed & mask) << 2 | static_cast<std::uint64_t>(standing::failed)};
+  [[nodiscard]] static constexpr step_word failed(std::uint64_t committed, failure_cause cause) noexcept {
+    auto const culprit = static_cast<std::uint64_t>(cause.culprit + 1) & culprit_mask;
+    return step_word{(static_cast<std::uint64_t>(cause.why) << culprit_bits | culprit) << waited_shift |
+                     (committed & mask) << 2 | static_cast<std::uint64_t>(standing::failed)};
   }
 
   [[nodiscard]] constexpr std::uint64_t bits() const noexcept { return bits_; }
@@ -54,12 +73,19 @@ public:
   }
   /// Calls since the last plan, of a rank that records.
   [[nodiscard]] constexpr index_t waited() const noexcept { return static_cast<index_t>(bits_ >> waited_shift); }
+  /// Why, of a rank that has failed.
+  [[nodiscard]] constexpr failure_cause cause() const noexcept {
+    auto const bits = bits_ >> waited_shift;
+    return {static_cast<errc>(bits >> culprit_bits), static_cast<index_t>(bits & culprit_mask) - 1};
+  }
 
   bool operator==(step_word const&) const = default;
 
 private:
   static constexpr std::uint64_t mask = (std::uint64_t{1} << 31) - 1;
   static constexpr int waited_shift = 33;
+  static constexpr int culprit_bits = 24;
+  static constexpr std::uint64_t culprit_mask = (std::uint64_t{1} << culprit_bits) - 1;
 
   std::uint64_t bits_ = 0;
 };
@@ -82,9 +108,31 @@ public:
     return first_rank(
                [&](step_word word) { return word.stands() != standing::ready || word.committed() != committed; }) < 0;
   }
-  /// A rank that has given its moves up, -1 if there is none.
+  /// Of the ranks that have given their moves up the one that knows most of why, -1 if there is none: one with a reason
+  /// of its own, then one that blames a rank which blames nobody else, then any that blames another.
   [[nodiscard]] index_t failed_rank() const {
-    return first_other([](step_word word) { return word.stands() == standing::failed; });
+    index_t found = -1;
+    int known = -1;
+    for (index_t rank = 0; rank < where_->num_ranks(); ++rank) {
+      if (rank == rank_ || !where_->is_live(rank) || of(rank).stands() != standing::failed) { continue; }
+      auto const culprit = of(rank).cause().culprit;
+      int const knows = culprit == rank ? 3 : culprit < 0 ? 0 : blamed_by(culprit) == culprit ? 2 : 1;
+      if (knows > known) { found = rank; }
+      known = std::max(known, knows);
+    }
+    return found;
+  }
+  /// Whom a rank blames that has failed; else the rank itself, and one that is dead or blames nobody.
+  [[nodiscard]] index_t blamed_by(index_t rank) const {
+    if (rank < 0 || rank >= where_->num_ranks() || !where_->is_live(rank)) { return rank; }
+    auto const word = of(rank);
+    auto const culprit = word.stands() == standing::failed ? word.cause().culprit : -1;
+    return culprit < 0 ? rank : culprit;
+  }
+  /// Where the trouble began that has reached this rank by way of rank `rank`.
+  [[nodiscard]] index_t origin(index_t rank) const {
+    for (index_t i = 0; i < where_->num_ranks(); ++i) { rank = blamed_by(rank); }
+    return rank;
   }
   /// A rank that does not move where this one does, -1 if there is none.
   [[nodiscard]] index_t idle_rank(std::uint64_t committed) const {

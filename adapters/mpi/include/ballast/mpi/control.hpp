@@ -154,36 +154,10 @@ public:
   ///         `errc::undecided` when a rank recalls it meanwhile: ask `recall`. `failure()` with either.
   /// @complexity R - 1 messages a rank
   /// @throws std::bad_alloc
-  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) {
-    if (auto refusal = refuse("vote"); !refusal.ok()) { return {decision::drop, std::move(refusal)}; }
-    collect();
-    auto const number = ++votes_;
-    bool const recalled = promised_ >= number;
-    yes = yes && !recalled;
-    for_each_peer([&](index_t peer) { send(peer, {letter_kind::ballot, number, yes ? 1u : 0u, 0}); });
-    for (auto& from : inbox_) {
-      std::erase_if(from.ballots, [&](ballot const& old) { return old.vote < number; });
-    }
-    record_.add(number, yes ? decision::undecided : decision::drop);
-    why_dropped_ = {};
-    if (!yes) {
-      why_dropped_ = recalled ? came_after_recall(number) : voted_no(rank());
-      return {decision::drop, why_dropped_};
-    }
-    voting_ = true;
-    vote_result result;
-    auto const settled = [&] {
-      result = judge(number);
-      return result.outcome != decision::undecided || !result.reason.ok();
-    };
-    if (!wait(settled, timeout)) {
-      result.reason = late("vote", missing([&](index_t peer) { return ballot_of(box_of(peer), number) == nullptr; }));
-    }
-    voting_ = false;
-    record_.settle_last(result.outcome);
-    why_dropped_ = result.reason;
-    return result;
-  }
+  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) { return cast(yes, {}, timeout); }
+
+  /// The same, of a rank that says no because of `why`, of which the code and the rank travel.
+  [[nodiscard]] vote_result vote_no(status const& why, nanoseconds_t timeout) { return cast(false, why, timeout); }
 
   /// Settle the last vote that this rank made if it was undecided here; see `control_plane`. Also after a regroup, and
   /// after giving up; when it has failed, it may be tried again. Asks nobody when the outcome is known here.
@@ -286,6 +260,7 @@ private:
   struct ballot {
     std::uint64_t vote = 0;
     bool yes = false;
+    std::uint64_t reason = 0;  // of a no: code and rank to blame; 0 where it says nothing
   };
   // What a rank says when it looks for the others.
   struct proposal {
@@ -353,7 +328,7 @@ private:
     auto& from = box_of(what.peer);
     switch (head.kind) {
       case letter_kind::ballot:
-        if (head.id >= votes_) { from.ballots.push_back({head.id, head.size != 0}); }
+        if (head.id >= votes_) { from.ballots.push_back({head.id, head.size != 0, head.at}); }
         break;
       case letter_kind::query: answer(what.peer, head.id); break;
       case letter_kind::answer:
@@ -462,6 +437,38 @@ private:
 
   // ---- votes ----
 
+  [[nodiscard]] vote_result cast(bool yes, status const& why, nanoseconds_t timeout) {
+    if (auto refusal = refuse("vote"); !refusal.ok()) { return {decision::drop, std::move(refusal)}; }
+    collect();
+    auto const number = ++votes_;
+    bool const recalled = promised_ >= number;
+    yes = yes && !recalled;
+    auto const reason = yes || why.ok() ? 0 : reason_word(why);
+    for_each_peer([&](index_t peer) { send(peer, {letter_kind::ballot, number, yes ? 1u : 0u, reason}); });
+    for (auto& from : inbox_) {
+      std::erase_if(from.ballots, [&](ballot const& old) { return old.vote < number; });
+    }
+    record_.add(number, yes ? decision::undecided : decision::drop);
+    why_dropped_ = {};
+    if (!yes) {
+      why_dropped_ = recalled ? came_after_recall(number) : voted_no(rank(), reason);
+      return {decision::drop, why_dropped_};
+    }
+    voting_ = true;
+    vote_result result;
+    auto const settled = [&] {
+      result = judge(number);
+      return result.outcome != decision::undecided || !result.reason.ok();
+    };
+    if (!wait(settled, timeout)) {
+      result.reason = late("vote", missing([&](index_t peer) { return ballot_of(box_of(peer), number) == nullptr; }));
+    }
+    voting_ = false;
+    record_.settle_last(result.outcome);
+    why_dropped_ = result.reason;
+    return result;
+  }
+
   [[nodiscard]] static ballot const* ballot_of(box const& from, std::uint64_t vote) {
     auto const found = std::ranges::find(from.ballots, vote, &ballot::vote);
     return found == from.ballots.end() ? nullptr : &*found;
@@ -473,7 +480,7 @@ private:
     for (index_t peer = 0; peer < num_ranks(); ++peer) {
       if (peer == rank()) { continue; }
       auto const* const theirs = ballot_of(box_of(peer), vote);
-      if (theirs != nullptr && !theirs->yes) { return {decision::drop, voted_no(peer)}; }
+      if (theirs != nullptr && !theirs->yes) { return {decision::drop, voted_no(peer, theirs->reason)}; }
       bool const never_votes = has_left(box_of(peer)) || mailbox_.has_gone(peer);
       if (theirs == nullptr && never_votes) { return {decision::drop, departure("vote", peer)}; }
       all_yes = all_yes && theirs != nullptr;
@@ -520,8 +527,13 @@ private:
     return {};
   }
 
-  [[nodiscard]] static status voted_no(index_t who) {
-    return {errc::transport_failed, ballast::detail::concat("rank ", who, " voted no"), who};
+  [[nodiscard]] static status voted_no(index_t who, std::uint64_t reason) {
+    auto text = ballast::detail::concat("rank ", who, " voted no");
+    if (reason == 0) { return {errc::transport_failed, std::move(text), who}; }
+    auto const why = make_error_code(static_cast<errc>(reason & code_mask));
+    auto const blamed = static_cast<index_t>(reason >> culprit_shift);
+    if (blamed != who) { text += ballast::detail::concat(" because of rank ", blamed); }
+    return {why, ballast::detail::concat(text, ": ", why.message()), blamed};
   }
   [[nodiscard]] status was_recalled(std::uint64_t vote) const {
     return {errc::undecided, ballast::detail::concat("vote ", vote, " was recalled by rank ", recaller_), recaller_};
@@ -611,8 +623,7 @@ private:
     auto const record = record_.write(votes_);
     auto const record_bytes = std::as_bytes(std::span{record});
     for_each_peer([&](index_t peer) {
-      auto const reason = code_of(gave_up_) | static_cast<std::uint64_t>(culprit(gave_up_, rank())) << culprit_shift;
-      letter::header const head{letter_kind::give_up, proposal_, reason, record_bytes.size()};
+      letter::header const head{letter_kind::give_up, proposal_, reason_word(gave_up_), record_bytes.size()};
       auto what = detail::write_letter(peer, head, record_bytes.size() + text.size());
       copy_bytes(record_bytes, what.payload());
       copy_bytes(std::as_bytes(std::span{text}), what.payload().subspan(record_bytes.size()));
@@ -666,6 +677,10 @@ private:
   // Whose fault it is that `who` cannot go on, as far as it knows.
   [[nodiscard]] static index_t culprit(status const& why, index_t who) noexcept {
     return why.rank() == status::no_rank ? who : why.rank();
+  }
+  // Why this rank cannot go on, and whose fault it is.
+  [[nodiscard]] std::uint64_t reason_word(status const& why) const {
+    return code_of(why) | static_cast<std::uint64_t>(culprit(why, rank())) << culprit_shift;
   }
   // What other ranks can make of the code.
   [[nodiscard]] static std::uint64_t code_of(status const& why) {

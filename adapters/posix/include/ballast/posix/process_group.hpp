@@ -277,6 +277,13 @@ public:
     return read_decision(last_vote_);
   }
 
+  /// The same, of a rank that says no because of `why`. Where `suspect` has told more of the rank that `why` names,
+  /// that is told.
+  [[nodiscard]] vote_result vote_no(status const& why, nanoseconds_t timeout) {
+    if (suspicion_.why == cause::none || suspicion_.culprit != why.rank()) { suspect_of(why); }
+    return vote(false, timeout);
+  }
+
   /// Tell the last vote's outcome again. Waits for nobody: it is in shared memory until 4096 votes later.
   ///
   /// @return as `vote`; `undecided` also where this rank has never voted.
@@ -920,7 +927,7 @@ private:
   std::vector<std::uint64_t> read_words_;
 };
 
-static_assert(regrouping_plane<process_group> && expelling_plane<process_group>);
+static_assert(regrouping_plane<process_group> && explaining_plane<process_group> && expelling_plane<process_group>);
 
 }  // namespace posix
 BALLAST_END_NAMESPACE

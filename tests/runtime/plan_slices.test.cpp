@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// Plans that take several calls: the same plan as in one, and what becomes of it when something comes between.
+#include <ballast/policies/any_policy.hpp>
+#include <ballast/policies/balanced.hpp>
+#include <ballast/policies/headroom.hpp>
+#include <ballast/policies/incremental.hpp>
+#include <ballast/runtime/rebalancer.hpp>
+#include <ballast/schedule/schedules.hpp>
+#include <ballast/transport/in_process.hpp>
+
+#include "../support/cohort.hpp"
+#include "../support/planning_group.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+using namespace ballast;
+using namespace ballast_test;
+using namespace ballast_test::planning;
+
+namespace {
+
+topology const where{{num_ranks, 1, 8, 0}};
+placement const initial = trivial_placement(shape);
+
+/// Six layers of each rank, one a call.
+rebalancer_options six_calls(index_t interval = 1) {
+  return {.interval = interval, .timeout = patience, .plan_in_parts = false, .layers_per_plan_call = 1};
+}
+
+/// Run `body(member, channel)` on four ranks under `headroom_placement`, which a test may spoil, all layers one chunk.
+/// The channel is the engine's own.
+template <class Body>
+void on_four_ranks(rebalancer_options const& options, watched<headroom_placement> const& policy, Body body) {
+  in_process_group group{num_ranks};
+  in_process_group channel{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    auto mine = policy;
+    mine.rank = wire.rank();
+    member<watched<headroom_placement>, layers_per_chunk<>> self{where, initial, mine, layers_per_chunk<>{num_layers},
+                                                                 wire,  options};
+    self.moved.start().or_throw();
+    body(self, channel.endpoint(wire.rank()));
+  });
+}
+std::vector<std::uint64_t> exchange(in_process_endpoint& channel, std::uint64_t word = 0) {
+  std::vector<std::uint64_t> words(num_ranks);
+  channel.all_gather({&word, 1}, words, patience).or_throw();
+  return words;
+}
+template <class Member>
+void run(Member& self, int calls, std::uint64_t seed = 5) {
+  for (int call = 0; call < calls; ++call) { pass(self.moved, some_loads(seed)).or_throw(); }
+}
+/// The plan for these loads, counted by all ranks, without anything in between.
+placement plan_of(std::uint64_t seed) {
+  auto loads = some_loads(seed);
+  for (auto& load : loads) { load *= num_ranks; }
+  placement next;
+  plan(headroom_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, initial, where, next)
+      .or_throw();
+  relabel(initial, where, next, {.scope = headroom_placement{}.interchangeable()});
+  return next;
+}
+
+}  // namespace
+
+TEST_CASE("a plan over several calls is the plan of one call, bit for bit") {
+  auto const same_in_slices = [](auto const& policy, index_t dead, rebalancer_options options) {
+    CAPTURE(dead);
+    CAPTURE(options.plan_in_parts);
+    auto const whole = one_cycle(policy, options, dead);
+    index_t const live = dead >= 0 ? num_ranks - 1 : num_ranks;
+    index_t const own = options.plan_in_parts ? (num_layers + live - 1) / live : num_layers;
+    auto const most = own + (options.plan_in_parts ? std::min(own, options.checked_layers) : 0);
+    for (index_t const each : {1, 2, 4, 100}) {
+      CAPTURE(each);
+      options.layers_per_plan_call = each;
+      auto const sliced = one_cycle(policy, options, dead, (most + each - 1) / each);
+      for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+        if (static_cast<index_t>(rank) == dead) { continue; }
+        CAPTURE(sliced.ended[rank].message());
+        CHECK(whole.ended[rank].ok());
+        CHECK(sliced.ended[rank].ok());
+        CHECK(sliced.planned[rank] == whole.planned[rank]);
+        CHECK_FALSE(sliced.planned[rank] == initial);
+      }
+    }
+  };
+  for (index_t const dead : {-1, 3}) {
+    for (bool const in_parts : {true, false}) {
+      rebalancer_options const options{.plan_in_parts = in_parts, .checked_layers = 1};
+      same_in_slices(incremental_placement{}, dead, options);
+      same_in_slices(incremental_placement{.max_moves_per_layer = 8, .shares = share_mode::optimal}, dead, options);
+      same_in_slices(incremental_placement{.max_moves_in_all = 9}, dead, options);
+      same_in_slices(headroom_placement{}, dead, options);
+      same_in_slices(any_policy{incremental_placement{.max_moves_in_all = 9}}, dead, options);
+    }
+    // Shares are refreshed before a plan, and due again in every call: the loads of the plan stay as they are.
+    same_in_slices(headroom_placement{}, dead, {.share_interval = 1, .plan_in_parts = false});
+  }
+}
+
+TEST_CASE("a call plans no more layers than it may, each once and in order") {
+  std::mutex lock;
+  std::vector<std::vector<index_t>> planned(num_ranks);
+  watched<headroom_placement> policy;
+  policy.on_layers = [&](index_t rank, std::span<index_t const> layers) {
+    std::lock_guard const guard{lock};
+    CHECK(layers.size() <= 1);
+    auto& all = planned[static_cast<std::size_t>(rank)];
+    all.insert(all.end(), layers.begin(), layers.end());
+  };
+  // Ranks 2 and 3 have one layer each, and check one or two.
+  auto const result = one_cycle(policy, {.checked_layers = 2, .layers_per_plan_call = 1}, -1, 4);
+  for (auto const& ended : result.ended) { CHECK(ended.ok()); }
+  CHECK(planned[0] == std::vector<index_t>{0, 1, 4, 5});
+  CHECK(planned[1] == std::vector<index_t>{1, 2, 5});
+  CHECK(planned[2] == std::vector<index_t>{2, 3});
+  CHECK(planned[3] == std::vector<index_t>{0, 3, 4});
+}
+
+TEST_CASE("for each slice the policy finds the rows of the placement in force, and no shares") {
+  watched<incremental_placement> policy{.policy = {.shares = share_mode::optimal}};
+  policy.on_entry = [](placement const& current, placement const& next) {
+    CHECK(std::ranges::equal(current.logical_of_slot().elements(), next.logical_of_slot().elements()));
+    CHECK_FALSE(next.has_shares());
+  };
+  auto const result = one_cycle(policy, {.plan_in_parts = false, .layers_per_plan_call = 2}, -1, 3);
+  for (auto const& ended : result.ended) { CHECK(ended.ok()); }
+  CHECK(result.planned[0].has_shares());
+}
+
+TEST_CASE("dump on the first of k calls, plan on the last, moves after it, and then the next wait") {
+  struct steps {
+    std::vector<std::uint64_t> dumps, plans, commits;
+  };
+  auto const drive = [](auto const& policy, rebalancer_options const& options, index_t per_chunk) {
+    std::vector<steps> seen(num_ranks);
+    in_process_group group{num_ranks};
+    group.run([&](in_process_endpoint& wire) {
+      member<std::decay_t<decltype(policy)>, layers_per_chunk<>> self{
+          where, initial, policy, layers_per_chunk<>{per_chunk}, wire, options};
+      self.moved.start().or_throw();
+      for (std::uint64_t call = 0; call < 20; ++call) { run(self, 1, call); }
+      seen[static_cast<std::size_t>(wire.rank())] = {self.log.steps_of("dump"), self.log.steps_of("plan"),
+                                                     self.log.steps_of("commit")};
+    });
+    for (auto const& each : seen) { CHECK(each.commits == seen[0].commits); }
+    return seen[0];
+  };
+  auto options = six_calls(3);
+  options.layers_per_plan_call = 2;  // k = 3
+  auto one_chunk = drive(headroom_placement{}, options, num_layers);
+  CHECK(one_chunk.dumps == std::vector<std::uint64_t>{4, 9, 14, 19});  // N + k - 1 apart
+  CHECK(one_chunk.plans == std::vector<std::uint64_t>{6, 11, 16});
+  CHECK(one_chunk.commits == one_chunk.plans);
+  auto const chunks = drive(headroom_placement{}, options, 3);   // C = 2
+  CHECK(chunks.dumps == std::vector<std::uint64_t>{4, 11, 18});  // N + k - 1 + C apart
+  CHECK(chunks.plans == std::vector<std::uint64_t>{6, 13, 20});
+  CHECK(chunks.commits == std::vector<std::uint64_t>{7, 8, 14, 15});
+  // A plan that fits one call, and one that is not made layer by layer, keep their timing.
+  options.layers_per_plan_call = num_layers;
+  one_chunk = drive(headroom_placement{}, options, num_layers);
+  CHECK(one_chunk.dumps == std::vector<std::uint64_t>{4, 7, 10, 13, 16, 19});
+  CHECK(one_chunk.plans == one_chunk.dumps);
+  options.layers_per_plan_call = 1;
+  one_chunk = drive(balanced_placement{}, options, num_layers);
+  CHECK(one_chunk.dumps == std::vector<std::uint64_t>{4, 7, 10, 13, 16, 19});
+  CHECK(one_chunk.plans == one_chunk.dumps);
+}
+
+TEST_CASE("while a plan is being made nothing has changed, and what would change it is refused") {
+  on_four_ranks(six_calls(), {}, [](auto& self, in_process_endpoint&) {
+    auto& moved = self.moved;
+    run(self, 3);
+    CHECK(moved.state() == rebalancer_state::planning);
+    CHECK(moved.current() == initial);
+    prediction foreseen;
+    CHECK(moved.apply(plan_of(9)).code() == errc::busy);
+    CHECK(moved.predict(foreseen).code() == errc::busy);
+    CHECK(moved.check_replicas().code() == errc::busy);
+    CHECK(moved.set_topology(where, initial).code() == errc::busy);
+    CHECK(moved.state() == rebalancer_state::planning);
+    run(self, 4);
+    CHECK(moved.current() == plan_of(5));
+  });
+}
+
+TEST_CASE("predict takes one call, however many a plan takes") {
+  on_four_ranks(six_calls(), {}, [](auto& self, in_process_endpoint&) {
+    run(self, 1);
+    prediction foreseen;
+    self.moved.predict(foreseen).or_throw();
+    CHECK(foreseen.moves > 0);
+    CHECK(self.moved.state() == rebalancer_state::recording);
+    CHECK(self.moved.current() == initial);
+  });
+}
+
+TEST_CASE("disable drops what has been planned, enable begins to count anew") {
+  on_four_ranks(six_calls(), {}, [](auto& self, in_process_endpoint&) {
+    auto& moved = self.moved;
+    run(self, 4);
+    CHECK(moved.state() == rebalancer_state::planning);
+    moved.disable();
+    CHECK(moved.state() == rebalancer_state::recording);
+    run(self, 10);
+    CHECK(moved.current() == initial);
+    CHECK(self.log.steps_of("dump") == std::vector<std::uint64_t>{2});
+    moved.enable();
+    run(self, 6, 9);
+    CHECK(moved.state() == rebalancer_state::planning);
+    run(self, 1, 10);
+    CHECK(self.log.steps_of("dump") == std::vector<std::uint64_t>{2, 16});
+    CHECK(self.log.steps_of("plan") == std::vector<std::uint64_t>{21});
+    CHECK(moved.current() == plan_of(9));
+  });
+}
+
+TEST_CASE("resume drops what has been planned, and the ranks plan again") {
+  on_four_ranks(six_calls(), {}, [](auto& self, in_process_endpoint&) {
+    run(self, 4);
+    CHECK(self.moved.state() == rebalancer_state::planning);
+    self.moved.resume().or_throw();
+    CHECK(self.moved.state() == rebalancer_state::recording);
+    run(self, 6, 9);
+    CHECK(self.moved.current() == initial);
+    run(self, 1, 10);
+    CHECK(self.moved.current() == plan_of(9));
+  });
+}
+
+TEST_CASE("a rank that fails between two slices ends the plan on all, and all come back") {
+  on_four_ranks(six_calls(), {}, [](auto& self, in_process_endpoint& channel) {
+    auto& moved = self.moved;
+    run(self, 3);
+    static_cast<void>(exchange(channel));
+    if (moved.rank() == 2) {
+      moved.record_top_k(num_layers, std::vector<index_t>{0});
+      CHECK(pass(moved, some_loads()).code() == errc::invalid_load);
+    }
+    static_cast<void>(exchange(channel));
+    auto const ended = pass(moved, some_loads());
+    CHECK_FALSE(ended.ok());
+    CHECK(moved.state() == rebalancer_state::failed);
+    if (moved.rank() != 2) { CHECK(ended.rank() == 2); }
+    CHECK(moved.current() == initial);
+    moved.resume().or_throw();
+    run(self, 7);
+    CHECK(moved.current() == plan_of(5));
+    CHECK(self.first_error().empty());
+  });
+}
+
+TEST_CASE("a rank that cannot plan one of its layers is named to all on the last call") {
+  watched<headroom_placement> policy;
+  auto const is_ill = std::make_shared<bool>(true);
+  policy.spoil = [is_ill](index_t rank, std::span<index_t const> layers, placement&) {
+    bool const fails = *is_ill && rank == 1 && !layers.empty() && layers.front() == 5;
+    return fails ? status{errc::invalid_load, "rank 1 has a headache"} : status{};
+  };
+  rebalancer_options const options{.interval = 1, .timeout = patience, .checked_layers = 1, .layers_per_plan_call = 1};
+  on_four_ranks(options, policy, [&](auto& self, in_process_endpoint& channel) {
+    run(self, 1);
+    run(self, 2);  // of three: layers 1 and 2, of which it only checks the second, then 5
+    CHECK(self.moved.state() == rebalancer_state::planning);
+    auto const ended = pass(self.moved, some_loads());
+    CHECK_FALSE(ended.ok());
+    auto const* const said = self.moved.rank() == 1 ? "headache" : "rank 1 could not plan its layers";
+    CHECK(ended.message().find(said) != std::string::npos);
+    if (self.moved.rank() != 1) { CHECK(ended.rank() == 1); }
+    CHECK(self.moved.current() == initial);
+    self.moved.resume().or_throw();
+    static_cast<void>(exchange(channel));
+    if (self.moved.rank() == 0) { *is_ill = false; }
+    static_cast<void>(exchange(channel));
+    run(self, 4);
+    CHECK(self.moved.current() == plan_of(5));
+  });
+}
+
+TEST_CASE("a rank that missed a call while all planned is waited for once, named, and comes back") {
+  auto options = six_calls();
+  options.timeout = 300 * milliseconds;
+  options.plan_in_parts = true;  // two calls
+  on_four_ranks(options, {}, [](auto& self, in_process_endpoint& channel) {
+    auto& moved = self.moved;
+    run(self, 1);
+    status ended;
+    for (int step = 2; step < 5; ++step) {
+      bool const misses = step == 3 && moved.rank() == 1;
+      if (ended.ok() && !misses) { ended = pass(moved, some_loads()); }
+      static_cast<void>(exchange(channel));
+    }
+    CHECK_FALSE(ended.ok());
+    CHECK(moved.state() == rebalancer_state::failed);
+    if (moved.rank() != 1) {
+      CHECK(ended.code() == errc::deadline_exceeded);
+      CHECK(ended.rank() == 1);
+    }
+    CHECK(moved.current() == initial);
+    static_cast<void>(exchange(channel));
+    moved.resume().or_throw();
+    run(self, 3);
+    CHECK(moved.current() == plan_of(5));
+    CHECK(self.first_error().empty());
+  });
+}
+
+TEST_CASE("a rank that is late while all plan is waited for once, and named") {
+  constexpr auto timeout = 300 * milliseconds;
+  watched<headroom_placement> policy;
+  auto options = six_calls();
+  options.timeout = timeout;
+  options.plan_in_parts = true;
+  options.layers_per_plan_call = 1;
+  options.checked_layers = 2;
+  policy.on_layers = [](index_t rank, std::span<index_t const> layers) {
+    if (rank == 1 && layers.front() == 5) { std::this_thread::sleep_for(std::chrono::nanoseconds{3 * timeout}); }
+  };
+  on_four_ranks(options, policy, [](auto& self, in_process_endpoint& channel) {
+    run(self, 1);
+    status ended;
+    auto const start = detail::now();
+    for (int call = 0; call < 4 && ended.ok(); ++call) { ended = pass(self.moved, some_loads()); }
+    CHECK_FALSE(ended.ok());
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    if (self.moved.rank() != 1) {
+      CHECK(ended.rank() == 1);
+      CHECK(detail::now() - start < 2 * timeout);
+    }
+    CHECK(self.moved.current() == initial);
+    static_cast<void>(exchange(channel));
+    self.moved.resume().or_throw();
+  });
+}
+
+TEST_CASE("ranks that plan on different loads hear it on the first call, or take rank 0's plan on the last") {
+  for (bool const adopts : {false, true}) {
+    CAPTURE(adopts);
+    in_process_group group{num_ranks};
+    group.run([&](in_process_endpoint& wire) {
+      miscounting_control control{wire, wire.rank() == 3};
+      patterned_weights weights{where, wire.rank(), initial, {{48, 48}, {5, 8}}};
+      host_store store{where, num_layers};
+      weights.add_to(store);
+      rebalancer moved{
+          where,
+          initial,
+          rebalancing{window_recorder{num_layers, num_experts, {1, 1}},
+                      headroom_placement{},
+                      layers_per_chunk{num_layers},
+                      {.interval = 1, .timeout = patience, .layers_per_plan_call = 1, .adopt_first_plan = adopts}},
+          store,
+          wire,
+          control};
+      moved.start().or_throw();
+      pass(moved, some_loads()).or_throw();
+      auto ended = pass(moved, some_loads());
+      CHECK(ended.ok() == adopts);
+      if (!adopts) { CHECK(ended.message().find("rank 3 differs from rank 0 in loads and placement") == 0); }
+      // Each of them plans all layers: six calls.
+      for (int call = 1; call < 6 && ended.ok(); ++call) {
+        CHECK(moved.state() == rebalancer_state::planning);
+        ended = pass(moved, some_loads(9));
+      }
+      CHECK(moved.state() == (adopts ? rebalancer_state::recording : rebalancer_state::failed));
+      CHECK(moved.current() == (adopts ? plan_of(5) : initial));
+      CHECK(weights.first_error(moved.current()).empty());
+    });
+  }
+}
+
+TEST_CASE("in asynchronous mode the words say that a rank which plans records, and moves follow the plan") {
+  auto options = six_calls();
+  options.asynchronous = true;
+  on_four_ranks(options, {}, [](auto& self, in_process_endpoint& channel) {
+    auto& moved = self.moved;
+    auto const hear = [&] { moved.incoming(exchange(channel, moved.outgoing())).or_throw(); };
+    for (int call = 0; call < 6; ++call) {
+      run(self, 1, call < 2 ? 5 : 9);
+      hear();
+      CHECK(moved.current() == initial);
+    }
+    CHECK(moved.state() == rebalancer_state::planning);
+    for (int call = 0; call < 200 && self.log.steps_of("commit").empty(); ++call) {
+      run(self, 1, 9);
+      hear();
+    }
+    CHECK(self.log.steps_of("plan") == std::vector<std::uint64_t>{7});
+    CHECK(moved.current() == plan_of(5));
+    CHECK(self.first_error().empty());
+    moved.disable();
+    hear();
+  });
+}
