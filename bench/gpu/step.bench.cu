@@ -260,7 +260,9 @@ ballast_bench::samples move_experts(posix::process_group& group, std::string con
   bool launches = false;
   bool asynchronous = false;
   words >> experts >> launches >> asynchronous;
-  rank_state<Pull, Copies> self{group, experts, {.interval = 1, .asynchronous = asynchronous}};
+  // Plans are taken as they are: names that save bytes would leave nothing to trade.
+  rank_state<Pull, Copies> self{
+      group, experts, {.interval = 1, .relabel = ballast::relabel_scope::none, .asynchronous = asynchronous}};
   forward_pass pass{self.compute.get()};
   self.moved.start().or_throw();
   stay_on_one_processor(group.rank(), group.num_ranks());  // not before: the driver's threads would share it

@@ -322,6 +322,15 @@ private:
     if (result.ok()) { result = give(detail::plan_kernel<detail::warp_search_any>); }
     if (result.ok()) { result = give(detail::count_kernel<std::int32_t>); }
     if (result.ok()) { result = give(detail::count_kernel<std::int64_t>); }
+    // A kernel that is loaded by its first launch would have the other ranks wait for it.
+    auto const load = [](auto const kernel) {
+      cudaFuncAttributes attributes{};
+      return to_status(cudaFuncGetAttributes(&attributes, reinterpret_cast<void const*>(kernel)),
+                       "cudaFuncGetAttributes");
+    };
+    if (result.ok()) { result = load(detail::remap_kernel<std::int32_t>); }
+    if (result.ok()) { result = load(detail::remap_kernel<std::int64_t>); }
+    if (result.ok()) { result = load(detail::sum_kernel<>); }
     return result;
   }
 
