@@ -151,7 +151,7 @@ double home_imbalance(std::vector<load_t> const& loads, index_t per_rank, index_
     load_t most = 0;
     load_t total = 0;
     for (index_t rank = 0; rank < per_layer / per_rank; ++rank) {
-      auto const at = loads.begin() + static_cast<std::ptrdiff_t>(first) + rank * per_rank;
+      auto const at = loads.begin() + static_cast<std::ptrdiff_t>(first) + std::ptrdiff_t{rank} * per_rank;
       auto const load = std::accumulate(at, at + per_rank, load_t{0});
       most = std::max(most, load);
       total += load;

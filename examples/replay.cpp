@@ -150,7 +150,7 @@ struct setup {
 
 /// Shares are refreshed with every plan where the policy plans for them.
 [[nodiscard]] index_t shares_every(options const& options) {
-  return options.shares_every.value_or(options.policy.wants_optimal_shares() ? *options.interval : 0);
+  return options.shares_every.value_or(options.policy.wants_optimal_shares() ? options.interval.value_or(0) : 0);
 }
 
 [[nodiscard]] status prepare(options const& options, setup& out) {
@@ -161,7 +161,7 @@ struct setup {
   auto const shares = out.shares_every > 0 ? ballast::share_mode::optimal : ballast::share_mode::even;
   if (auto result = options.policy.make(options.topology.nodes, shares, out.policy); !result.ok()) { return result; }
   if (auto result = ballast_tools::read_trace(options.trace_file(), out.trace); !result.ok()) { return result; }
-  auto const loads = ballast_tools::check_windows(out.trace, *options.interval);
+  auto const loads = ballast_tools::check_windows(out.trace, options.interval.value_or(0));
   if (!loads.ok()) { return ballast_tools::in_file(options.trace_file(), loads); }
   if (auto result = options.policy.check_experts(out.trace.num_logical); !result.ok()) { return result; }
   ballast::placement_shape const shape{out.trace.num_layers, out.trace.num_logical, out.where.num_slots()};
@@ -171,7 +171,7 @@ struct setup {
   auto const bytes_per_expert = options.bytes_per_expert.value_or(bytes_by_default);
   if (auto result = check_memory(shape, bytes_per_expert); !result.ok()) { return result; }
   out.initial = ballast::trivial_placement(shape);
-  out.interval = *options.interval;
+  out.interval = options.interval.value_or(0);
   out.layers_per_chunk = options.layers_per_chunk.value_or(shape.num_layers);
   out.bytes_per_expert = static_cast<std::size_t>(bytes_per_expert);
   out.threshold = options.threshold.value_or(1);
@@ -520,7 +520,7 @@ void print_report(options const& options, setup const& setup, std::vector<report
   wanted.interval = options.interval;
   wanted.topology = options.topology;
   wanted.policy = options.policy;
-  return ballast_tools::replay_every_batch(wanted);
+  return ballast_tools::replay_every_batch(std::move(wanted));
 }
 
 [[nodiscard]] status run(options const& options) {

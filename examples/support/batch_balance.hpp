@@ -92,7 +92,8 @@ public:
   using index_t = ballast::index_t;
   using load_t = ballast::load_t;
 
-  batch_judge(ballast::topology const& where, ballast::placement start, ballast::quota_options const& options = {})
+  batch_judge(ballast::topology const& where, ballast::placement const& start,
+              ballast::quota_options const& options = {})
       : where_{where},
         options_{options},
         rows_{where, start.num_layers(), start.num_logical()},

@@ -94,7 +94,7 @@ inline CLI::Option* add_number(CLI::App& app, std::string const& name, std::opti
   return detail::add_option(app, name, description, "FLOAT", [name, &value](std::string const& given) {
     auto const number = detail::parse_decimal<double>(given);
     if (!number) { detail::refuse_value(name, given, "a decimal number"); }
-    value = *number;
+    value = number;
   });
 }
 

@@ -125,7 +125,7 @@ struct setup {
 [[nodiscard]] status read_tokens(every_batch_options const& options, setup& out) {
   constexpr std::int64_t max_cells = std::int64_t{1} << 28;
   auto& tokens = out.tokens;
-  if (auto result = read_token_trace(*options.tokens, options.num_logical, tokens); !result.ok()) { return result; }
+  if (auto result = read_token_trace(input_of(options), options.num_logical, tokens); !result.ok()) { return result; }
   if (auto result = check_shape(options, out, tokens.num_layers, tokens.num_logical); !result.ok()) { return result; }
   out.batch_tokens = options.batch_tokens.value_or(512);
   out.firsts = tokens.batches(out.batch_tokens);
@@ -161,7 +161,7 @@ struct setup {
   return in_file(input_of(options), check_windows(loads, in.plan_on));
 }
 
-[[nodiscard]] status prepare(every_batch_options options, setup& out) {
+[[nodiscard]] status prepare(every_batch_options const& options, setup& out) {
   if (auto result = check_numbers(options); !result.ok()) { return result; }
   if (auto result = check_inputs(options); !result.ok()) { return result; }
   if (auto result = options.topology.make(out.where); !result.ok()) { return result; }
@@ -170,7 +170,7 @@ struct setup {
   if (options.tokens) {
     if (auto result = read_tokens(options, out); !result.ok()) { return result; }
   } else {
-    if (auto result = read_trace(*options.trace, out.loads); !result.ok()) { return result; }
+    if (auto result = read_trace(input_of(options), out.loads); !result.ok()) { return result; }
     auto checked = check_shape(options, out, out.loads.num_layers, out.loads.num_logical);
     if (!checked.ok()) { return checked; }
   }
@@ -390,8 +390,7 @@ private:
 
 }  // namespace
 
-status replay_every_batch(every_batch_options const& given) {
-  auto options = given;
+status replay_every_batch(every_batch_options options) {
   if (!options.policy.name) { options.policy.name = "headroom"; }
   setup setup;
   if (auto result = prepare(options, setup); !result.ok()) { return result; }

@@ -39,7 +39,7 @@ struct every_batch_options {
 
 /// Place the experts once, or every so many batches, and show how evenly each later batch falls on the ranks when it is
 /// split in different ways, up to quotas for this very batch.
-[[nodiscard]] ballast::status replay_every_batch(every_batch_options const& options);
+[[nodiscard]] ballast::status replay_every_batch(every_batch_options options);
 
 }  // namespace ballast_tools
 

@@ -40,7 +40,7 @@ TEST_CASE("ids are read token by token, and experts are as many as the highest i
 TEST_CASE("batches are whole, and of one trace each") {
   token_trace read;
   std::string text;
-  for (int tokens : {5, 1, 4}) {
+  for (int const tokens : {5, 1, 4}) {
     text += std::to_string(tokens) + ",1,1\n";
     for (int i = 0; i < tokens; ++i) { text += std::to_string(i) + '\n'; }
   }

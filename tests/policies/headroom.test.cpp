@@ -188,7 +188,7 @@ TEST_CASE("headroom plans for several buckets are valid for any sizes and loads,
     auto const experts = random.between(1, room);
     auto const buckets = random.between(2, 20);
     std::vector<load_t> loads;
-    load_t const scale = i % 5 == 0 ? max_layer_tokens / (experts * buckets) / 100 : 1;
+    load_t const scale = i % 5 == 0 ? max_layer_tokens / experts / buckets / 100 : 1;
     for (index_t k = 0; k < buckets * experts; ++k) {
       loads.push_back(i % 7 == 0 && k / experts % 2 == 0 ? 0 : random.below(100) * scale);
     }

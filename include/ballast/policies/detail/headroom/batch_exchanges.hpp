@@ -14,7 +14,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <numeric>
 #include <span>
 #include <tuple>
@@ -43,7 +42,7 @@ public:
       auto const end = static_cast<index_t>((std::int64_t{group} + 1) * history.num_buckets() / groups);
       for (auto bucket = begin; bucket < end; ++bucket) {
         auto const tokens = history.layer(bucket, layer);
-        std::transform(tokens.begin(), tokens.end(), sum_.begin(), sum_.begin(), std::plus<>{});
+        for (std::size_t expert = 0; expert < sum_.size(); ++expert) { sum_[expert] += tokens[expert]; }
       }
       append_batch();
     }
