@@ -15,6 +15,7 @@
 #include <ballast/cudart/layout/batch_view.hpp>
 #include <ballast/cudart/layout/plan_memory.hpp>
 #include <ballast/cudart/peer_directory.hpp>
+#include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/placement.hpp>
@@ -84,35 +85,46 @@ public:
     for (index_t layer = 0; layer < rows_.num_layers(); ++layer) { publish(where_, initial, layer).or_throw(); }
   }
 
+  batch_balancer(batch_balancer const&) = delete;
+  batch_balancer& operator=(batch_balancer const&) = delete;
+  /// Waits until the stream has come to the end of what uses this memory, for ten seconds; where it has not, the memory
+  /// stays in place for the life of the process.
+  ~batch_balancer() {
+    detail::capture_guard const guard;
+    constexpr nanoseconds_t patience = 10'000'000'000;
+    auto const has_ended = [this] { return cudaStreamQuery(stream_) != cudaErrorNotReady; };
+    if (!ballast::detail::poll_until(ballast::detail::deadline_after(patience), has_ended)) { abandon(); }
+  }
+
   /// What peers write to, in device memory: give it to them, by pointer in one process, or as exported memory.
   [[nodiscard]] segment board() const noexcept {
     return {reinterpret_cast<std::byte*>(board_.data()), board_.size() * sizeof(count_board::line)};
   }
-  /// Make the boards of all ranks known. All ranks do so before the first batch.
+  /// Make the boards of all ranks known, in stream order. All ranks do so once, before the first batch.
   ///
   /// @param boards  [R] of each rank as this process and device can write to it; this rank's own among them.
   /// @return `errc::invalid_option` for another number of ranks or a null pointer; `cudart::category()`
-  /// @complexity a copy to the device, for which it waits
+  /// @complexity a copy to the device. Waits for nothing.
   [[nodiscard]] status connect(std::span<segment const> boards) {
     if (boards.size() != static_cast<std::size_t>(rows_.shape().num_ranks)) {
       return {errc::invalid_option, ballast::detail::concat("batch_balancer: boards of ", boards.size(),
                                                             " ranks, there are ", rows_.shape().num_ranks)};
     }
-    std::vector<count_board::line*> pointers;
-    for (auto const& each : boards) {
-      if (each.data == nullptr || each.size < board().size) {
-        return {errc::invalid_option,
-                ballast::detail::concat("batch_balancer: the board of rank ", pointers.size(), " has ", each.size,
-                                        " bytes, must have ", board().size),
-                static_cast<index_t>(pointers.size())};
-      }
-      pointers.push_back(reinterpret_cast<count_board::line*>(each.data));
+    for (std::size_t rank = 0; rank < boards.size(); ++rank) {
+      if (boards[rank].data != nullptr && boards[rank].size >= board().size) { continue; }
+      return {errc::invalid_option,
+              ballast::detail::concat("batch_balancer: the board of rank ", rank, " has ", boards[rank].size,
+                                      " bytes, must have ", board().size),
+              static_cast<index_t>(rank)};
     }
     detail::capture_guard const guard;
-    auto const bytes = pointers.size() * sizeof(pointers[0]);
-    auto result = to_status(cudaMemcpyAsync(boards_.data(), pointers.data(), bytes, cudaMemcpyDefault, stream_),
-                            "cudaMemcpyAsync");
-    if (result.ok()) { result = to_status(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+    auto* const pointers = reinterpret_cast<count_board::line**>(host_boards_.bytes().data());
+    for (std::size_t rank = 0; rank < boards.size(); ++rank) {
+      pointers[rank] = reinterpret_cast<count_board::line*>(boards[rank].data);
+    }
+    auto result = to_status(
+        cudaMemcpyAsync(boards_.data(), pointers, boards.size() * sizeof(pointers[0]), cudaMemcpyHostToDevice, stream_),
+        "cudaMemcpyAsync");
     if (result.ok()) { view_.boards = boards_.data(); }
     return result;
   }
@@ -213,6 +225,24 @@ public:
   [[nodiscard]] quota_rows const& rows() const noexcept { return rows_; }
 
 private:
+  void abandon() noexcept {
+    mirror_.abandon();
+    host_statistics_.abandon();
+    host_boards_.abandon();
+    device_rows_.abandon();
+    control_.abandon();
+    tag_.abandon();
+    verdict_.abandon();
+    statistics_.abandon();
+    block_counts_.abandon();
+    block_first_.abandon();
+    ordinals_.abandon();
+    counts_.abandon();
+    quotas_.abandon();
+    ends_.abandon();
+    board_.abandon();
+    boards_.abandon();
+  }
   [[nodiscard]] std::size_t bytes_per_row() const noexcept { return rows_.layout().size; }
 
   [[nodiscard]] static topology checked(topology where, index_t rank, placement const& initial,
@@ -265,6 +295,7 @@ private:
     ends_ = device_memory<index_t>::create(static_cast<std::size_t>(shape.max_movable()));
     board_ = device_memory<count_board::line>::create(count_board::size_of(shape));
     boards_ = device_memory<count_board::line*>::create(static_cast<std::size_t>(shape.num_ranks));
+    host_boards_.allocate(sizeof(count_board::line*) * static_cast<std::size_t>(shape.num_ranks)).or_throw();
     restart(1).or_throw();
   }
   void describe(index_t rank, batch_options const& options) {
@@ -340,6 +371,7 @@ private:
   // Pinned memory outlives the device's, which is not given back before the stream is done with both.
   detail::mirror_rows mirror_;
   pinned_buffer host_statistics_;
+  pinned_buffer host_boards_;
   batch_control control_host_;
   std::uint32_t exposed_ = 0;
   device_memory<std::byte> device_rows_;
