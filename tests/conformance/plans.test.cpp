@@ -9,6 +9,9 @@
 #include <ballast/policies/headroom.hpp>
 #include <ballast/policies/incremental.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/shares/quota_rows.hpp>
+#include <ballast/shares/quota_sources.hpp>
+#include <ballast/shares/quotas.hpp>
 
 #include <doctest/doctest.h>
 #include <support/golden_files.hpp>
@@ -17,6 +20,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -162,4 +166,31 @@ TEST_CASE("incremental plans are the same everywhere") {
   CHECK(digest_of(in.plan(incremental_placement{.max_moves_per_layer = 12}, in.after, current)) == "9de46599bd2e541d");
   CHECK(digest_of(in.plan(incremental_placement{.max_moves_per_layer = 4, .shares = share_mode::optimal}, in.after,
                           current)) == "8e3f4f079ac6a209");
+}
+
+TEST_CASE("quotas, and of whose tokens they are made, are the same everywhere, ties too") {
+  ballast_test::generator random{8};
+  quota_solver solver;
+  quota_sources sources;
+  digest seen;
+  for (index_t const most : {3, 40, 5000}) {
+    topology const where{{12, 3, 4, 0}};
+    auto const held = ballast_test::random_placement({20, 30, where.num_slots()}, random);
+    quota_rows rows{where, held.num_layers(), held.num_logical()};
+    for (index_t layer = 0; layer < held.num_layers(); ++layer) {
+      rows.publish(where, held, layer);
+      std::vector<index_t> counts(12 * 30);
+      std::vector<index_t> tokens(30);
+      for (std::size_t i = 0; i < counts.size(); ++i) {
+        counts[i] = random.below(most) * random.below(most) / most;
+        tokens[i % tokens.size()] += counts[i];
+      }
+      quota_options const options{.sweeps = random.below(3), .searches = 40, .tile = 1 + random.below(2) * 15};
+      auto const reached = solver.solve(rows.row(layer), tokens, options);
+      sources.assign(rows.row(layer), solver.quotas(), {std::span<index_t const>{counts}, 12, 30}, random.below(12));
+      seen.add(rows.row(layer).sizes().version).add(solver.quotas()).add(sources.ends());
+      seen.add(reached.max).add(reached.bound).add(reached.sweeps).add(reached.searches);
+    }
+  }
+  CHECK(detail::hex(seen.value()) == "99292fa257e60885");
 }
