@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// The host's side of every-batch balance: memory, publications, control, and failures of the device.
+#include <ballast/cudart/device_tables.hpp>
+#include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/kernels/batch_balancer.cuh>
+#include <ballast/dispatch/quota_dispatch.hpp>
+#include <ballast/dispatch/tables.hpp>
+#include <ballast/shares/quota_sources.hpp>
+#include <ballast/shares/quotas.hpp>
+
+#include "support/random.hpp"
+#include "support/simulated_device/batch_emulations.cuh"
+#include "support/simulated_device/simulated_device.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <ostream>
+#include <span>
+#include <string>
+#include <system_error>
+#include <vector>
+
+using namespace ballast;
+using ballast_test::simulated::fail_next;
+
+namespace {
+
+constexpr index_t num_tokens = 700;
+constexpr index_t top_k = 2;
+constexpr index_t num_ranks = 3;
+constexpr index_t num_logical = 12;
+
+struct lone_rank {
+  lone_rank() {
+    for (index_t layer = 0; layer < held.num_layers(); ++layer) {
+      tables.publish(where, held, layer, stream.get()).or_throw();
+    }
+  }
+  /// A batch of this rank's; the other ranks' counts are drawn. @return what the host says comes out
+  std::vector<std::int32_t> draw() {
+    for (auto& id : ids) { id = std::min(random.below(num_logical), random.below(num_logical)); }
+    for (auto& count : counts) { count = random.below(500); }
+    std::fill(counts.begin() + num_logical, counts.begin() + 2 * num_logical, 0);
+    for (auto const id : ids) { ++counts[static_cast<std::size_t>(num_logical + id)]; }
+    write(device_ids.data(), ids);
+    write(device_counts.data(), counts);
+    std::vector<index_t> tokens(num_logical);
+    for (std::size_t i = 0; i < counts.size(); ++i) { tokens[i % num_logical] += counts[i]; }
+    quota_solver solver;
+    quota_sources sources;
+    quota_dispatch dispatch;
+    auto const row = balancer.rows().row(0);
+    solver.solve(row, tokens);
+    sources.assign(row, solver.quotas(), {std::span<index_t const>{counts}, num_ranks, num_logical}, 1);
+    auto result = ids;
+    dispatch.map<std::int32_t>(row, sources.ends(), 0, 0, result, result);
+    return result;
+  }
+  [[nodiscard]] cudart::routing<std::int32_t> input() const { return {device_ids.data(), num_tokens, top_k}; }
+  void enqueue() {
+    auto const view = balancer.view();
+    cudart::detail::launch_count(stream.get(), view, cudart::detail::cut(view, input()), true).or_throw();
+    cudart::plan_and_dispatch(stream.get(), view, device_counts.data(), {}, tables.view(), 0, input(), physical.data())
+        .or_throw();
+  }
+  [[nodiscard]] std::vector<std::int32_t> read() const {
+    std::vector<std::int32_t> result(ids.size());
+    cudart::to_status(cudaMemcpyAsync(result.data(), physical.data(), result.size() * sizeof result[0],
+                                      cudaMemcpyDeviceToHost, stream.get()),
+                      "cudaMemcpyAsync")
+        .or_throw();
+    cudart::to_status(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize").or_throw();
+    return result;
+  }
+  template <class T>
+  void write(T* to, std::vector<T> const& from) {
+    cudart::to_status(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice, stream.get()),
+                      "cudaMemcpyAsync")
+        .or_throw();
+    cudart::to_status(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize").or_throw();
+  }
+
+  ballast_test::generator random{23};
+  topology where{{num_ranks, 1, 7, 0}};
+  placement held = ballast_test::random_placement({2, num_logical, where.num_slots()}, random);
+  cudart::stream stream = cudart::stream::create();
+  cudart::device_tables<> tables{dispatch_tables{where, held.shape(), rank_id{1}, dispatch_mode::by_share}, where, 1};
+  cudart::batch_balancer balancer{stream.get(), where, 1, held, {.max_tokens = num_tokens, .top_k = top_k}};
+  std::vector<std::int32_t> ids = std::vector<std::int32_t>(num_tokens * top_k);
+  std::vector<index_t> counts = std::vector<index_t>(num_ranks * num_logical);
+  cudart::device_memory<std::int32_t> device_ids = cudart::device_memory<std::int32_t>::create(num_tokens * top_k);
+  cudart::device_memory<std::int32_t> physical = cudart::device_memory<std::int32_t>::create(num_tokens * top_k);
+  cudart::device_memory<index_t> device_counts = cudart::device_memory<index_t>::create(num_ranks * num_logical);
+};
+
+void check_end() {
+  CHECK(ballast_test::simulated::forget_failures() == 0);
+  CHECK(ballast_test::simulated::to_text(ballast_test::simulated::violations()) == "");
+}
+
+}  // namespace
+
+TEST_CASE("a captured batch goes by whatever placement was published before it is replayed") {
+  {
+    lone_rank self;
+    static_cast<void>(self.read());
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t replay = nullptr;
+    REQUIRE(cudaStreamBeginCapture(self.stream.get(), cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    self.enqueue();
+    REQUIRE(cudaStreamEndCapture(self.stream.get(), &graph) == cudaSuccess);
+    REQUIRE(cudaGraphInstantiate(&replay, graph, 0) == cudaSuccess);
+    for (std::uint32_t batch = 1; batch <= 6; ++batch) {
+      if (batch % 2 == 0) {
+        self.held = ballast_test::random_placement({2, num_logical, self.where.num_slots()}, self.random);
+        self.tables.publish(self.where, self.held, 0, self.stream.get()).or_throw();
+        self.balancer.publish(self.where, self.held, 0).or_throw();
+      }
+      auto const wanted = self.draw();
+      REQUIRE(cudaGraphLaunch(replay, self.stream.get()) == cudaSuccess);
+      CHECK(self.read() == wanted);
+      CHECK(self.balancer.statistics(0).exact == batch);
+    }
+    CHECK(cudaGraphExecDestroy(replay) == cudaSuccess);
+    CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+  }
+  check_end();
+}
+
+TEST_CASE("control changes in stream order") {
+  {
+    lone_rank self;
+    auto const wanted = self.draw();
+    self.balancer.set_control({.on = 0}).or_throw();
+    self.enqueue();
+    auto resident = self.ids;
+    dispatch_ids<std::int32_t>(self.tables.host().view(), 0, top_k, self.ids, resident);
+    CHECK(self.read() == resident);
+    CHECK(self.balancer.statistics(0).off == 1);
+    self.balancer.set_control({}).or_throw();
+    self.enqueue();
+    CHECK(self.read() == wanted);
+  }
+  check_end();
+}
+
+TEST_CASE("a publication that fails says so and leaves the placement before in force") {
+  {
+    lone_rank self;
+    auto const wanted = self.draw();
+    auto const other = ballast_test::random_placement({2, num_logical, self.where.num_slots()}, self.random);
+    fail_next("cudaMemcpyAsync", cudaErrorInvalidValue);
+    CHECK_FALSE(self.balancer.publish(self.where, other, 0).ok());
+    self.enqueue();
+    CHECK(self.read() == wanted);
+    CHECK(self.balancer.publish(self.where, other, 2).code() == errc::invalid_placement);
+    self.balancer.publish(self.where, other, 0).or_throw();
+    auto const then = self.draw();
+    self.enqueue();
+    CHECK(self.read() == then);
+  }
+  check_end();
+}
+
+TEST_CASE("a device without memory for it is told of at construction") {
+  topology const where{{num_ranks, 1, 7, 0}};
+  auto const stream = cudart::stream::create();
+  auto const held = trivial_placement({2, num_logical, where.num_slots()});
+  for (char const* const call : {"cudaMalloc", "cudaMallocHost", "cudaMemcpyAsync"}) {
+    CAPTURE(call);
+    fail_next(call, cudaErrorMemoryAllocation);
+    CHECK_THROWS_AS(static_cast<void>(cudart::batch_balancer{
+                        stream.get(), where, 1, held, {.max_tokens = num_tokens, .top_k = top_k}}),
+                    std::system_error);
+  }
+  check_end();
+}
