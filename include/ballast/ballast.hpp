@@ -45,6 +45,7 @@
 #include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/optional_parts.hpp>
+#include <ballast/runtime/plan_executor.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/runtime/rebalancer_options.hpp>
 #include <ballast/runtime/rebalancer_state.hpp>

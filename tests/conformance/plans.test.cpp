@@ -179,7 +179,7 @@ TEST_CASE("quotas, and of whose tokens they are made, are the same everywhere, t
     quota_rows rows{where, held.num_layers(), held.num_logical()};
     for (index_t layer = 0; layer < held.num_layers(); ++layer) {
       rows.publish(where, held, layer);
-      std::vector<index_t> counts(12 * 30);
+      std::vector<index_t> counts(std::size_t{12} * 30);
       std::vector<index_t> tokens(30);
       for (std::size_t i = 0; i < counts.size(); ++i) {
         counts[i] = random.below(most) * random.below(most) / most;

@@ -125,7 +125,7 @@ public:
 
 private:
   static constexpr index_t none = -1;
-  static constexpr index_t far = std::numeric_limits<index_t>::max();
+  static constexpr index_t unreached = std::numeric_limits<index_t>::max();
 
   /// Replicas of an expert of which one hands tokens to the other.
   struct path_step {
@@ -184,13 +184,13 @@ private:
     }
   }
   void level_out(quota_pair const& pair, index_t sweep, index_t place_in_class) {
-    constexpr index_t small = 16;
+    constexpr index_t few = 16;
     constexpr index_t first_long = 2;
     auto& load_a = load_[pair.rank_a];
     auto& load_b = load_[pair.rank_b];
     auto const difference = load_a - load_b;
     auto step = (difference + ((sweep + place_in_class) & 1)) >> 1;
-    if (sweep >= first_long && (difference > small || difference < -small)) { step += difference >> 3; }
+    if (sweep >= first_long && (difference > few || difference < -few)) { step += difference >> 3; }
     auto const moved = std::clamp(step, -flow_[pair.b], flow_[pair.a]);
     flow_[pair.a] -= moved;
     flow_[pair.b] += moved;
@@ -204,7 +204,7 @@ private:
   /// lightest. @return `none` if there is none.
   [[nodiscard]] index_t search(index_t bound, index_t accepted) {
     for (index_t rank = 0; rank < row_.shape().num_ranks; ++rank) {
-      detail::at(level_, rank) = detail::at(load_, rank) > accepted ? 0 : far;
+      detail::at(level_, rank) = detail::at(load_, rank) > accepted ? 0 : unreached;
     }
     index_t target = none;
     bool grows = true;
@@ -222,7 +222,7 @@ private:
       auto const group = row_.holders()[position].group;
       for (index_t other = row_.group_first()[group]; other < row_.group_first()[group + 1]; ++other) {
         auto& other_level = level_[row_.holders()[other].rank];
-        if (other_level != far) { continue; }
+        if (other_level != unreached) { continue; }
         other_level = level + 1;
         any = true;
       }
@@ -277,7 +277,7 @@ private:
     load_t sum = 0;
     load_t count = 0;
     for (index_t rank = 0; rank < row_.shape().num_ranks; ++rank) {
-      if (detail::at(level_, rank) == far) { continue; }
+      if (detail::at(level_, rank) == unreached) { continue; }
       sum += detail::at(load_, rank);
       ++count;
     }
@@ -308,7 +308,7 @@ private:
   std::vector<index_t> load_;    ///< [R] tiles
   std::vector<index_t> flow_;    ///< [movable] tiles
   std::vector<index_t> quotas_;  ///< [replicas] tokens
-  std::vector<index_t> level_;   ///< [R] hops from the nearest source, `far` where none reaches
+  std::vector<index_t> level_;   ///< [R] hops from the nearest source, `unreached` where none reaches
   std::vector<path_step> path_;  ///< the last step first
 };
 

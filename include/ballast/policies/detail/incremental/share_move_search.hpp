@@ -279,6 +279,7 @@ private:
       piece_excess_.push_back(0);
       queue_.assign(1, rank);
       at(piece_, rank) = piece;
+      // NOLINTNEXTLINE(modernize-loop-convert): it grows while it is walked
       for (std::size_t i = 0; i < queue_.size(); ++i) { visit(queue_[i], piece); }
     }
     for (auto& one : stuck_) { one.worth = std::min(one.load, at(piece_excess_, one.piece)); }

@@ -39,7 +39,7 @@ public:
     index_t count = 0;
 #pragma unroll 1
     for (auto rank = lane_; rank < num_ranks_; rank += 32) {
-      if (level_[rank] == far) { continue; }
+      if (level_[rank] == unreached) { continue; }
       sum += load_[rank];
       ++count;
     }
@@ -50,7 +50,7 @@ public:
 
 protected:
   static constexpr index_t none = -1;
-  static constexpr index_t far = 0x7fffffff;
+  static constexpr index_t unreached = 0x7fffffff;
   /// Replicas of an expert of which one hands tokens to the other.
   struct path_step {
     index_t from = none;
@@ -60,7 +60,7 @@ protected:
   /// Of the ranks of a level that are below the bound the lightest, of equal ones the lowest.
   [[nodiscard]] __device__ index_t lightest_below(index_t bound, index_t level) const {
     auto least = bound;
-    auto lightest = far;
+    auto lightest = unreached;
 #pragma unroll 1
     for (auto rank = lane_; rank < num_ranks_; rank += 32) {
       if (level_[rank] == level && load_[rank] < least) {
@@ -70,7 +70,7 @@ protected:
     }
     auto const least_of_all = warp_min(least);
     if (least_of_all == bound) { return none; }
-    return warp_min(least == least_of_all ? lightest : far);
+    return warp_min(least == least_of_all ? lightest : unreached);
   }
 
   quota_row row_;
@@ -98,8 +98,8 @@ public:
     auto const load_high = lane_ + 32 < num_ranks_ ? load_[lane_ + 32] : bound;
     auto const below = ranks_where(load_low < bound, load_high < bound);
     auto reached = ranks_where(load_low > accepted, load_high > accepted);
-    auto level_low = (reached >> lane_ & 1u) != 0 ? 0 : far;
-    auto level_high = (reached >> (lane_ + 32) & 1u) != 0 ? 0 : far;
+    auto level_low = (reached >> lane_ & 1u) != 0 ? 0 : unreached;
+    auto level_high = (reached >> (lane_ + 32) & 1u) != 0 ? 0 : unreached;
     auto edge = reached;
     index_t target = none;
     for (index_t level = 1; edge != 0 && target == none; ++level) {
@@ -112,7 +112,7 @@ public:
       if ((edge & below) != 0) {
         auto const in_low = (edge & below) >> lane_ & 1u;
         auto const in_high = (edge & below) >> (lane_ + 32) & 1u;
-        auto const least = warp_min(min(in_low != 0 ? load_low : far, in_high != 0 ? load_high : far));
+        auto const least = warp_min(min(in_low != 0 ? load_low : unreached, in_high != 0 ? load_high : unreached));
         auto const lightest = ranks_where(in_low != 0 && load_low == least, in_high != 0 && load_high == least);
         target = __ffsll(static_cast<long long>(lightest)) - 1;
       }
@@ -124,8 +124,8 @@ public:
   }
   /// The path's ranks are found by the lanes' sets; the replicas of its steps by a lane for each, two beyond 32 steps.
   __device__ void hand_along(index_t target, index_t bound) {
-    auto const low_level = lane_ < num_ranks_ ? level_[lane_] : far;
-    auto const high_level = lane_ + 32 < num_ranks_ ? level_[lane_ + 32] : far;
+    auto const low_level = lane_ < num_ranks_ ? level_[lane_] : unreached;
+    auto const high_level = lane_ + 32 < num_ranks_ ? level_[lane_ + 32] : unreached;
     auto changed = std::uint64_t{1} << target;
     auto source = target;
     rank_step first;
@@ -144,8 +144,8 @@ public:
     }
     auto const step = replicas_of(first);
     auto const late_step = steps > 32 ? replicas_of(second) : path_step{};
-    auto const can =
-        min(step.from == none ? far : flow_[step.from], late_step.from == none ? far : flow_[late_step.from]);
+    auto const can = min(step.from == none ? unreached : flow_[step.from],
+                         late_step.from == none ? unreached : flow_[late_step.from]);
     auto const amount = min(min(bound - load_[target], warp_min(can)), load_[source] - bound);
     __syncwarp();
     hand_over(step, amount);
@@ -214,7 +214,7 @@ public:
   __device__ void begin() const {}
   [[nodiscard]] __device__ index_t find(index_t bound, index_t accepted) const {
 #pragma unroll 1
-    for (auto rank = lane_; rank < num_ranks_; rank += 32) { level_[rank] = load_[rank] > accepted ? 0 : far; }
+    for (auto rank = lane_; rank < num_ranks_; rank += 32) { level_[rank] = load_[rank] > accepted ? 0 : unreached; }
     __syncwarp();
     for (index_t level = 0;; ++level) {
       bool const grows = reach_from(level);
@@ -254,9 +254,9 @@ private:
   /// The step that reaches a rank: from the lowest rank of the level before, and there the lowest position.
   [[nodiscard]] __device__ path_step step_before(index_t rank) const {
     auto const level = level_[rank] - 1;
-    auto best_rank = far;
-    auto best = far;
-    auto best_to = far;
+    auto best_rank = unreached;
+    auto best = unreached;
+    auto best_to = unreached;
     auto const end = row_.rank_first()[rank + 1];
 #pragma unroll 1
     for (auto i = row_.rank_first()[rank] + lane_; i < end; i += 32) {
@@ -273,15 +273,15 @@ private:
         }
       }
     }
-    auto const from = warp_min(best_rank == warp_min(best_rank) ? best : far);
-    return {from, warp_min(best == from ? best_to : far)};
+    auto const from = warp_min(best_rank == warp_min(best_rank) ? best : unreached);
+    return {from, warp_min(best == from ? best_to : unreached)};
   }
   /// Each lane looks at ranks of its own that were not reached yet, and marks them once all have looked.
   [[nodiscard]] __device__ bool reach_from(index_t level) const {
     bool any = false;
 #pragma unroll 1
     for (auto rank = lane_; rank < num_ranks_; rank += 32) {
-      reached_[rank] = level_[rank] == far && can_be_reached(rank, level) ? 1 : 0;
+      reached_[rank] = level_[rank] == unreached && can_be_reached(rank, level) ? 1 : 0;
       any = any || reached_[rank] != 0;
     }
     __syncwarp();

@@ -32,7 +32,7 @@ public:
   __device__ void sweep(index_t number) const {
     auto const lane = static_cast<index_t>(threadIdx.x & 31u);
     auto const odd = (number + lane) & 1;
-    auto const long_from = number >= first_long ? small : 0x7fffffff;
+    auto const long_from = number >= first_long ? few : 0x7fffffff;
     auto i = lane;
     auto end = end_of(0);
     auto next_end = end_of(1);
@@ -54,7 +54,7 @@ public:
   }
 
 private:
-  static constexpr index_t small = 16;
+  static constexpr index_t few = 16;
   static constexpr index_t first_long = 2;
 
   [[nodiscard]] __device__ __forceinline__ index_t end_of(index_t c) const {
