@@ -43,7 +43,10 @@ struct queue_for_each_stream {
 /// the token trace. `planned` are the loads to plan on: another recording, or other tokens.
 class workload {
 public:
-  workload(index_t num_logical, std::string const& plan_on, std::string const& run_on) : num_logical_{num_logical} {
+  std::size_t top_k;
+
+  workload(index_t num_logical, std::size_t choices_a_token, std::string const& plan_on, std::string const& run_on)
+      : top_k{choices_a_token}, num_logical_{num_logical} {
     auto const before = ballast_test::find_trace("deepseek-r1/" + plan_on);
     auto const now = ballast_test::find_trace("deepseek-r1/" + run_on);
     if (num_logical == 256 && !before.empty() && !now.empty()) {
@@ -57,7 +60,6 @@ public:
       planned_.insert(planned_.end(), loads.begin(), loads.end());
     }
   }
-  static constexpr std::size_t top_k = 8;
 
   [[nodiscard]] ballast::matrix_view<load_t const> planned() const {
     return {std::span<load_t const>{planned_}, num_layers, num_logical_};
@@ -98,12 +100,13 @@ private:
 /// One rank of a group, and the counts of all of them in device memory.
 struct one_rank {
   one_rank(ballast::topology const& where, index_t rank, workload const& of, std::size_t num_tokens)
-      : held{ballast::trivial_placement({num_layers, of.planned().columns(), where.num_slots()})} {
+      : held{ballast::trivial_placement({num_layers, of.planned().columns(), where.num_slots()})},
+        top_k{static_cast<index_t>(of.top_k)} {
     ballast::placement start = held;
     ballast::plan(ballast::headroom_placement{}, of.planned(), start, where, held).or_throw();
     ballast::cudart::batch_options options;
     options.max_tokens = static_cast<index_t>(num_tokens);
-    options.top_k = workload::top_k;
+    options.top_k = static_cast<index_t>(of.top_k);
     options.control.wait_nanoseconds = 1'000'000'000;
     balancer = std::make_unique<ballast::cudart::batch_balancer>(stream.get(), where, rank, held, options);
     tables = std::make_unique<ballast::cudart::device_tables<>>(
@@ -115,16 +118,17 @@ struct one_rank {
     for (index_t layer = 0; layer < num_layers; ++layer) {
       ids.push_back(to_device(of.choices(layer, rank, num_tokens)));
     }
-    physical = device_memory<std::int32_t>::create(num_tokens * workload::top_k);
+    physical = device_memory<std::int32_t>::create(num_tokens * of.top_k);
     check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   }
   [[nodiscard]] ballast::cudart::routing<std::int32_t> input(int layer) const {
     auto const& of_layer = ids[static_cast<std::size_t>(layer)];
-    return {of_layer.data(), static_cast<index_t>(of_layer.size() / workload::top_k), workload::top_k, nullptr};
+    return {of_layer.data(), static_cast<index_t>(of_layer.size()) / top_k, top_k, nullptr};
   }
 
   ballast::cudart::stream stream = ballast::cudart::stream::create();
   ballast::placement held;
+  index_t top_k;
   std::unique_ptr<ballast::cudart::batch_balancer> balancer;
   std::unique_ptr<ballast::cudart::device_tables<>> tables;
   std::vector<device_memory<std::int32_t>> ids;
@@ -168,7 +172,7 @@ void plan(benchmark::State& state, std::string const& plan_on, std::string const
   auto const num_logical = static_cast<index_t>(state.range(2));
   auto const num_tokens = static_cast<std::size_t>(state.range(3));
   ballast::topology const where{{ranks, 1, static_cast<index_t>(state.range(1)), 0}};
-  workload const of{num_logical, plan_on, run_on};
+  workload const of{num_logical, static_cast<std::size_t>(state.range(4)), plan_on, run_on};
   one_rank self{where, 0, of, num_tokens};
   std::vector<device_memory<index_t>> counts;
   for (index_t layer = 0; layer < num_layers; ++layer) {
@@ -198,7 +202,7 @@ void count_and_remap(benchmark::State& state) {
   auto const num_tokens = static_cast<std::size_t>(state.range(0));
   auto const num_logical = static_cast<index_t>(state.range(1));
   ballast::topology const where{{1, 1, num_logical + num_logical / 8, 0}};
-  workload const of{num_logical, "prefill_in1024", "prefill_in4096"};
+  workload const of{num_logical, static_cast<std::size_t>(state.range(2)), "prefill_in1024", "prefill_in4096"};
   one_rank self{where, 0, of, num_tokens};
   auto const view = self.balancer->view();
   ballast::cudart::balance_and_dispatch(self.stream.get(), view, {}, self.tables->view(), 0, self.input(0),
@@ -235,7 +239,8 @@ void chain(benchmark::State& state) {
   auto const ranks = static_cast<index_t>(state.range(0));
   auto const num_tokens = static_cast<std::size_t>(state.range(3));
   ballast::topology const where{{ranks, 1, static_cast<index_t>(state.range(1)), 0}};
-  workload const of{static_cast<index_t>(state.range(2)), "prefill_in1024", "prefill_in4096"};
+  workload const of{static_cast<index_t>(state.range(2)), static_cast<std::size_t>(state.range(4)), "prefill_in1024",
+                    "prefill_in4096"};
   std::vector<std::unique_ptr<one_rank>> group;
   std::vector<ballast::segment> boards;
   enable_peer_access();
@@ -298,17 +303,25 @@ void chain(benchmark::State& state) {
     return benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMicrosecond);
   };
   auto* const rows = add("batch/plan", [](benchmark::State& state) { plan(state, "prefill_in1024", "prefill_in4096"); })
-                         ->ArgNames({"ranks", "slots", "experts", "tokens"})
+                         ->ArgNames({"ranks", "slots", "experts", "tokens", "top_k"})
                          ->Iterations(100);
   for (auto const& [ranks, slots] : {std::pair{8, 36}, {32, 12}, {64, 6}, {32, 9}}) {
-    rows->Args({ranks, slots, 256, 4096});
+    rows->Args({ranks, slots, 256, 4096, 8});
   }
-  rows->Args({64, 6, 256, 64})->Args({64, 7, 384, 4096})->Args({64, 9, 512, 4096})->Args({64, 15, 896, 4096});
-  auto* const ends = add("batch/count_and_remap", count_and_remap)->ArgNames({"tokens", "experts"})->Iterations(200);
-  for (auto const tokens : {64, 4096, 16384}) { ends->Args({tokens, 256}); }
-  for (auto const experts : {64, 512, 1024, 4096}) { ends->Args({4096, experts}); }
-  auto* const chains = add("batch/chain", chain)->ArgNames({"ranks", "slots", "experts", "tokens"})->Iterations(40);
-  chains->Args({1, 288, 256, 4096})->Args({2, 144, 256, 4096})->Args({8, 36, 256, 4096})->Args({8, 36, 256, 64});
+  for (auto const tokens : {64, 16384}) { rows->Args({64, 6, 256, tokens, 8}); }
+  rows->Args({64, 7, 384, 4096, 8})
+      ->Args({64, 9, 512, 4096, 10})
+      ->Args({64, 15, 896, 4096, 16})
+      ->Args({64, 6, 256, 4096, 4});
+  auto* const ends =
+      add("batch/count_and_remap", count_and_remap)->ArgNames({"tokens", "experts", "top_k"})->Iterations(200);
+  for (auto const tokens : {64, 4096, 16384}) { ends->Args({tokens, 256, 8}); }
+  for (auto const experts : {64, 512, 1024, 4096}) { ends->Args({4096, experts, 8}); }
+  for (auto const top_k : {4, 10, 16}) { ends->Args({4096, 256, top_k}); }
+  auto* const chains =
+      add("batch/chain", chain)->ArgNames({"ranks", "slots", "experts", "tokens", "top_k"})->Iterations(40);
+  chains->Args({1, 288, 256, 4096, 8})->Args({2, 144, 256, 4096, 8})->Args({8, 36, 256, 4096, 8});
+  chains->Args({8, 36, 256, 64, 8})->Args({8, 36, 256, 16384, 8});
   return true;
 }();
 

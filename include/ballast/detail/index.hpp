@@ -6,6 +6,7 @@
 #include <ballast/types.hpp>
 
 #include <cstddef>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -24,6 +25,13 @@ template <class T>
 template <class T>
 [[nodiscard]] T& at(std::span<T> values, index_t i) noexcept {
   return values[static_cast<std::size_t>(i)];
+}
+
+/// 0, 1, ... end - 1: all layers of a model, where a function wants a list of some.
+[[nodiscard]] inline std::vector<index_t> numbers_below(index_t end) {
+  std::vector<index_t> numbers(static_cast<std::size_t>(end));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return numbers;
 }
 
 }  // namespace detail

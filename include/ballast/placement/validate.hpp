@@ -2,6 +2,7 @@
 #ifndef BALLAST_PLACEMENT_VALIDATE_HPP
 #define BALLAST_PLACEMENT_VALIDATE_HPP
 
+#include <ballast/detail/index.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/status.hpp>
@@ -12,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
@@ -175,9 +175,7 @@ namespace detail {
 /// @complexity O(L (P + E)); one allocation of [P] on success.
 /// @throws std::bad_alloc
 [[nodiscard]] inline status validate_placement(placement const& in, placement_shape const& expected) {
-  std::vector<index_t> layers(static_cast<std::size_t>(in.num_layers()));
-  std::iota(layers.begin(), layers.end(), 0);
-  return detail::validate_layers(in, expected, layers);
+  return detail::validate_layers(in, expected, detail::numbers_below(in.num_layers()));
 }
 
 /// Check that every expert of every layer has a slot on a live rank, naming the first that has none.

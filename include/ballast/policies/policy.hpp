@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_POLICY_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/detail/options.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
@@ -19,7 +20,6 @@
 #include <concepts>
 #include <cstddef>
 #include <exception>
-#include <numeric>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -92,8 +92,7 @@ void choose_layers_of([[maybe_unused]] Policy const& policy, [[maybe_unused]] lo
 template <class Policy>
 [[nodiscard]] status plan_every_layer(Policy const& policy, load_history_view history, placement const& current,
                                       topology const& where, placement& next) {
-  std::vector<index_t> layers(static_cast<std::size_t>(current.num_layers()));
-  std::iota(layers.begin(), layers.end(), 0);
+  auto const layers = detail::numbers_below(current.num_layers());
   next = current;
   next.drop_shares();
   if (auto result = policy.plan_layers(history, current, where, layers, next); !result.ok()) { return result; }

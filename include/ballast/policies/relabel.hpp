@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_RELABEL_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/matrix_view.hpp>
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
@@ -273,9 +274,7 @@ inline void relabel(placement const& current, topology const& where, placement& 
 
 /// The same for all layers.
 inline void relabel(placement const& current, topology const& where, placement& target, relabel_options options = {}) {
-  std::vector<index_t> layers(static_cast<std::size_t>(target.num_layers()));
-  std::iota(layers.begin(), layers.end(), 0);
-  relabel(current, where, target, layers, options);
+  relabel(current, where, target, detail::numbers_below(target.num_layers()), options);
 }
 
 BALLAST_END_NAMESPACE

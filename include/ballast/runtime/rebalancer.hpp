@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/control/control.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/placement/placement.hpp>
@@ -24,19 +25,15 @@
 #include <ballast/schedule/chunk_schedule.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
-#include <ballast/transport/detail/optional_members.hpp>
 #include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
 #include <concepts>
-#include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <numeric>
 #include <span>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 
@@ -74,12 +71,7 @@ class rebalancer {
   static_assert(data_transport<Transport>, "rebalancer: Transport must be a data_transport");
   static_assert(expert_store<Store>, "rebalancer: Store must be an expert_store");
   static_assert(control_plane<Control>, "rebalancer: Control must be a control_plane");
-  static_assert(detail::optional_recorder_members<Recorder>::fit && detail::optional_policy_members<Policy>::fit &&
-                detail::optional_schedule_members<Schedule>::fit &&
-                detail::optional_transport_members<Transport>::fit &&
-                detail::optional_repair_members<Transport, Control>::fit &&
-                detail::optional_store_members<Store, Transport>::fit &&
-                detail::optional_control_members<Control>::fit);
+  static_assert(detail::optional_members_fit<Recorder, Policy, Schedule, Transport, Store, Control>);
 
 public:
   /// @param where    ranks, nodes, slots.
@@ -254,9 +246,7 @@ public:
   }
   /// As above, for all layers.
   [[nodiscard]] status apply(placement const& target) {
-    std::vector<index_t> layers(static_cast<std::size_t>(current().num_layers()));
-    std::iota(layers.begin(), layers.end(), 0);
-    return apply(target, layers);
+    return apply(target, detail::numbers_below(current().num_layers()));
   }
 
   /// Work out what a rebalance on the loads so far would bring, and do nothing. Call on every rank between two steps.

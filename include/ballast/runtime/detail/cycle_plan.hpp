@@ -3,6 +3,7 @@
 #define BALLAST_RUNTIME_DETAIL_CYCLE_PLAN_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/matrix_view.hpp>
@@ -20,7 +21,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -51,8 +51,7 @@ public:
   [[nodiscard]] status assign(placement const& from, placement const& to, matrix_view<load_t const> loads,
                               transfer_options const& options) {
     clear();
-    std::vector<index_t> layers(static_cast<std::size_t>(from.num_layers()));
-    std::iota(layers.begin(), layers.end(), 0);
+    auto const layers = numbers_below(from.num_layers());
     if (auto result = transfers_.assign(*where_, from, to, layers, options); !result.ok()) { return result; }
     if (auto result = split_large_layers(from, to); !result.ok()) { return result; }
     schedule_->for_each_chunk(list_work(from, to, loads), [this](std::span<index_t const> chunk) {

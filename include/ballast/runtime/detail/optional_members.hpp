@@ -6,9 +6,11 @@
 #include <ballast/detail/options.hpp>
 #include <ballast/load/recorder.hpp>
 #include <ballast/parts.hpp>
+#include <ballast/policies/policy.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
+#include <ballast/transport/detail/optional_members.hpp>
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
@@ -99,6 +101,14 @@ struct optional_control_members {
       "Control has a member is_expelled, but is no expelling_plane: bool is_expelled(index_t) const");
   static constexpr bool fit = true;
 };
+
+/// All parts at once: each complains by itself.
+template <class Recorder, class Policy, class Schedule, class Transport, class Store, class Control>
+inline constexpr bool optional_members_fit =
+    optional_recorder_members<Recorder>::fit && optional_policy_members<Policy>::fit &&
+    optional_schedule_members<Schedule>::fit && optional_transport_members<Transport>::fit &&
+    optional_repair_members<Transport, Control>::fit && optional_store_members<Store, Transport>::fit &&
+    optional_control_members<Control>::fit;
 
 }  // namespace detail
 BALLAST_END_NAMESPACE
