@@ -110,7 +110,7 @@ template <class Id>
 struct batch_group {
   batch_group(ballast::topology const& where, ballast::placement const& held,
               ballast::cudart::batch_options const& options)
-      : where_{where}, held_{held}, options_{options} {
+      : options_{options} {
     for (ballast::index_t rank = 0; rank < where.num_ranks(); ++rank) {
       ranks.push_back(std::make_unique<batch_rank<Id>>(where, rank, held, options));
     }
@@ -136,8 +136,6 @@ struct batch_group {
   std::vector<std::unique_ptr<batch_rank<Id>>> ranks;
 
 private:
-  ballast::topology where_;
-  ballast::placement held_;
   ballast::cudart::batch_options options_;
 };
 

@@ -14,7 +14,6 @@
 #include <ballast/types.hpp>
 
 #include <atomic>
-#include <exception>
 #include <memory>
 #include <span>
 #include <utility>
@@ -83,13 +82,7 @@ public:
 
 private:
   void make() noexcept {
-#if defined(__cpp_exceptions)
-    try {
-      planned_ = plan();
-    } catch (std::exception const& error) { planned_ = {errc::out_of_memory, "plan: no memory on the executor"}; }
-#else
-    planned_ = plan();
-#endif
+    planned_ = guarded([this] { return plan(); });
     done_.store(true, std::memory_order_release);
   }
   [[nodiscard]] status plan() {

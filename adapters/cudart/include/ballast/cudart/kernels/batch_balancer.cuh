@@ -166,7 +166,11 @@ public:
     if (where.num_slots() != shape.num_slots || from.num_slots() != shape.num_slots ||
         from.num_logical() != shape.num_logical || from.num_layers() != rows_.num_layers() || layer < 0 ||
         layer >= rows_.num_layers()) {
-      return {errc::invalid_placement, "batch_balancer: a placement of other sizes than at construction"};
+      return {errc::invalid_placement,
+              ballast::detail::concat("batch_balancer: layer ", layer, " of a placement of ",
+                                      ballast::detail::shape_text(from.shape()), " on ", where.num_slots(),
+                                      " slots, it is for ", rows_.num_layers(), " x ", shape.num_logical, " on ",
+                                      shape.num_slots)};
     }
     detail::capture_guard const guard;
     std::byte* mirror = nullptr;
@@ -206,7 +210,7 @@ public:
   /// @param next  of the batch to come, the same on every rank; above all that were used.
   /// @return `errc::invalid_option` for 0; `cudart::category()`
   [[nodiscard]] status restart(std::uint32_t next) {
-    if (next == 0) { return {errc::invalid_option, "batch_balancer: batches are numbered from 1"}; }
+    if (next == 0) { return {errc::invalid_option, "batch_balancer: batch 0: they are numbered from 1"}; }
     detail::capture_guard const guard;
     return to_status(cudaMemcpyAsync(tag_.data(), &next, sizeof next, cudaMemcpyHostToDevice, stream_),
                      "cudaMemcpyAsync");

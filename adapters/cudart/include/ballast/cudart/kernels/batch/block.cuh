@@ -115,11 +115,11 @@ struct plan_block {
   }
   /// What the solver wants to have at hand, behind `load`.
   __device__ void expand() const {
-    auto const address = [](index_t const* at) { return shared_address(at); };
     for_threads(row.sizes().num_pairs, [&](index_t i) {
       auto const pair = row.pairs()[i];
-      memory.sweep_pairs()[i] = {address(memory.flow() + pair.a), address(memory.flow() + pair.b),
-                                 address(memory.load() + pair.rank_a), address(memory.load() + pair.rank_b)};
+      memory.sweep_pairs()[i] = {shared_address(memory.flow() + pair.a), shared_address(memory.flow() + pair.b),
+                                 shared_address(memory.load() + pair.rank_a),
+                                 shared_address(memory.load() + pair.rank_b)};
     });
     if (v.shape.num_ranks > 64) { return; }
     for_threads(row.sizes().num_groups, [&](index_t group) {

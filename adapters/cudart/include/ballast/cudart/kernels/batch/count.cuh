@@ -32,7 +32,8 @@ struct batch_ids {
   /// Ids before the first padded row.
   [[nodiscard]] __device__ std::uint32_t num_valid() const {
     if (num_valid_tokens == nullptr) { return num_ids; }
-    return min(static_cast<std::uint32_t>(max(0, *num_valid_tokens)) * top_k, num_ids);
+    auto const valid = static_cast<std::uint64_t>(max(0, *num_valid_tokens)) * top_k;
+    return static_cast<std::uint32_t>(min(valid, static_cast<std::uint64_t>(num_ids)));
   }
 };
 

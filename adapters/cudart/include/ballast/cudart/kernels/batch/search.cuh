@@ -43,7 +43,7 @@ public:
       sum += load_[rank];
       ++count;
     }
-    for (int offset = 16; offset > 0; offset /= 2) { sum += __shfl_xor_sync(0xffffffffu, sum, offset); }
+    sum = fold_warp(sum, [](std::int64_t a, std::int64_t b) { return a + b; });
     auto const ranks = static_cast<std::int64_t>(warp_sum(count));
     return static_cast<index_t>((sum + ranks - 1) / ranks);
   }
@@ -56,22 +56,6 @@ protected:
     index_t from = none;
     index_t to = none;
   };
-
-  /// Of the ranks of a level that are below the bound the lightest, of equal ones the lowest.
-  [[nodiscard]] __device__ index_t lightest_below(index_t bound, index_t level) const {
-    auto least = bound;
-    auto lightest = unreached;
-#pragma unroll 1
-    for (auto rank = lane_; rank < num_ranks_; rank += 32) {
-      if (level_[rank] == level && load_[rank] < least) {
-        least = load_[rank];
-        lightest = rank;
-      }
-    }
-    auto const least_of_all = warp_min(least);
-    if (least_of_all == bound) { return none; }
-    return warp_min(least == least_of_all ? lightest : unreached);
-  }
 
   quota_row row_;
   index_t* load_;
@@ -251,6 +235,21 @@ public:
   }
 
 private:
+  /// Of the ranks of a level that are below the bound the lightest, of equal ones the lowest.
+  [[nodiscard]] __device__ index_t lightest_below(index_t bound, index_t level) const {
+    auto least = bound;
+    auto lightest = unreached;
+#pragma unroll 1
+    for (auto rank = lane_; rank < num_ranks_; rank += 32) {
+      if (level_[rank] == level && load_[rank] < least) {
+        least = load_[rank];
+        lightest = rank;
+      }
+    }
+    auto const least_of_all = warp_min(least);
+    if (least_of_all == bound) { return none; }
+    return warp_min(least == least_of_all ? lightest : unreached);
+  }
   /// The step that reaches a rank: from the lowest rank of the level before, and there the lowest position.
   [[nodiscard]] __device__ path_step step_before(index_t rank) const {
     auto const level = level_[rank] - 1;
