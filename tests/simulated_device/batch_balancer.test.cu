@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // The host's side of every-batch balance: memory, publications, control, and failures of the device.
+#include <ballast/cudart/device_store.hpp>
 #include <ballast/cudart/device_tables.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/batch_balancer.cuh>
@@ -7,6 +8,7 @@
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/shares/quota_sources.hpp>
 #include <ballast/shares/quotas.hpp>
+#include <ballast/transport/transport.hpp>
 
 #include "support/random.hpp"
 #include "support/simulated_device/batch_emulations.cuh"
@@ -160,6 +162,47 @@ TEST_CASE("a publication that fails says so and leaves the placement before in f
     auto const then = self.draw();
     self.enqueue();
     CHECK(self.read() == then);
+  }
+  check_end();
+}
+
+TEST_CASE("a store hands on what it commits, and what it starts with") {
+  {
+    lone_rank self;
+    auto const other = ballast_test::random_placement({2, num_logical, self.where.num_slots()}, self.random);
+    cudart::device_store<> store{
+        self.where, 1, other, {.compute_stream = self.stream.get(), .follower = self.balancer.follower()}};
+    auto const at_start = self.draw();
+    self.enqueue();
+    CHECK(self.read() == at_start);
+    store.commit(0, {}, self.held, 1).or_throw();
+    auto const committed = self.draw();
+    self.enqueue();
+    CHECK(self.read() == committed);
+    fail_next("cudaMemcpyAsync", cudaErrorInvalidValue);  // the store copies its rows by another call
+    CHECK_FALSE(store.commit(0, {}, other, 2).ok());
+  }
+  check_end();
+}
+
+TEST_CASE("boards are refused by the rank that gave none or too little, and batches are not numbered from 0") {
+  {
+    lone_rank self;
+    std::vector<segment> boards(num_ranks, self.balancer.board());
+    auto const connect = [&] { return self.balancer.connect(std::span<segment const>{boards}); };
+    boards[2].size -= 1;
+    CHECK(connect().rank() == 2);
+    boards[1].data = nullptr;
+    CHECK(connect().rank() == 1);
+    CHECK(self.balancer.view().boards == nullptr);
+    boards.assign(num_ranks - 1, self.balancer.board());
+    CHECK(connect().message().find("boards of 2 ranks, there are 3") != std::string::npos);
+    boards.assign(num_ranks, self.balancer.board());
+    CHECK(connect().ok());
+    CHECK(self.balancer.view().boards != nullptr);
+    CHECK(self.balancer.restart(0).message().find("batch 0") != std::string::npos);
+    CHECK(self.balancer.restart(7).ok());
+    CHECK(self.balancer.publish(self.where, self.held, 2).message().find("layer 2") != std::string::npos);
   }
   check_end();
 }

@@ -56,6 +56,14 @@ private:
   return {std::istreambuf_iterator<char>{in}, {}};
 }
 
+/// What a tool is called with.
+using arguments = std::vector<std::string>;
+
+[[nodiscard]] inline arguments with(arguments base, arguments const& more) {
+  base.insert(base.end(), more.begin(), more.end());
+  return base;
+}
+
 struct tool_result {
   int exit_status = -1;
   std::string out;
@@ -79,9 +87,9 @@ struct tool_result {
 }
 
 /// A program and its arguments as a line for the shell.
-[[nodiscard]] inline std::string command_line(std::string const& program, std::vector<std::string> const& arguments) {
+[[nodiscard]] inline std::string command_line(std::string const& program, arguments const& given) {
   auto line = quoted(program);
-  for (auto const& argument : arguments) { line.append(" ").append(quoted(argument)); }
+  for (auto const& argument : given) { line.append(" ").append(quoted(argument)); }
   return line;
 }
 
@@ -96,8 +104,8 @@ struct tool_result {
 }
 
 /// Run a program and wait for it.
-[[nodiscard]] inline tool_result run_tool(std::string const& program, std::vector<std::string> const& arguments) {
-  return run_in_shell(command_line(program, arguments));
+[[nodiscard]] inline tool_result run_tool(std::string const& program, arguments const& given) {
+  return run_in_shell(command_line(program, given));
 }
 
 /// The program, or the end of this test program with the exit status that means skipped.

@@ -20,11 +20,11 @@
 namespace {
 
 using namespace std::string_literals;
+using ballast_test::arguments;
 using ballast_test::content_of;
 using ballast_test::quoted;
 using ballast_test::scratch_folder;
 using ballast_test::tool_result;
-using arguments = std::vector<std::string>;
 /// Options and their values. An empty value in `changes` takes the option away.
 using settings = std::map<std::string, std::string>;
 

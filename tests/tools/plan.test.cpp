@@ -18,10 +18,11 @@
 
 namespace {
 
+using ballast_test::arguments;
 using ballast_test::scratch_folder;
 using ballast_test::tool_result;
+using ballast_test::with;
 using nlohmann::json;
-using arguments = std::vector<std::string>;
 
 std::string const& program() {
   static auto const path = ballast_test::need_tool("ballast-plan");
@@ -29,11 +30,6 @@ std::string const& program() {
 }
 
 tool_result run(arguments const& given) { return ballast_test::run_tool(program(), given); }
-
-arguments with(arguments base, arguments const& more) {
-  base.insert(base.end(), more.begin(), more.end());
-  return base;
-}
 
 /// What a run that must succeed writes to standard output.
 json output_of(arguments const& given) {

@@ -23,18 +23,14 @@
 namespace {
 
 using namespace ballast;
+using ballast_test::arguments;
 using ballast_test::scratch_folder;
+using ballast_test::with;
 using nlohmann::json;
-using arguments = std::vector<std::string>;
 
 std::string const& program() {
   static auto const path = ballast_test::need_tool("ballast-replay");
   return path;
-}
-
-arguments with(arguments base, arguments const& more) {
-  base.insert(base.end(), more.begin(), more.end());
-  return base;
 }
 
 std::string const mixtral = BALLAST_TEST_DATA_DIR "/traces/mixtral-8x7b/domains.csv";
