@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -87,19 +88,31 @@ public:
   /// @param row      replicas of the layer; must live while results are read.
   /// @param tokens   [E] of the batch, of all ranks together, >= 0, at most `max_batch_tokens` together. Those of
   ///                 experts that no live rank holds are left out.
+  /// @param from     where sweeps start from: [movable] parts of an expert's tokens, as `parts` gave them for an
+  /// earlier
+  ///                 batch on the same row; must live while results are read. Empty: the shares in force. Ranks that
+  ///                 start from different parts come to different quotas.
   /// @return what was reached.
   /// @pre `options.validate().ok()`
   /// @complexity O(sweeps * pairs + searches * (movable + R)); allocates only while sizes grow.
   /// @throws std::bad_alloc
   /// @determinism integers, in ascending order of positions.
-  quota_balance solve(quota_row row, std::span<index_t const> tokens, quota_options const& options = {}) {
+  quota_balance solve(quota_row row, std::span<index_t const> tokens, quota_options const& options = {},
+                      std::span<index_t const> from = {}) {
     BALLAST_EXPECTS(tokens.size() == static_cast<std::size_t>(row.shape().num_logical), "quotas: tokens are not [E]");
     BALLAST_EXPECTS(options.validate().ok(), "quotas: options");
+    auto const movable = static_cast<std::size_t>(row.sizes().num_movable);
+    BALLAST_EXPECTS(from.empty() || from.size() == movable, "quotas: parts to start from are not [movable]");
     row_ = row;
+    from_ = {row.share(), movable};
     start(tokens, options);
     auto const accepted = [&] { return balance_.bound + (balance_.bound >> options.tolerance_bits); };
     balance_.resident = max_load();
-    balance_.max = balance_.resident;
+    if (!from.empty()) {
+      from_ = from;
+      split(tokens, options.tile);
+    }
+    balance_.max = max_load();
     while (balance_.max > accepted() && balance_.sweeps < options.sweeps) {
       sweep(balance_.sweeps++);
       balance_.max = max_load();
@@ -122,6 +135,24 @@ public:
   [[nodiscard]] std::span<index_t const> quotas() const noexcept { return quotas_; }
   /// `[R]` tiles of each rank.
   [[nodiscard]] std::span<index_t const> rank_loads() const noexcept { return load_; }
+  /// The quotas as parts of an expert's tokens, for the next batch to start from.
+  ///
+  /// @param out  [movable] in units of 1 / `share_one`; an expert without tokens keeps the parts that this batch
+  /// started
+  ///             from. May be what `solve` started from.
+  void parts(std::span<index_t> out) const {
+    BALLAST_EXPECTS(out.size() == from_.size(), "quotas: parts are not [movable]");
+    for (index_t group = 0; group < row_.sizes().num_groups; ++group) {
+      auto const first = row_.group_first()[group];
+      auto const end = row_.group_first()[group + 1];
+      auto const all = std::accumulate(quotas_.begin() + first, quotas_.begin() + end, index_t{0});
+      for (index_t position = first; position < end; ++position) {
+        detail::at(out, position) = all == 0
+                                        ? detail::at(from_, position)
+                                        : static_cast<index_t>(load_t{detail::at(quotas_, position)} * share_one / all);
+      }
+    }
+  }
 
 private:
   static constexpr index_t none = -1;
@@ -135,38 +166,43 @@ private:
 
   [[nodiscard]] static index_t divide_up(index_t a, index_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
-  /// Every expert split by the shares in force, and what cannot be split where it is.
+  /// What there is, the bound that follows from it, and every expert split by the shares in force.
   void start(std::span<index_t const> tokens, quota_options const& options) {
-    auto const ranks = static_cast<std::size_t>(row_.shape().num_ranks);
     auto const& sizes = row_.sizes();
-    load_.assign(ranks, 0);
-    level_.resize(ranks);
+    level_.resize(static_cast<std::size_t>(row_.shape().num_ranks));
     flow_.resize(static_cast<std::size_t>(sizes.num_movable));
-    path_.reserve(ranks);
+    path_.reserve(level_.size());
     balance_ = {};
-    auto const units = [&](index_t position) {
-      return divide_up(tokens[row_.holders()[position].expert], options.tile);
-    };
-    for (index_t position = sizes.num_movable; position < sizes.num_replicas; ++position) {
-      load_[row_.holders()[position].rank] += units(position);
-      balance_.total += units(position);
-    }
+    stay(tokens, options.tile);
     balance_.bound = max_load();
-    for (index_t group = 0; group < sizes.num_groups; ++group) {
+    split(tokens, options.tile);
+    balance_.total = std::accumulate(load_.begin(), load_.end(), index_t{0});
+    balance_.bound = std::max(balance_.bound, divide_up(balance_.total, sizes.num_live_ranks));
+  }
+  /// What cannot be split, where it is.
+  void stay(std::span<index_t const> tokens, index_t tile) {
+    load_.assign(static_cast<std::size_t>(row_.shape().num_ranks), 0);
+    for (index_t position = row_.sizes().num_movable; position < row_.sizes().num_replicas; ++position) {
+      auto const& at = row_.holders()[position];
+      load_[at.rank] += divide_up(tokens[at.expert], tile);
+    }
+  }
+  /// Every expert by the parts to start from.
+  void split(std::span<index_t const> tokens, index_t tile) {
+    stay(tokens, tile);
+    for (index_t group = 0; group < row_.sizes().num_groups; ++group) {
       auto const first = row_.group_first()[group];
       auto const end = row_.group_first()[group + 1];
-      auto rest = units(first);
-      balance_.total += rest;
+      auto const all = divide_up(tokens[row_.holders()[first].expert], tile);
+      auto rest = all;
       for (index_t position = first; position < end; ++position) {
-        auto const wanted = static_cast<index_t>(
-            static_cast<std::uint64_t>(units(first)) * static_cast<std::uint64_t>(row_.share()[position]) >> 30);
+        auto const wanted = static_cast<index_t>(load_t{all} * detail::at(from_, position) / share_one);
         auto const load = position + 1 == end ? rest : wanted;
         rest -= load;
         detail::at(flow_, position) = load;
         load_[row_.holders()[position].rank] += load;
       }
     }
-    balance_.bound = std::max(balance_.bound, divide_up(balance_.total, sizes.num_live_ranks));
   }
 
   [[nodiscard]] index_t max_load() const { return *std::max_element(load_.begin(), load_.end()); }
@@ -304,6 +340,7 @@ private:
   }
 
   quota_row row_;
+  std::span<index_t const> from_;  ///< [movable]
   quota_balance balance_;
   std::vector<index_t> load_;    ///< [R] tiles
   std::vector<index_t> flow_;    ///< [movable] tiles

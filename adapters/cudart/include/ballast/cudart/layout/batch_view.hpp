@@ -42,13 +42,20 @@ struct alignas(64) batch_statistics {
   std::uint32_t max = 0;               ///< tiles of the busiest rank, planned, in the last batch that was solved
   std::uint32_t bound = 0;             ///< what no quotas could bring it below
   std::uint32_t resident = 0;          ///< what it would have had by the shares in force
+  std::uint32_t realised = 0;          ///< what it had: `max`, or `resident` where the batch went by those, up to chance
   std::uint32_t total = 0;             ///< of all ranks
-  std::uint32_t sweeps = 0;
-  std::uint32_t searches = 0;
+  std::uint16_t sweeps = 0;
+  std::uint16_t searches = 0;         ///< 65535: that many or more
   std::uint32_t late_ranks_low = 0;   ///< one bit for each rank that was missed in the last late batch, ranks 0 to 31
   std::uint32_t late_ranks_high = 0;  ///< ranks 32 to 63
 };
 static_assert(sizeof(batch_statistics) == 64, "a layer's counters reach the host in one write");
+
+/// What the quotas of a layer's next batch may start from.
+struct batch_start {
+  std::uint32_t batch = 0;  ///< the one whose quotas they were; 0: none
+  index_t version = 0;      ///< of the row that it was solved on
+};
 
 /// Blocks in which one rank's ids are counted: at most that many, of as many ids each.
 inline constexpr index_t max_count_blocks = 128;
@@ -75,6 +82,8 @@ struct batch_view {
   std::uint32_t* tag = nullptr;                 ///< of the batch to come; the same on every rank
   batch_statistics* statistics = nullptr;       ///< [L]
   batch_statistics* host_statistics = nullptr;  ///< [L] pinned: a copy that the host may read
+  batch_start* starts = nullptr;                ///< [L]; null: every batch starts from the shares in force
+  index_t* start_parts = nullptr;               ///< [L, most movable] as `quota_solver::parts`
 
   // ---- of one batch: each chain writes them anew ----
   std::uint16_t* block_counts = nullptr;  ///< [blocks] rows of `count_stride`, of which E count

@@ -14,11 +14,12 @@ namespace cudart {
 
 /// What a rank says besides its counts. A batch is balanced where all ranks say the same.
 struct count_header {
-  static constexpr index_t lines = 2;  ///< that it takes on a board
+  static constexpr index_t lines = 3;  ///< that it takes on a board
   std::uint32_t settings = 0;          ///< digest of what must be alike: shape and options
   std::uint32_t version = 0;           ///< of the layer's row
   std::uint32_t min_tokens = 0;        ///< all ones: this rank does not balance
   std::uint32_t min_gain_ppm = 0;      ///< of the busiest rank's load
+  std::uint32_t start = 0;             ///< the batch whose quotas this rank would start from; 0: the shares in force
 };
 
 /// Memory of one rank in which its peers write their counts of a batch and layer, without a call of a library.

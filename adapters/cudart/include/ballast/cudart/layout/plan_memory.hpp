@@ -38,6 +38,7 @@ struct plan_layout {
     add(level, sizeof(index_t), shape.num_ranks);
     add(reached, sizeof(index_t), shape.num_ranks);
     add(flow, sizeof(index_t), shape.max_movable());
+    add(start, sizeof(index_t), shape.max_movable());
     add(counts, sizeof(index_t), shape.max_groups() * shape.num_ranks);
   }
   /// Bytes without `counts`.
@@ -51,8 +52,10 @@ struct plan_layout {
   std::uint32_t tokens = 0;       ///< [E] all ranks' tokens
   std::uint32_t load = 0;         ///< [R] tiles
   std::uint32_t level = 0;        ///< [R] hops from the nearest rank that a search started from
-  std::uint32_t reached = 0;      ///< [R] by the step of a search that is under way, for more than 64 ranks
+  std::uint32_t reached = 0;      ///< [R] by the step of a search that is under way, for more than 64 ranks; before
+                                  ///< that, tiles by the shares in force
   std::uint32_t flow = 0;         ///< [movable] tiles, later tokens
+  std::uint32_t start = 0;        ///< [movable] parts to start from, where an earlier batch has left some
   std::uint32_t counts = 0;       ///< [groups, R] tokens of each source rank, where there is room
   std::uint32_t size = 0;
 };
@@ -77,6 +80,7 @@ public:
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* level() const noexcept { return at<index_t>(layout_.level); }
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* reached() const noexcept { return at<index_t>(layout_.reached); }
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* flow() const noexcept { return at<index_t>(layout_.flow); }
+  [[nodiscard]] BALLAST_HOST_DEVICE index_t* start() const noexcept { return at<index_t>(layout_.start); }
   [[nodiscard]] BALLAST_HOST_DEVICE index_t* counts() const noexcept { return at<index_t>(layout_.counts); }
 
 private:

@@ -40,6 +40,8 @@ struct plan_state {
   std::uint32_t min_tokens;    ///< of the rank that asks for most; all ones: a rank does not balance
   std::uint32_t min_gain_ppm;  ///< of the rank that asks for most
   std::uint32_t unlike;        ///< 1: a rank's settings or placement differ from ours
+  std::uint32_t start;         ///< the batch that this rank could start from; 0: none
+  std::uint32_t starts_apart;  ///< 1: not all ranks could start from that one
   std::uint32_t waited;        ///< nanoseconds for the last rank's counts
   unsigned long long missing;  ///< one bit for each rank whose counts did not come
   batch_verdict judged;        ///< for all ranks: whether some had to give the batch up
@@ -104,6 +106,7 @@ struct plan_block {
     for_threads(v.shape.num_ranks, [&](index_t rank) {
       memory.load()[rank] = 0;
       memory.level()[rank] = 0;
+      memory.reached()[rank] = 0;
     });
     for_threads(4 * 32, [&](index_t i) { memory.nobody()[i] = 0; });
     if (threadIdx.x == 0) {
@@ -112,7 +115,17 @@ struct plan_block {
       state.control = *v.control;
       state.statistics = v.statistics[a.layer];
     }
+    if (v.starts != nullptr) { load_start(); }
   }
+  __device__ void load_start() const {
+    auto const* const from = v.start_parts + static_cast<std::ptrdiff_t>(a.layer) * v.shape.max_movable();
+    for_threads(v.shape.max_movable(), [&](index_t position) { memory.start()[position] = from[position]; });
+    if (threadIdx.x != 0) { return; }
+    auto const start = v.starts[a.layer];
+    state.start = start.version == v.row(a.layer).sizes().version ? start.batch : 0;
+  }
+  /// Whether sweeps start from the quotas of an earlier batch: all ranks have those of the same one.
+  [[nodiscard]] __device__ bool starts_from_quotas() const { return state.start != 0 && state.starts_apart == 0; }
   /// What the solver wants to have at hand, behind `load`.
   __device__ void expand() const {
     for_threads(row.sizes().num_pairs, [&](index_t i) {

@@ -55,6 +55,7 @@ __device__ inline void send_counts(batch_view const& v, std::uint32_t tag, count
     auto* const line = v.board(to).source(tag, v.rank);
     store_line(line, pack(header.settings), pack(header.version));
     store_line(line + 1, pack(header.min_tokens), pack(header.min_gain_ppm));
+    store_line(line + 2, pack(header.start), pack(0));
   }
 }
 

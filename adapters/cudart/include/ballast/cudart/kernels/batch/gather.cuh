@@ -69,7 +69,7 @@ public:
 private:
   [[nodiscard]] __device__ count_header header() const {
     return {v.settings, static_cast<std::uint32_t>(row.sizes().version),
-            state.control.on != 0 ? state.control.min_tokens : ~0u, state.control.min_gain_ppm};
+            state.control.on != 0 ? state.control.min_tokens : ~0u, state.control.min_gain_ppm, state.start};
   }
 
   __device__ void take_gathered() const {
@@ -144,6 +144,7 @@ private:
       if (!alike) { atomicOr(&state.unlike, 1u); }
       atomicMax(&state.min_tokens, count_board::word_of(got[1].first));
       atomicMax(&state.min_gain_ppm, count_board::word_of(got[1].second));
+      if (count_board::word_of(got[2].first) != ours.start) { atomicOr(&state.starts_apart, 1u); }
     });
     return here;
   }

@@ -86,6 +86,19 @@ public:
     });
   }
 
+  /// The quotas as the next batch may start from them, `quota_solver::parts`. Everybody calls, behind `assign`.
+  __device__ void keep() const {
+    auto* const parts = v.start_parts + static_cast<std::ptrdiff_t>(a.layer) * v.shape.max_movable();
+    auto const* const began_with = starts_from_quotas() ? memory.start() : row.share();
+    for_threads(row.sizes().num_movable, [&](index_t position) {
+      auto const all = static_cast<std::uint64_t>(memory.tokens()[row.holders()[position].expert]);
+      parts[position] = all == 0
+                            ? began_with[position]
+                            : static_cast<index_t>((static_cast<std::uint64_t>(memory.flow()[position]) << 30) / all);
+    });
+    if (threadIdx.x == 0) { v.starts[a.layer] = {state.tag, row.sizes().version}; }
+  }
+
   /// One thread: what the batch went by, for the lookup and for the host.
   __device__ void tell(bool complete, bool balances) const {
     auto told = state.statistics;
@@ -112,8 +125,9 @@ public:
       told.bound = static_cast<std::uint32_t>(balance.bound);
       told.resident = static_cast<std::uint32_t>(balance.resident);
       told.total = static_cast<std::uint32_t>(balance.total);
-      told.sweeps = static_cast<std::uint32_t>(balance.sweeps);
-      told.searches = static_cast<std::uint32_t>(balance.searches);
+      told.realised = verdict(complete, balances) == batch_verdict::exact ? told.max : told.resident;
+      told.sweeps = static_cast<std::uint16_t>(min(balance.sweeps, 0xffff));
+      told.searches = static_cast<std::uint16_t>(min(balance.searches, 0xffff));
     }
     v.statistics[a.layer] = told;
     v.host_statistics[a.layer] = told;

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(plan_threads, 1) plan_kernel(plan_arguments co
 #endif
 
   // ---- quotas, by one warp; the others do what needs no quotas ----
-  start.from_shares();
+  start.begin();
   bool const balances = complete && start.is_worth_it();
   if (!solves) {
     if (threadIdx.x == solver_threads && complete) { outcome.hear_verdict(); }
@@ -63,7 +63,10 @@ __global__ void __launch_bounds__(plan_threads, 1) plan_kernel(plan_arguments co
   __syncthreads();
 
   // ---- where this rank's tokens go ----
-  if (outcome.verdict(complete, balances) == batch_verdict::exact) { outcome.assign(); }
+  if (outcome.verdict(complete, balances) == batch_verdict::exact) {
+    outcome.assign();
+    if (a.v.starts != nullptr) { outcome.keep(); }
+  }
   if (threadIdx.x == blockDim.x - 1) { outcome.tell(complete, balances); }
 }
 

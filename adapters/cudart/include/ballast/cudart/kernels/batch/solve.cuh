@@ -95,13 +95,12 @@ private:
 
 /// `quota_solver::solve` behind its start. One warp.
 ///
-/// @param balance  in/out: `bound`, `resident` and `total` are known.
+/// @param balance  in/out: `bound`, `max` and `total` are known.
 template <class Search>
 __device__ __forceinline__ void solve(plan_memory const& memory, quota_options const& options, quota_balance& balance) {
   auto const accepted = [&] { return balance.bound + (balance.bound >> options.tolerance_bits); };
   warp_sweeps const sweeps{memory};
   Search search{memory};
-  balance.max = balance.resident;
   while (balance.max > accepted() && balance.sweeps < options.sweeps) {
     sweeps.sweep(balance.sweeps++);
     balance.max = search.max_load();
