@@ -15,12 +15,14 @@
 #include <support/trace_files.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -38,6 +40,18 @@ constexpr index_t num_layers = launch_graph::launches;
 struct queue_for_each_stream {
   queue_for_each_stream() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
 } const queues;
+
+/// Call `work(i)` for i in [0, count).
+template <class Work>
+void on_all_cores(index_t count, Work work) {
+  std::atomic<index_t> next{0};
+  std::vector<std::jthread> threads;
+  for (unsigned n = 0; n < std::thread::hardware_concurrency(); ++n) {
+    threads.emplace_back([&] {
+      for (auto i = next++; i < count; i = next++) { work(i); }
+    });
+  }
+}
 
 /// Router choices of a batch: with DeepSeek-R1's recordings at hand ids drawn from one for each layer, else those of
 /// the token trace. `planned` are the loads to plan on: another recording, or other tokens.
@@ -99,7 +113,7 @@ private:
 
 /// One rank of a group, and the counts of all of them in device memory.
 struct one_rank {
-  one_rank(ballast::topology const& where, index_t rank, workload const& of, std::size_t num_tokens)
+  one_rank(ballast::topology const& where, index_t rank, workload const& of, std::size_t num_tokens, bool warm = false)
       : held{ballast::trivial_placement({num_layers, of.planned().columns(), where.num_slots()})},
         top_k{static_cast<index_t>(of.top_k)} {
     ballast::placement start = held;
@@ -108,6 +122,7 @@ struct one_rank {
     options.max_tokens = static_cast<index_t>(num_tokens);
     options.top_k = static_cast<index_t>(of.top_k);
     options.control.wait_nanoseconds = 1'000'000'000;
+    options.warm_start = warm;
     balancer = std::make_unique<ballast::cudart::batch_balancer>(stream.get(), where, rank, held, options);
     tables = std::make_unique<ballast::cudart::device_tables<>>(
         ballast::dispatch_tables{where, held.shape(), ballast::rank_id{rank}, ballast::dispatch_mode::by_share}, where,
@@ -115,9 +130,10 @@ struct one_rank {
     for (index_t layer = 0; layer < num_layers; ++layer) {
       tables->publish(where, held, layer, stream.get()).or_throw();
     }
-    for (index_t layer = 0; layer < num_layers; ++layer) {
-      ids.push_back(to_device(of.choices(layer, rank, num_tokens)));
-    }
+    std::vector<std::vector<std::int32_t>> drawn(static_cast<std::size_t>(num_layers));
+    on_all_cores(num_layers,
+                 [&](index_t layer) { drawn[static_cast<std::size_t>(layer)] = of.choices(layer, rank, num_tokens); });
+    for (auto const& of_layer : drawn) { ids.push_back(to_device(of_layer)); }
     physical = device_memory<std::int32_t>::create(num_tokens * of.top_k);
     check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   }
@@ -136,7 +152,8 @@ struct one_rank {
 };
 
 /// Sums over the layers, as the device tells them.
-void report_balance(benchmark::State& state, ballast::cudart::batch_balancer const& balancer, index_t ranks) {
+void report_balance(benchmark::State& state, ballast::cudart::batch_balancer const& balancer, index_t ranks,
+                    index_t layers = num_layers) {
   double max = 0;
   double bound = 0;
   double mean = 0;
@@ -145,7 +162,7 @@ void report_balance(benchmark::State& state, ballast::cudart::batch_balancer con
   double searches = 0;
   double most_searches = 0;
   double worst = 1;
-  for (index_t layer = 0; layer < num_layers; ++layer) {
+  for (index_t layer = 0; layer < layers; ++layer) {
     auto const told = balancer.statistics(layer);
     max += told.max;
     bound += told.bound;
@@ -161,39 +178,44 @@ void report_balance(benchmark::State& state, ballast::cudart::batch_balancer con
   state.counters["resident_of_mean"] = resident / mean;
   state.counters["excess_ppm"] = 1e6 * (max / bound - 1);
   state.counters["worst_ppm"] = 1e6 * (worst - 1);
-  state.counters["sweeps"] = sweeps / num_layers;
-  state.counters["searches"] = searches / num_layers;
+  state.counters["sweeps"] = sweeps / layers;
+  state.counters["searches"] = searches / layers;
   state.counters["searches_most"] = most_searches;
 }
 
 /// Solve and tables alone: the counts of all ranks are there.
-void plan(benchmark::State& state, std::string const& plan_on, std::string const& run_on) {
+///
+/// @param warm  each batch starts from the quotas of the one before: two batches of half of the layers, in turn.
+void plan(benchmark::State& state, std::string const& plan_on, std::string const& run_on, bool warm) {
   auto const ranks = static_cast<index_t>(state.range(0));
   auto const num_logical = static_cast<index_t>(state.range(2));
   auto const num_tokens = static_cast<std::size_t>(state.range(3));
   ballast::topology const where{{ranks, 1, static_cast<index_t>(state.range(1)), 0}};
   workload const of{num_logical, static_cast<std::size_t>(state.range(4)), plan_on, run_on};
-  one_rank self{where, 0, of, num_tokens};
-  std::vector<device_memory<index_t>> counts;
-  for (index_t layer = 0; layer < num_layers; ++layer) {
-    std::vector<index_t> all;
+  one_rank self{where, 0, of, num_tokens, warm};
+  auto const layers = warm ? num_layers / 2 : num_layers;
+  std::vector<std::vector<index_t>> drawn(static_cast<std::size_t>(num_layers));
+  on_all_cores(num_layers, [&](index_t batch) {
+    auto& all = drawn[static_cast<std::size_t>(batch)];
     for (index_t rank = 0; rank < ranks; ++rank) {
-      auto const loads = of.count(of.choices(layer, rank, num_tokens));
+      auto const loads = of.count(of.choices(batch % layers, rank + batch / layers * ranks, num_tokens));
       all.insert(all.end(), loads.begin(), loads.end());
     }
-    counts.push_back(to_device(all));
-  }
+  });
+  std::vector<device_memory<index_t>> counts;
+  for (auto const& all : drawn) { counts.push_back(to_device(all)); }
   auto const view = self.balancer->view();
   auto const ids = ballast::cudart::detail::cut(view, self.input(0));
   ballast::cudart::detail::launch_count(self.stream.get(), view, ids, false).or_throw();
   launch_graph const graph{self.stream.get(), [&](int i) {
                              ballast::cudart::detail::launch_plan(
                                  self.stream.get(),
-                                 {view, {}, counts[static_cast<std::size_t>(i)].data(), i, num_blocks(ids)}, true)
+                                 {view, {}, counts[static_cast<std::size_t>(i)].data(), i % layers, num_blocks(ids)},
+                                 true)
                                  .or_throw();
                            }};
   ballast_bench::race_with_empty(state, self.stream.get(), graph);
-  report_balance(state, *self.balancer, ranks);
+  report_balance(state, *self.balancer, ranks, layers);
   state.SetLabel(of.name());
 }
 
@@ -302,11 +324,17 @@ void chain(benchmark::State& state) {
   auto const add = [](char const* name, auto run) {
     return benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMicrosecond);
   };
-  auto* const rows = add("batch/plan", [](benchmark::State& state) { plan(state, "prefill_in1024", "prefill_in4096"); })
-                         ->ArgNames({"ranks", "slots", "experts", "tokens", "top_k"})
-                         ->Iterations(100);
+  auto const plan_of = [](bool warm) {
+    return [warm](benchmark::State& state) { plan(state, "prefill_in1024", "prefill_in4096", warm); };
+  };
+  auto* const warm_rows = add("batch/plan_warm", plan_of(true))
+                              ->ArgNames({"ranks", "slots", "experts", "tokens", "top_k"})
+                              ->Iterations(100);
+  auto* const rows =
+      add("batch/plan", plan_of(false))->ArgNames({"ranks", "slots", "experts", "tokens", "top_k"})->Iterations(100);
   for (auto const& [ranks, slots] : {std::pair{8, 36}, {32, 12}, {64, 6}, {32, 9}}) {
     rows->Args({ranks, slots, 256, 4096, 8});
+    warm_rows->Args({ranks, slots, 256, 4096, 8});
   }
   for (auto const tokens : {64, 16384}) { rows->Args({64, 6, 256, tokens, 8}); }
   rows->Args({64, 7, 384, 4096, 8})

@@ -11,6 +11,7 @@
 #include <ballast/control/engine_control.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/dispatch/quota_dispatch.hpp>
+#include <ballast/dispatch/redundancy_mapping.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
 #include <ballast/fwd.hpp>
@@ -43,6 +44,7 @@
 #include <ballast/policies/relabel.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/runtime/host_store.hpp>
+#include <ballast/runtime/batch_counters.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/plan_executor.hpp>

@@ -27,6 +27,7 @@
 // expect 5: Store has a member publish.*publishing_store
 // expect 5: Store has a member set_topology.*topology_following_store
 // expect 5: Store has a member times_commits or take_commit_time.*commit_timer
+// expect 5: Store has a member balanced_batches.*batch_counting_store
 // expect 5: Store has a member warm_up.*warming_part
 // expect 5: Store has a member set_timeout.*bounded_part
 // expect 6: Control has a member regroup.*regrouping_plane
@@ -139,6 +140,7 @@ struct store : ballast::host_store {
   [[nodiscard]] status publish(index_t, ballast::placement const&);
   [[nodiscard]] bool set_topology(ballast::topology const&);
   [[nodiscard]] nanoseconds_t take_commit_time();
+  [[nodiscard]] ballast::batch_counters balanced_batches() const;
   void warm_up();
   void set_timeout(nanoseconds_t);
 #endif

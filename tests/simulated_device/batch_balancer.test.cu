@@ -16,6 +16,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <ostream>
@@ -35,7 +36,8 @@ constexpr index_t num_ranks = 3;
 constexpr index_t num_logical = 12;
 
 struct lone_rank {
-  lone_rank() {
+  explicit lone_rank(bool warm_start = false)
+      : balancer{stream.get(), where, 1, held, {.max_tokens = num_tokens, .top_k = top_k, .warm_start = warm_start}} {
     for (index_t layer = 0; layer < held.num_layers(); ++layer) {
       tables.publish(where, held, layer, stream.get()).or_throw();
     }
@@ -54,7 +56,9 @@ struct lone_rank {
     quota_sources sources;
     quota_dispatch dispatch;
     auto const row = balancer.rows().row(0);
-    solver.solve(row, tokens);
+    solver.solve(row, tokens, {}, parts);
+    next_parts.resize(static_cast<std::size_t>(row.sizes().num_movable));
+    solver.parts(next_parts);
     sources.assign(row, solver.quotas(), {std::span<index_t const>{counts}, num_ranks, num_logical}, 1);
     auto result = ids;
     dispatch.map<std::int32_t>(row, sources.ends(), 0, 0, result, result);
@@ -89,7 +93,9 @@ struct lone_rank {
   placement held = ballast_test::random_placement({2, num_logical, where.num_slots()}, random);
   cudart::stream stream = cudart::stream::create();
   cudart::device_tables<> tables{dispatch_tables{where, held.shape(), rank_id{1}, dispatch_mode::by_share}, where, 1};
-  cudart::batch_balancer balancer{stream.get(), where, 1, held, {.max_tokens = num_tokens, .top_k = top_k}};
+  cudart::batch_balancer balancer;
+  std::vector<index_t> parts;  ///< that the next batch starts from; empty: the shares in force
+  std::vector<index_t> next_parts;
   std::vector<std::int32_t> ids = std::vector<std::int32_t>(num_tokens * top_k);
   std::vector<index_t> counts = std::vector<index_t>(num_ranks * num_logical);
   cudart::device_memory<std::int32_t> device_ids = cudart::device_memory<std::int32_t>::create(num_tokens * top_k);
@@ -144,6 +150,77 @@ TEST_CASE("control changes in stream order") {
     self.balancer.set_control({}).or_throw();
     self.enqueue();
     CHECK(self.read() == wanted);
+  }
+  check_end();
+}
+
+TEST_CASE("with a warm start a batch starts from the last one's quotas, until a restart or another placement") {
+  {
+    lone_rank self{true};
+    bool differed = false;
+    for (int batch = 0; batch < 12; ++batch) {
+      CAPTURE(batch);
+      if (batch == 5) {
+        self.balancer.restart(50).or_throw();
+        self.parts.clear();
+      }
+      if (batch == 8) {
+        self.held = ballast_test::random_placement({2, num_logical, self.where.num_slots()}, self.random);
+        self.tables.publish(self.where, self.held, 0, self.stream.get()).or_throw();
+        self.balancer.publish(self.where, self.held, 0).or_throw();
+        self.parts.clear();
+      }
+      auto const wanted = self.draw();
+      self.enqueue();
+      CHECK(self.read() == wanted);
+      differed = differed || (!self.parts.empty() && self.parts != self.next_parts);
+      self.parts = self.next_parts;
+    }
+    CHECK(differed);
+    fail_next("cudaMemsetAsync", cudaErrorInvalidValue);
+    CHECK_FALSE(self.balancer.restart(90).ok());
+  }
+  check_end();
+}
+
+TEST_CASE("a store tells what batches of its follower come to, all layers together") {
+  {
+    lone_rank self;
+    cudart::device_store<> store{
+        self.where, 1, self.held, {.compute_stream = self.stream.get(), .follower = self.balancer.follower()}};
+    REQUIRE(store.balanced_batches().has_value());
+    CHECK(*store.balanced_batches() == batch_counters{});
+    static_cast<void>(self.draw());
+    for (int batch = 0; batch < 3; ++batch) { self.enqueue(); }
+    self.balancer.set_control({.on = 0}).or_throw();
+    self.enqueue();
+    static_cast<void>(self.read());
+    auto const told = *store.balanced_batches();
+    CHECK(told.batches == 4);
+    CHECK(told.exact == 3);
+    CHECK(told.off == 1);
+    auto const& layer = self.balancer.statistics(0);
+    CHECK(told.planned == layer.max);
+    CHECK(told.realised == layer.max);
+    CHECK(told.resident == layer.resident);
+    CHECK(told.mean == doctest::Approx(layer.total / 3.0));
+    CHECK(told.planned >= told.mean);
+
+    // As a device would leave it, of the other layer.
+    cudart::batch_statistics other;
+    other.batches = 7;
+    other.late = 2;
+    other.late_ranks_low = 1;
+    other.late_ranks_high = 2;
+    other.wait_nanoseconds = 900;
+    self.balancer.view().host_statistics[1] = other;
+    auto const both = *store.balanced_batches();
+    CHECK(both.batches == 11);
+    CHECK(both.late == 2);
+    CHECK(both.late_ranks == (std::uint64_t{2} << 32 | 1));
+    CHECK(both.longest_wait == 900);
+    cudart::device_store<> const alone{self.where, 1, self.held, {.compute_stream = self.stream.get()}};
+    CHECK_FALSE(alone.balanced_batches().has_value());
   }
   check_end();
 }

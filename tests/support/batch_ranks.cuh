@@ -114,6 +114,10 @@ struct batch_group {
     for (ballast::index_t rank = 0; rank < where.num_ranks(); ++rank) {
       ranks.push_back(std::make_unique<batch_rank<Id>>(where, rank, held, options));
     }
+    connect();
+  }
+  /// Make the boards of all known to all.
+  void connect() const {
     std::vector<ballast::segment> boards;
     for (auto const& rank : ranks) { boards.push_back(rank->balancer.board()); }
     for (auto const& rank : ranks) { rank->balancer.connect(std::span<ballast::segment const>{boards}).or_throw(); }
@@ -129,6 +133,26 @@ struct batch_group {
   void launch(ballast::index_t layer, ballast::index_t num_tokens) {
     for (auto const& rank : ranks) { rank->launch(layer, num_tokens, options_.top_k); }
   }
+  /// The same, each stage of all ranks before the next: more ranks than the device has queues for streams stand in one
+  /// queue behind each other.
+  void launch_in_stages(ballast::index_t layer, ballast::index_t num_tokens) {
+    namespace detail = ballast::cudart::detail;
+    auto const for_each = [&](auto launch) {
+      for (auto const& rank : ranks) {
+        auto const view = rank->balancer.view();
+        launch(*rank, view, detail::cut(view, rank->input(num_tokens, options_.top_k))).or_throw();
+      }
+    };
+    for_each([](auto& rank, auto const& view, auto const& ids) {
+      return detail::launch_count(rank.stream.get(), view, ids, false);
+    });
+    for_each([&](auto& rank, auto const& view, auto const& ids) {
+      return detail::launch_plan(rank.stream.get(), {view, {}, nullptr, layer, detail::num_blocks(ids)}, false);
+    });
+    for_each([&](auto& rank, auto const& view, auto const& ids) {
+      return detail::launch_remap(rank.stream.get(), view, rank.tables.view(), ids, layer, rank.physical.data(), false);
+    });
+  }
   void wait() {
     for (auto const& rank : ranks) { check_cuda(cudaStreamSynchronize(rank->stream.get()), "cudaStreamSynchronize"); }
   }
@@ -143,9 +167,10 @@ private:
 template <class Id>
 class expected_batch {
 public:
-  /// @param ids  [R][T k], already -1 where rows are padded.
+  /// @param ids   [R][T k], already -1 where rows are padded.
+  /// @param from  [movable] parts that the batch starts from; empty: the shares in force.
   expected_batch(ballast::topology const& where, ballast::quota_row row, ballast::quota_options const& options,
-                 std::vector<std::vector<Id>> const& ids)
+                 std::vector<std::vector<Id>> const& ids, std::span<ballast::index_t const> from = {})
       : where_{where}, row_{row} {
     auto const experts = static_cast<std::size_t>(row.shape().num_logical);
     counts_.resize(ids.size() * experts);
@@ -157,7 +182,7 @@ public:
         ++tokens_[static_cast<std::size_t>(id)];
       }
     }
-    balance = solver_.solve(row, tokens_, options);
+    balance = solver_.solve(row, tokens_, options, from);
   }
   [[nodiscard]] std::vector<Id> physical(ballast::index_t rank, std::vector<Id> const& ids) {
     sources_.assign(row_, solver_.quotas(), counts(), rank);
@@ -170,6 +195,12 @@ public:
     return {std::span<ballast::index_t const>{counts_}, where_.num_ranks(), row_.shape().num_logical};
   }
   [[nodiscard]] std::span<ballast::index_t const> quotas() const { return solver_.quotas(); }
+  /// What the next batch may start from. @param parts  out: [movable]
+  void keep(std::vector<ballast::index_t>& parts) const {
+    std::vector<ballast::index_t> next(static_cast<std::size_t>(row_.sizes().num_movable));
+    solver_.parts(next);
+    parts = next;
+  }
 
   ballast::quota_balance balance;
 

@@ -26,6 +26,7 @@ struct logged_event {
   std::string failure;
   ballast::nanoseconds_t device_receive = ballast::not_measured;
   ballast::nanoseconds_t device_commit = ballast::not_measured;
+  ballast::batch_counters batches;
 };
 
 /// Keeps every event.
@@ -40,7 +41,8 @@ public:
                       what.balancedness,
                       what.failure == nullptr ? "" : what.failure->message(),
                       what.device_receive,
-                      what.device_commit});
+                      what.device_commit,
+                      what.batches == nullptr ? ballast::batch_counters{} : *what.batches});
   }
   /// Steps at which this kind of event came.
   [[nodiscard]] std::vector<std::uint64_t> steps_of(std::string const& kind) const {

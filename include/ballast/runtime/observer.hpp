@@ -3,6 +3,7 @@
 #define BALLAST_RUNTIME_OBSERVER_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/runtime/batch_counters.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -18,6 +19,7 @@ enum class event_kind {
   plan,          ///< a plan was made and every rank agreed on it
   commit,        ///< a chunk of layers is in force
   shares,        ///< the split over replicas changed, no bytes moved
+  batches,       ///< what balancing every batch came to since the last of these; only where the store counts them
   device_times,  ///< the device is done with an earlier `commit` or `shares`; only where transport or store measure
   failed,        ///< the cycle ended; every layer is at its last agreed epoch
 };
@@ -29,6 +31,7 @@ enum class event_kind {
     case event_kind::plan: return "plan";
     case event_kind::commit: return "commit";
     case event_kind::shares: return "shares";
+    case event_kind::batches: return "batches";
     case event_kind::device_times: return "device_times";
     case event_kind::failed: return "failed";
   }
@@ -44,14 +47,16 @@ struct event {
   std::span<index_t const> layers{};  ///< layers concerned, ascending
   std::int64_t moves = 0;             ///< receives over all ranks
   std::int64_t bytes = 0;             ///< bytes received over all ranks
-  double balancedness = 1;            ///< of the placement in force (plan: of the planned one) under the window's loads
-  nanoseconds_t duration = 0;         ///< host time of the stage on this rank
+  double balancedness = 1;     ///< of the placement in force (plan: of the planned one) under the window's loads;
+                               ///< batches: average over busiest rank, as realised in the layers' last batches
+  nanoseconds_t duration = 0;  ///< host time of the stage on this rank
   /// `device_times` only: this rank's copies into staging, from the first to the last of each batch; see
   /// `receive_timer`.
   nanoseconds_t device_receive = not_measured;
   /// `device_times` only: this rank's commits on the device, tables included; see `commit_timer`.
   nanoseconds_t device_commit = not_measured;
-  status const* failure = nullptr;  ///< `failed` only
+  status const* failure = nullptr;          ///< `failed` only
+  batch_counters const* batches = nullptr;  ///< `batches` only: since the last of these
 };
 
 /// Receives a rebalancer's events, on the thread that drives it.

@@ -65,11 +65,15 @@ cudart::batch_options options_for(batch_case const& of) {
 }
 
 /// Whether all ranks' ids are what the host says, and what the first rank tells of the batch.
+///
+/// @param parts  in/out: what the batch starts from, and what it leaves to the next one; null: every batch starts from
+///               the shares in force.
 template <class Id>
 void check_batch(ballast_test::batch_group<Id>& group, topology const& where, batch_case const& of, index_t layer,
-                 std::vector<std::vector<Id>> const& ids) {
+                 std::vector<std::vector<Id>> const& ids, std::vector<index_t>* parts = nullptr) {
   ballast_test::expected_batch<Id> expected{where, group.ranks[0]->balancer.rows().row(layer), options_for(of).quotas,
-                                            ids};
+                                            ids, parts == nullptr ? std::span<index_t const>{} : *parts};
+  if (parts != nullptr) { expected.keep(*parts); }
   for (index_t rank = 0; rank < of.ranks; ++rank) {
     CAPTURE(rank);
     auto const at = static_cast<std::size_t>(rank);
@@ -123,6 +127,66 @@ TEST_CASE("ids, quotas and numbers of searches equal the host's, batch after bat
   for (auto const& of : cases) {
     equals_host<std::int32_t>(of, 1);
     equals_host<std::int64_t>(of, 2);
+  }
+}
+
+TEST_CASE("sixty-four ranks by their boards") {
+  for (auto const& of : {batch_case{64, 8, 6, 0, 256, 128, 8, 1}, batch_case{48, 1, 3, 1, 100, 40, 2, 1},
+                         batch_case{33, 1, 2, 0, 40, 64, 4, 16}}) {
+    CAPTURE(of.ranks);
+    generator random{23};
+    topology const where{{of.ranks, of.nodes, of.slots, of.reserved}};
+    auto const held = ballast_test::random_placement({1, of.experts, where.num_slots()}, random);
+    ballast_test::batch_group<std::int32_t> group{where, held, options_for(of)};
+    for (index_t batch = 0; batch < 3; ++batch) {
+      CAPTURE(batch);
+      auto const ids = make_ids<std::int32_t>(of, random);
+      group.give(ids, all_valid(of));
+      group.launch_in_stages(0, of.tokens);
+      group.wait();
+      check_batch(group, where, of, 0, ids);
+    }
+  }
+}
+
+TEST_CASE("batches start from the quotas of the last one where all ranks have them, else from the shares in force") {
+  std::vector<batch_case> const cases{
+      {8, 2, 36, 1, 256, 512, 8, 1}, {32, 1, 3, 0, 64, 300, 4, 1}, {6, 3, 5, 0, 16, 700, 3, 64}};
+  for (auto const& of : cases) {
+    CAPTURE(of.ranks);
+    generator random{11};
+    topology const where{{of.ranks, of.nodes, of.slots, of.reserved}};
+    auto held = ballast_test::random_placement({2, of.experts, where.num_slots()}, random);
+    auto options = options_for(of);
+    options.warm_start = true;
+    ballast_test::batch_group<std::int32_t> group{where, held, options};
+    std::vector<std::vector<index_t>> parts(2);  // of each layer
+    for (index_t batch = 0; batch < 20; ++batch) {
+      CAPTURE(batch);
+      if (batch == 6) {  // another placement: quotas of the last one say nothing
+        held = ballast_test::random_placement({2, of.experts, where.num_slots()}, random);
+        for (auto const& rank : group.ranks) { rank->publish(where, held); }
+        parts.assign(2, {});
+      }
+      if (batch == 10) {  // one rank has lost its own
+        auto& starts = group.ranks[1]->balancer.view().starts[0];
+        ballast_test::check_cuda(cudaMemset(&starts, 0, sizeof starts), "cudaMemset");
+        ballast_test::check_cuda(cudaStreamSynchronize(cudaStreamLegacy), "cudaStreamSynchronize");
+        parts[0].clear();
+      }
+      if (batch == 14) {
+        for (auto const& rank : group.ranks) { rank->balancer.restart(100).or_throw(); }
+        parts.assign(2, {});
+      }
+      auto ids = make_ids<std::int32_t>(of, random);
+      auto valid = all_valid(of);
+      if (batch % 4 == 3) { valid.assign(valid.size(), 1); }  // experts without tokens keep their parts
+      group.give(ids, valid);
+      group.launch(batch % 2, of.tokens);
+      group.wait();
+      pad(ids, valid, of.top_k);
+      check_batch(group, where, of, batch % 2, ids, &parts[static_cast<std::size_t>(batch % 2)]);
+    }
   }
 }
 

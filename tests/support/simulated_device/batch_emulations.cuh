@@ -9,6 +9,7 @@
 
 #include "support/simulated_device/simulated_device.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -63,7 +64,18 @@ inline void emulate_plan(kernel_actions& actions, dim3 /*blocks*/, dim3 /*thread
     quota_solver solver;
     quota_sources sources;
     auto const row = v.row(a.layer);
-    auto const balance = solver.solve(row, tokens, v.options);
+    auto* const parts = v.start_parts + static_cast<std::ptrdiff_t>(a.layer) * v.shape.max_movable();
+    auto const movable = static_cast<std::size_t>(row.sizes().num_movable);
+    bool const warm =
+        v.starts != nullptr && v.starts[a.layer].batch != 0 && v.starts[a.layer].version == row.sizes().version;
+    auto const balance = solver.solve(row, tokens, v.options,
+                                      warm ? std::span<index_t const>{parts, movable} : std::span<index_t const>{});
+    if (v.starts != nullptr) {
+      std::vector<index_t> next(movable);
+      solver.parts(next);
+      std::copy(next.begin(), next.end(), parts);
+      v.starts[a.layer] = {*v.tag, row.sizes().version};
+    }
     sources.assign(row, solver.quotas(), {std::span<index_t const>{counts}, v.shape.num_ranks, v.shape.num_logical},
                    v.rank);
     for (index_t i = 0; i < row.sizes().num_movable; ++i) { v.ends[i] = sources.ends()[static_cast<std::size_t>(i)]; }
@@ -79,7 +91,12 @@ inline void emulate_plan(kernel_actions& actions, dim3 /*blocks*/, dim3 /*thread
     auto& told = v.statistics[a.layer];
     ++told.batches;
     ++(exact ? told.exact : told.off);
-    told.max = static_cast<std::uint32_t>(balance.max);
+    if (exact) {
+      told.max = static_cast<std::uint32_t>(balance.max);
+      told.realised = told.max;
+      told.resident = static_cast<std::uint32_t>(balance.resident);
+      told.total = static_cast<std::uint32_t>(balance.total);
+    }
     v.host_statistics[a.layer] = told;
     ++*v.tag;
   });
@@ -119,7 +136,7 @@ struct batch_emulations {
   batch_emulations() {
     simulate_kernel(batch_kernels::count_kernel<std::int32_t>, emulate_count<std::int32_t>);
     simulate_kernel(batch_kernels::plan_kernel<batch_kernels::warp_search_64>, emulate_plan);
-    simulate_kernel(batch_kernels::remap_kernel<std::int32_t>, emulate_remap<std::int32_t>);
+    simulate_kernel(batch_kernels::remap_kernel<true, std::int32_t>, emulate_remap<std::int32_t>);
   }
 };
 inline batch_emulations const batch_kernels_of_ours;

@@ -7,6 +7,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/runtime/detail/agreement.hpp>
+#include <ballast/runtime/detail/batch_report.hpp>
 #include <ballast/runtime/detail/cycle_mover.hpp>
 #include <ballast/runtime/detail/guard.hpp>
 #include <ballast/runtime/detail/layer_planning.hpp>
@@ -194,6 +195,7 @@ struct rebalancer_core {
   ledger<Store> books;
   agreement<Control> ranks;
   teller events;
+  batch_report batches;
   cycle_mover<Schedule, Transport, Store, Control> mover;
   share_refresh<Store> shares;
 

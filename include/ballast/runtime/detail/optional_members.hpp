@@ -7,6 +7,7 @@
 #include <ballast/load/recorder.hpp>
 #include <ballast/parts.hpp>
 #include <ballast/policies/policy.hpp>
+#include <ballast/runtime/batch_counters.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/schedule/chunk_schedule.hpp>
@@ -77,6 +78,10 @@ struct optional_store_members {
                         requires { &Store::times_commits; } || requires { &Store::take_commit_time; }),
                 "Store has a member times_commits or take_commit_time, but is no commit_timer: bool times_commits() "
                 "const noexcept, nanoseconds_t take_commit_time()");
+  static_assert(
+      batch_counting_store<Store> || !requires { &Store::balanced_batches; },
+      "Store has a member balanced_batches, but is no batch_counting_store: "
+      "std::optional<batch_counters> balanced_batches() const");
   static_assert(
       warming_part<Store> || !requires { &Store::warm_up; },
       "Store has a member warm_up, but is no warming_part: status warm_up()");

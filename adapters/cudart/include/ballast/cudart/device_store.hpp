@@ -18,6 +18,7 @@
 #include <ballast/parts.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/validate.hpp>
+#include <ballast/runtime/batch_counters.hpp>
 #include <ballast/runtime/detail/expert_size.hpp>
 #include <ballast/runtime/detail/tensor_registry.hpp>
 #include <ballast/runtime/store.hpp>
@@ -54,7 +55,9 @@ struct table_follower {
   /// Enqueue a layer's tables on the compute stream, behind the store's own. Called for each layer at construction, and
   /// on the thread that commits; it must not wait for the stream. A failure of it is one of the commit.
   status (*call)(void* context, topology const& where, placement const& in_force, index_t layer) = nullptr;
-  void* context = nullptr;  ///< handed to `call`
+  void* context = nullptr;  ///< handed to `call` and `batches`
+  /// What balancing every batch came to, for `device_store::balanced_batches`. Null: there are none.
+  batch_counters (*batches)(void* context) = nullptr;
 };
 
 /// Options of `device_store`.
@@ -291,6 +294,13 @@ public:
   [[nodiscard]] nanoseconds_t take_commit_time() {
     detail::capture_guard const guard;
     return timer_.take();
+  }
+
+  /// See `batch_counting_store`. As the follower tells.
+  [[nodiscard]] std::optional<batch_counters> balanced_batches() const {
+    auto const& follower = options_.follower;
+    if (follower.batches == nullptr) { return std::nullopt; }
+    return follower.batches(follower.context);
   }
 
   /// The tables as kernels see them. @lifetime valid, unchanged, until the store is destroyed

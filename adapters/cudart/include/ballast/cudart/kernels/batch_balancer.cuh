@@ -19,6 +19,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/runtime/batch_counters.hpp>
 #include <ballast/shares/quota_rows.hpp>
 #include <ballast/shares/quotas.hpp>
 #include <ballast/status.hpp>
@@ -45,6 +46,11 @@ struct batch_options {
   quota_options quotas{};
   batch_control control{};
   index_t judge = 0;  ///< rank on whose board verdicts are, a live one
+  /// Start from the quotas of the layer's last batch where all ranks have those of the same one, else from the shares
+  /// in force. Fewer steps where batches are alike; but what a batch is mapped to depends on the ones before it then.
+  /// With counts that the engine gathers nothing tells whether ranks can start alike: there a rank that is made anew
+  /// needs a `restart` on all, or tokens are not balanced.
+  bool warm_start = false;
 
   [[nodiscard]] status validate() const {
     auto const refuse = [](auto const&... parts) {
@@ -189,7 +195,7 @@ public:
     return {[](void* self, topology const& where, placement const& from, index_t layer) {
               return static_cast<batch_balancer*>(self)->publish(where, from, layer);
             },
-            this};
+            this, [](void* self) { return static_cast<batch_balancer const*>(self)->counters(); }};
   }
 
   /// Change what decides on the device, in stream order, also for graphs that were captured before. Ranks that differ
@@ -206,14 +212,18 @@ public:
         "cudaMemcpyAsync");
   }
   /// Number the batches anew, in stream order: after a failure, when the ranks of the group agree on where they are.
+  /// The next ones start from the shares in force.
   ///
   /// @param next  of the batch to come, the same on every rank; above all that were used.
   /// @return `errc::invalid_option` for 0; `cudart::category()`
   [[nodiscard]] status restart(std::uint32_t next) {
     if (next == 0) { return {errc::invalid_option, "batch_balancer: batch 0: they are numbered from 1"}; }
     detail::capture_guard const guard;
-    return to_status(cudaMemcpyAsync(tag_.data(), &next, sizeof next, cudaMemcpyHostToDevice, stream_),
-                     "cudaMemcpyAsync");
+    auto result =
+        to_status(cudaMemcpyAsync(tag_.data(), &next, sizeof next, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync");
+    if (!result.ok() || starts_.data() == nullptr) { return result; }
+    return to_status(cudaMemsetAsync(starts_.data(), 0, starts_.size() * sizeof(batch_start), stream_),
+                     "cudaMemsetAsync");
   }
 
   /// What a layer's batches came to, as far as the device has told. Waits for nothing. @pre `layer` in [0, L)
@@ -222,6 +232,28 @@ public:
     batch_statistics copy;
     std::memcpy(&copy, host_statistics_.bytes().data() + sizeof copy * static_cast<std::size_t>(layer), sizeof copy);
     return copy;
+  }
+  /// The same over all layers. Waits for nothing. Counts are modulo 2^32 in each layer.
+  [[nodiscard]] batch_counters counters() const {
+    batch_counters sum;
+    for (index_t layer = 0; layer < rows_.num_layers(); ++layer) {
+      auto const told = statistics(layer);
+      sum.batches += told.batches;
+      sum.exact += told.exact;
+      sum.below += told.below;
+      sum.off += told.off;
+      sum.late += told.late;
+      sum.unlike += told.unlike;
+      sum.alone += told.alone;
+      sum.mean += static_cast<double>(told.total) / rows_.row(layer).sizes().num_live_ranks;
+      sum.planned += told.max;
+      sum.realised += told.realised;
+      sum.resident += told.resident;
+      sum.bound += told.bound;
+      sum.longest_wait = std::max<nanoseconds_t>(sum.longest_wait, told.wait_nanoseconds);
+      sum.late_ranks |= std::uint64_t{told.late_ranks_high} << 32 | told.late_ranks_low;
+    }
+    return sum;
   }
   /// What kernels work with; stays valid for the life of this object, in captured graphs too.
   [[nodiscard]] batch_view view() const noexcept { return view_; }
@@ -238,6 +270,8 @@ private:
     tag_.abandon();
     verdict_.abandon();
     statistics_.abandon();
+    starts_.abandon();
+    start_parts_.abandon();
     block_counts_.abandon();
     block_first_.abandon();
     ordinals_.abandon();
@@ -286,6 +320,10 @@ private:
     control_ = device_memory<batch_control>::create(1);
     tag_ = device_memory<std::uint32_t>::create(1);
     verdict_ = device_memory<batch_verdict>::create(1);
+    if (options.warm_start) {
+      starts_ = device_memory<batch_start>::create(layers);
+      start_parts_ = device_memory<index_t>::create(layers * static_cast<std::size_t>(shape.max_movable()));
+    }
     statistics_ = device_memory<batch_statistics>::create(layers);
     host_statistics_.allocate(sizeof(batch_statistics) * layers).or_throw();
     std::fill(host_statistics_.bytes().begin(), host_statistics_.bytes().end(), std::byte{0});
@@ -306,6 +344,7 @@ private:
     auto const& shape = rows_.shape();
     digest settings;
     settings.add(shape.num_ranks).add(shape.num_nodes).add(shape.num_logical).add(shape.num_slots).add(options.judge);
+    settings.add(options.warm_start ? 1 : 0);
     options.quotas.describe(settings);
     view_.shape = shape;
     view_.layout = plan_layout{shape};
@@ -320,6 +359,8 @@ private:
     view_.tag = tag_.data();
     view_.statistics = statistics_.data();
     view_.host_statistics = reinterpret_cast<batch_statistics*>(host_statistics_.bytes().data());
+    view_.starts = starts_.data();
+    view_.start_parts = start_parts_.data();
     view_.block_counts = block_counts_.data();
     view_.block_first = block_first_.data();
     view_.ordinals = ordinals_.data();
@@ -363,8 +404,10 @@ private:
       return to_status(cudaFuncGetAttributes(&attributes, reinterpret_cast<void const*>(kernel)),
                        "cudaFuncGetAttributes");
     };
-    if (result.ok()) { result = load(detail::remap_kernel<std::int32_t>); }
-    if (result.ok()) { result = load(detail::remap_kernel<std::int64_t>); }
+    if (result.ok()) { result = load(detail::remap_kernel<true, std::int32_t>); }
+    if (result.ok()) { result = load(detail::remap_kernel<true, std::int64_t>); }
+    if (result.ok()) { result = load(detail::remap_kernel<false, std::int32_t>); }
+    if (result.ok()) { result = load(detail::remap_kernel<false, std::int64_t>); }
     if (result.ok()) { result = load(detail::sum_kernel<>); }
     return result;
   }
@@ -383,6 +426,8 @@ private:
   device_memory<std::uint32_t> tag_;
   device_memory<batch_verdict> verdict_;
   device_memory<batch_statistics> statistics_;
+  device_memory<batch_start> starts_;
+  device_memory<index_t> start_parts_;
   device_memory<std::uint16_t> block_counts_;
   device_memory<std::uint32_t> block_first_;
   device_memory<std::uint16_t> ordinals_;

@@ -97,9 +97,9 @@ template <router_id Id>
                                   batch_ids<Id> const& ids, index_t layer, Id* physical, bool early) {
   if (ids.num_ids == 0) { return {}; }
   static constinit early_launch waits;
-  auto const kernel = remap_kernel<Id>;
-  auto const threads = std::min(256u, count_threads(v));
-  launch_shape const shape{(ids.num_ids + threads - 1) / threads, threads};
+  auto const kernel = v.shape.num_logical <= most_fetched_experts ? remap_kernel<true, Id> : remap_kernel<false, Id>;
+  auto const threads = std::min(remap_threads, count_threads(v));
+  launch_shape const shape{(ids.num_ids + threads - 1) / threads, threads, remap_bytes(v.shape.num_logical)};
   auto const row = v.row(layer);
   batch_tables const tables{row.entries(), v.block_first, v.verdict, v.ends, row.physical()};
   return launch("remap_kernel", kernel, shape, stream, early && waits.is_possible(kernel), ids, tables, physical,
