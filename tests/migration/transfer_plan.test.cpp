@@ -164,6 +164,13 @@ TEST_CASE("a change of shares alone changes tables, not bytes") {
   auto const transfer = transfer_of(where, even, uneven);
   CHECK(transfer.tables_change);
   CHECK(transfer.moves_no_bytes());
+  CHECK(transfer_of(where, uneven, even).tables_change);
+  CHECK_FALSE(transfer_of(where, uneven, uneven).tables_change);
+  auto told = even;
+  told.make_shares_even();  // as they are without
+  CHECK_FALSE(transfer_of(where, even, told).tables_change);
+  CHECK_FALSE(transfer_of(where, told, even).tables_change);
+  CHECK(transfer_of(where, told, uneven).tables_change);
 }
 
 TEST_CASE("random pairs: every slot is accounted for, rounds are minimal, commits lose nothing") {

@@ -123,8 +123,14 @@ TEST_CASE("even shares of an expert sum to one, the remainder on its first repli
     CHECK(shares[1] == share_one / 2);
     CHECK(shares[3] == share_one / 2);
   }
+  CHECK(in.has_even_shares(1));
+  in.edit_shares(1)[2] += 1;
+  in.edit_shares(1)[4] -= 1;
+  CHECK(in.has_even_shares(0));
+  CHECK_FALSE(in.has_even_shares(1));
   in.drop_shares();
   CHECK_FALSE(in.has_shares());
+  CHECK(in.has_even_shares(1));
 }
 
 TEST_CASE("a layer is taken over with its replica order and its shares") {

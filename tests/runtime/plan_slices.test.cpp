@@ -406,3 +406,189 @@ TEST_CASE("in asynchronous mode the words say that a rank which plans records, a
     hear();
   });
 }
+
+// ---- moves while more is planned ----
+
+namespace {
+
+rebalancer_options moving_meanwhile(rebalancer_options options) {
+  options.interval = 50;
+  options.timeout = patience;
+  options.moves_while_planning = true;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("layers move before the next ones are planned, and in the end the placement is that of the whole plan") {
+  struct seen {
+    placement current;
+    std::vector<std::uint64_t> plans, commits;
+    std::vector<index_t> committed;
+  };
+  auto const drive = [](auto const& policy, rebalancer_options options, index_t per_chunk, index_t dead) {
+    auto live = where;
+    if (dead >= 0) { live.set_live(dead, false); }
+    std::vector<seen> result(num_ranks);
+    in_process_group group{num_ranks};
+    if (dead >= 0) { group.expel(dead); }
+    group.run([&](in_process_endpoint& wire) {
+      if (wire.rank() == dead) { return; }
+      member<std::decay_t<decltype(policy)>, layers_per_chunk<>> self{
+          live, initial, policy, layers_per_chunk<>{per_chunk}, wire, options};
+      self.moved.start().or_throw();
+      // The plan is made on what was counted before it began.
+      for (int call = 0; call < 80; ++call) { run(self, 1, call < 51 ? 5 : 77); }
+      CHECK(self.moved.state() == rebalancer_state::recording);
+      CHECK(self.first_error().empty());
+      auto& mine = result[static_cast<std::size_t>(wire.rank())];
+      mine = {self.moved.current(), self.log.steps_of("plan"), self.log.steps_of("commit"), {}};
+      for (auto const& layers : self.log.layers_of("commit")) {
+        mine.committed.insert(mine.committed.end(), layers.begin(), layers.end());
+      }
+      std::sort(mine.committed.begin(), mine.committed.end());
+    });
+    return result;
+  };
+  auto const same = [&](auto const& policy, rebalancer_options options, index_t dead) {
+    options = moving_meanwhile(options);
+    auto whole_options = options;
+    whole_options.moves_while_planning = false;
+    for (index_t const each : {1, 2, 4}) {
+      for (index_t const per_chunk : {1, 4}) {
+        CAPTURE(each);
+        CAPTURE(per_chunk);
+        options.layers_per_plan_call = each;
+        whole_options.layers_per_plan_call = each;
+        auto const whole = drive(policy, whole_options, per_chunk, dead);
+        auto const waves = drive(policy, options, per_chunk, dead);
+        index_t const planners = options.plan_in_parts ? num_ranks - (dead >= 0 ? 1 : 0) : 1;
+        auto const calls = ((num_layers + planners - 1) / planners + each - 1) / each;
+        for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+          if (static_cast<index_t>(rank) == dead) { continue; }
+          // Experts without tokens keep the shares of the refresh before, and other calls refresh here.
+          if (options.share_interval == 0) { CHECK(waves[rank].current == whole[0].current); }
+          CHECK(std::ranges::equal(waves[rank].current.logical_of_slot().elements(),
+                                   whole[0].current.logical_of_slot().elements()));
+          CHECK_FALSE(waves[rank].current == initial);
+          CHECK(waves[rank].committed == whole[0].committed);
+          CHECK(waves[rank].plans.size() == static_cast<std::size_t>(calls));
+          CHECK(waves[rank].plans.front() == 51);
+          // A chunk of its own moves in the call that plans it, several in the calls after that one.
+          CHECK(waves[rank].commits.front() <= 52);
+          if (calls > 1) { CHECK(waves[rank].commits.front() < waves[rank].plans.back()); }
+          if (options.checked_layers == 0 && per_chunk == 1) {
+            CHECK(waves[rank].commits.back() <= whole[rank].commits.back());
+          }
+        }
+      }
+    }
+  };
+  same(headroom_placement{}, {}, -1);
+  same(headroom_placement{}, {.plan_in_parts = false}, -1);
+  same(incremental_placement{}, {.checked_layers = 1}, -1);
+  same(incremental_placement{.max_moves_per_layer = 8, .shares = share_mode::optimal}, {}, -1);
+  same(any_policy{headroom_placement{}}, {.checked_layers = 2, .verify = true}, 3);
+  same(headroom_placement{}, {.share_interval = 7}, -1);
+}
+
+TEST_CASE("what has moved stays when the rest of the plan is dropped") {
+  auto options = moving_meanwhile({.plan_in_parts = false, .layers_per_plan_call = 1});
+  options.interval = 1;
+  on_four_ranks(options, {}, [](auto& self, in_process_endpoint&) {
+    auto& moved = self.moved;
+    run(self, 1);
+    for (int call = 0; call < 3; ++call) { run(self, 1); }  // layers 0, 1 and 2, each planned and moved
+    CHECK(moved.state() == rebalancer_state::planning);
+    CHECK(moved.apply(plan_of(9)).code() == errc::busy);
+    moved.disable();
+    CHECK(moved.state() == rebalancer_state::recording);
+    run(self, 5);
+    auto const planned = plan_of(5);
+    for (index_t layer = 0; layer < num_layers; ++layer) {
+      auto const& wanted = layer < 3 ? planned : initial;
+      CHECK(std::ranges::equal(moved.current().logical_of_slot(layer), wanted.logical_of_slot(layer)));
+    }
+    CHECK(self.first_error().empty());
+    // Another plan begins from there, and a forecast of it is of all layers.
+    moved.enable();
+    prediction foreseen;
+    moved.predict(foreseen).or_throw();
+    run(self, 7);
+    CHECK(moved.state() == rebalancer_state::recording);
+    CHECK(std::ranges::equal(moved.current().logical_of_slot(5), planned.logical_of_slot(5)));
+  });
+}
+
+TEST_CASE("a rank that cannot plan a later layer ends the plan on all; what has moved stays, and all come back") {
+  watched<headroom_placement> policy;
+  auto const is_ill = std::make_shared<bool>(true);
+  policy.spoil = [is_ill](index_t rank, std::span<index_t const> layers, placement&) {
+    bool const fails = *is_ill && rank == 1 && !layers.empty() && layers.front() == 5;
+    return fails ? status{errc::invalid_load, "rank 1 has a headache"} : status{};
+  };
+  auto options = moving_meanwhile({.layers_per_plan_call = 1});
+  options.interval = 1;
+  on_four_ranks(options, policy, [&](auto& self, in_process_endpoint& channel) {
+    auto& moved = self.moved;
+    run(self, 2);
+    CHECK(moved.state() == rebalancer_state::planning);
+    CHECK(std::ranges::equal(moved.current().logical_of_slot(3), plan_of(5).logical_of_slot(3)));
+    auto const ended = pass(moved, some_loads());
+    CHECK_FALSE(ended.ok());
+    auto const* const said = moved.rank() == 1 ? "headache" : "rank 1 could not plan its layers";
+    CHECK(ended.message().find(said) != std::string::npos);
+    CHECK(moved.state() == rebalancer_state::failed);
+    CHECK(std::ranges::equal(moved.current().logical_of_slot(3), plan_of(5).logical_of_slot(3)));
+    CHECK(std::ranges::equal(moved.current().logical_of_slot(5), initial.logical_of_slot(5)));
+    moved.resume().or_throw();
+    static_cast<void>(exchange(channel));
+    if (moved.rank() == 0) { *is_ill = false; }
+    static_cast<void>(exchange(channel));
+    run(self, 3);
+    CHECK(moved.current() == plan_of(5));
+    CHECK(self.first_error().empty());
+  });
+}
+
+TEST_CASE("in asynchronous mode the next layers are planned once those before have arrived") {
+  auto options = moving_meanwhile({.layers_per_plan_call = 1, .asynchronous = true});
+  options.interval = 1;
+  on_four_ranks(options, {}, [](auto& self, in_process_endpoint& channel) {
+    auto& moved = self.moved;
+    for (int call = 0; call < 200 && self.log.steps_of("commit").size() < 2; ++call) {
+      run(self, 1, call < 2 ? 5 : 9);
+      moved.incoming(exchange(channel, moved.outgoing())).or_throw();
+    }
+    CHECK(moved.current() == plan_of(5));
+    auto const plans = self.log.steps_of("plan");
+    REQUIRE(plans.size() == 2);
+    CHECK(self.log.steps_of("commit").front() <= plans[1]);
+    CHECK(self.first_error().empty());
+    moved.disable();
+    moved.incoming(exchange(channel, moved.outgoing())).or_throw();
+  });
+}
+
+TEST_CASE("moves while planning are refused where a plan has to be whole") {
+  rebalancer_options options{.moves_while_planning = true};
+  CHECK(options.validate().message().find("layers_per_plan_call is 0") != std::string::npos);
+  options.layers_per_plan_call = 1;
+  CHECK(options.validate().ok());
+  options.adopt_first_plan = true;
+  CHECK(options.validate().message().find("need whole plans") != std::string::npos);
+  options.adopt_first_plan = false;
+  in_process_group group{1};
+  group.run([&](in_process_endpoint& wire) {
+    topology const alone{{1, 1, 32, 0}};
+    auto const made = [&](auto policy) {
+      member<decltype(policy), layers_per_chunk<>> self{alone, initial, policy, layers_per_chunk<>{1}, wire, options};
+      return self.moved.start();
+    };
+    CHECK_THROWS_WITH(static_cast<void>(made(incremental_placement{.max_moves_in_all = 9})),
+                      doctest::Contains("bounds what moves over all layers"));
+    CHECK_THROWS_WITH(static_cast<void>(made(any_policy{incremental_placement{.max_moves_in_all = 9}})),
+                      doctest::Contains("bounds what moves over all layers"));
+    CHECK(made(incremental_placement{}).ok());
+  });
+}

@@ -226,6 +226,12 @@ inline void assign_rounds(topology const& where, transfer_scratch& scratch, laye
   }
 }
 
+/// Whether tokens are split otherwise, where maps are the same. Without shares the split is even.
+[[nodiscard]] inline bool shares_differ(placement const& a, placement const& b, index_t layer) {
+  if (a.has_shares() && b.has_shares()) { return !std::ranges::equal(a.shares(layer), b.shares(layer)); }
+  return !a.has_even_shares(layer) || !b.has_even_shares(layer);
+}
+
 }  // namespace detail
 
 /// Work out how one layer gets from one placement to another.
@@ -259,9 +265,8 @@ inline void assign_rounds(topology const& where, transfer_scratch& scratch, laye
   out.moves.clear();
   out.copies.clear();
   out.repeats.clear();
-  out.tables_change = !std::equal(old_map.begin(), old_map.end(), new_map.begin()) ||
-                      from.has_shares() != to.has_shares() ||
-                      (from.has_shares() && !std::ranges::equal(from.shares(layer), to.shares(layer)));
+  out.tables_change =
+      !std::equal(old_map.begin(), old_map.end(), new_map.begin()) || detail::shares_differ(from, to, layer);
   scratch.sends_of_rank.assign(static_cast<std::size_t>(where.num_ranks()), 0);
 
   index_t busiest_receiver = 0;

@@ -215,10 +215,21 @@ public:
     for (index_t expert = 0; expert < shape_.num_logical; ++expert) {
       auto const replicas = replicas_of(layer, expert);
       auto const count = static_cast<share_t>(replicas.size());
+      for (share_t i = 0; i < count; ++i) { out[static_cast<std::size_t>(replicas[i])] = even_share(count, i); }
+    }
+  }
+  /// Whether each expert of a layer is split as `make_shares_even` does: without shares it is.
+  [[nodiscard]] bool has_even_shares(index_t layer) const {
+    if (!has_shares()) { return true; }
+    auto const given = shares(layer);
+    for (index_t expert = 0; expert < shape_.num_logical; ++expert) {
+      auto const replicas = replicas_of(layer, expert);
+      auto const count = static_cast<share_t>(replicas.size());
       for (share_t i = 0; i < count; ++i) {
-        out[static_cast<std::size_t>(replicas[i])] = share_one / count + (i < share_one % count ? 1 : 0);
+        if (given[static_cast<std::size_t>(replicas[i])] != even_share(count, i)) { return false; }
       }
     }
+    return true;
   }
   void drop_shares() noexcept { shares_.clear(); }
   /// `[P]` writable shares of one layer; whoever writes keeps each expert's sum at `share_one`. @pre `has_shares()`
@@ -251,6 +262,10 @@ private:
     replica_offsets_.swap(other.replica_offsets_);
     replica_slots_.swap(other.replica_slots_);
     shares_.swap(other.shares_);
+  }
+  /// What the i-th of so many replicas has.
+  [[nodiscard]] static constexpr share_t even_share(share_t count, share_t i) noexcept {
+    return share_one / count + (i < share_one % count ? 1 : 0);
   }
   template <class T>
   [[nodiscard]] std::span<T const> row(std::vector<T> const& elements, index_t layer, index_t width) const {

@@ -52,6 +52,8 @@ public:
                      placement& next) const {
     if (policy_ != nullptr) { policy_->choose_layers(history, current, where, next); }
   }
+  /// Whether that may change anything under the policy inside.
+  [[nodiscard]] bool may_choose_layers() const noexcept { return policy_ != nullptr && policy_->may_choose_layers(); }
   /// Whether the policy inside is a `layerwise_policy`.
   [[nodiscard]] bool plans_by_layer() const noexcept { return policy_ != nullptr && policy_->plans_by_layer(); }
   /// Whether layers without tokens are to stay as they are; see `ballast::follows_loads`.
@@ -87,6 +89,7 @@ private:
                                              std::span<index_t const> layers, placement& next) const = 0;
     virtual void choose_layers(load_history_view history, placement const& current, topology const& where,
                                placement& next) const = 0;
+    [[nodiscard]] virtual bool may_choose_layers() const noexcept = 0;
     [[nodiscard]] virtual bool plans_by_layer() const noexcept = 0;
     [[nodiscard]] virtual bool follows_loads() const noexcept = 0;
     [[nodiscard]] virtual relabel_scope interchangeable() const noexcept = 0;
@@ -117,6 +120,7 @@ private:
                        placement& next) const override {
       detail::choose_layers_of(policy_, history, current, where, next);
     }
+    [[nodiscard]] bool may_choose_layers() const noexcept override { return detail::may_choose_layers(policy_); }
     [[nodiscard]] bool plans_by_layer() const noexcept override { return detail::plans_by_layer(policy_); }
     [[nodiscard]] bool follows_loads() const noexcept override { return detail::plans_from_loads(policy_); }
     [[nodiscard]] relabel_scope interchangeable() const noexcept override { return ballast::interchangeable(policy_); }

@@ -158,6 +158,8 @@ struct basic_incremental_placement {
   }
 
   /// See `layerwise_policy`.
+  [[nodiscard]] bool may_choose_layers() const noexcept { return max_moves_in_all >= 0; }
+  /// See `layerwise_policy`.
   void choose_layers(load_history_view history, placement const& current, topology const& where,
                      placement& next) const {
     if (max_moves_in_all >= 0) { detail::choose_layers(history, current, where, max_moves_in_all, next); }

@@ -80,6 +80,19 @@ concept chooses_layers =
       { p.choose_layers(history, current, where, next) } -> std::same_as<void>;
     };
 
+/// Whether `choose_layers` may take changes of some layers back for the sake of others. A policy may know better, by
+/// `bool may_choose_layers() const`, where that depends on its options.
+template <class Policy>
+[[nodiscard]] bool may_choose_layers([[maybe_unused]] Policy const& policy) noexcept {
+  if constexpr (requires {
+                  { policy.may_choose_layers() } -> std::same_as<bool>;
+                }) {
+    return policy.may_choose_layers();
+  } else {
+    return chooses_layers<Policy>;
+  }
+}
+
 /// What a layerwise policy makes of the plan of all layers.
 template <class Policy>
 void choose_layers_of([[maybe_unused]] Policy const& policy, [[maybe_unused]] load_history_view history,

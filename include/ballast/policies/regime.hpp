@@ -60,6 +60,7 @@ struct regime_placement {
     detail::choose_layers_of(policy, since_last_change(history, change_percent), current, where, next);
   }
   [[nodiscard]] bool plans_by_layer() const noexcept { return detail::plans_by_layer(policy); }
+  [[nodiscard]] bool may_choose_layers() const noexcept { return detail::may_choose_layers(policy); }
   /// As the other policy says.
   [[nodiscard]] bool follows_loads() const noexcept { return detail::plans_from_loads(policy); }
   [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return ballast::interchangeable(policy); }

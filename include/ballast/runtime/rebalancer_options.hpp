@@ -32,6 +32,10 @@ struct rebalancer_options {
   /// Layers that a rank plans in one call at most, those that it checks included; a plan that has more takes several
   /// calls. 0: all of them in one. Without effect on a policy that is no `layerwise_policy`.
   index_t layers_per_plan_call = 0;
+  /// Where that takes several calls, the layers of each call move before the next ones are planned: the first bytes
+  /// travel after one call, and the whole takes no more calls. Rows that a rank checks come on top of those of a call.
+  /// Not with an `executor` or `adopt_first_plan`, nor under a policy that bounds what moves over all layers.
+  bool moves_while_planning = false;
   /// Where plans are made; on all ranks or on none. With an executor the calls after the first of a plan ask whether it
   /// is made on every rank, and the one that hears yes takes it up.
   plan_executor executor{};
@@ -67,6 +71,12 @@ struct rebalancer_options {
     if (layers_per_plan_call < 0) {
       return refuse("layers_per_plan_call is ", layers_per_plan_call, ", must not be negative");
     }
+    if (moves_while_planning && layers_per_plan_call == 0) {
+      return refuse("moves_while_planning needs plans of several calls: layers_per_plan_call is 0");
+    }
+    if (moves_while_planning && (executor.run != nullptr || adopt_first_plan)) {
+      return refuse("moves_while_planning goes with neither an executor nor adopt_first_plan, which need whole plans");
+    }
     if (timeout < shortest_timeout) {
       return refuse("timeout is ", timeout, " ns, must be at least ", shortest_timeout,
                     " ns: its unit is the nanosecond, and no rank answers sooner");
@@ -89,6 +99,7 @@ struct rebalancer_options {
     visit("plan_in_parts", option_bits(plan_in_parts));
     visit("checked_layers", option_bits(checked_layers));
     visit("layers_per_plan_call", option_bits(layers_per_plan_call));
+    visit("moves_while_planning", option_bits(moves_while_planning));
     visit("executor", option_bits(static_cast<index_t>(executor.run != nullptr)));
     visit("relabel", option_bits(static_cast<index_t>(relabel)));
     visit("relay", option_bits(relay));

@@ -133,6 +133,7 @@ struct rebalancer_core {
   }
   void forget_cycle() noexcept {
     planning.reset();
+    waves = {};
     elsewhere = {};
     mover.clear();
     shares.forget();
@@ -191,6 +192,7 @@ struct rebalancer_core {
 
   placement next;                        // where the cycle leads
   std::unique_ptr<layer_plan> planning;  // what is made of it layer by layer
+  plan_waves waves;                      // what is planned once that has moved
   task_elsewhere elsewhere;              // what the engine's executor makes of it
   ledger<Store> books;
   agreement<Control> ranks;

@@ -43,6 +43,15 @@ struct layer_plan {
   }
 };
 
+/// What is left of a plan whose layers move before the next ones are planned.
+struct plan_waves {
+  bool shared = true;
+  index_t next = 0;  ///< number of the next layer of each rank among its own
+  index_t end = 0;
+
+  [[nodiscard]] bool any_left() const noexcept { return next < end; }
+};
+
 /// What may change names in a plan, as far as policy and options allow; what becomes of its rows.
 template <class Core>
 [[nodiscard]] relabel_options naming(Core const& core) {
@@ -69,12 +78,36 @@ template <class Core>
   return each == 0 ? 1 : std::max<index_t>((layers + each - 1) / each, 1);
 }
 
+/// Begin to plan these layers of all ranks, by all or alone.
+template <class Core>
+void open_layer_plan(Core& core, bool shared, part_range range) {
+  auto& books = core.books;
+  auto const shape = books.in_force().shape();
+  core.planning = std::make_unique<layer_plan>(
+      layer_plan{.parts = shared ? plan_parts{books.where(), shape, core.rank(), core.options.checked_layers, range}
+                                 : plan_parts::alone(shape, range),
+                 .shared = shared});
+  core.planning->planned = validate_question(core.policy, books.window().history(), books.in_force(), books.where());
+  core.next = books.in_force();
+  core.next.drop_shares();
+}
+/// Begin with the layers that move before the next ones are planned; one call plans them.
+template <class Core>
+void open_next_wave(Core& core) {
+  auto& waves = core.waves;
+  auto const first = waves.next;
+  waves.next = std::min(waves.end, first + core.options.layers_per_plan_call);
+  detail::open_layer_plan(core, waves.shared, {first, waves.next - first});
+}
+
 /// Begin to plan layer by layer, where that is the way here. Otherwise the policy plans all at once, later.
 ///
+/// @param moves  what is planned will move, and may do so while more is planned.
 /// @return why the ranks cannot plan together
 template <class Core>
-[[nodiscard]] status begin_layer_plan([[maybe_unused]] Core& core) {
+[[nodiscard]] status begin_layer_plan([[maybe_unused]] Core& core, [[maybe_unused]] bool moves) {
   core.planning.reset();
+  core.waves = {};
   if constexpr (layerwise_policy<typename Core::policy_type>) {
     auto& books = core.books;
     if (!plans_by_layer(core.policy)) { return {}; }
@@ -90,15 +123,14 @@ template <class Core>
     }
     auto const shape = books.in_force().shape();
     if (!shared && detail::calls_for(core, shape.num_layers) == 1) { return {}; }
-    core.planning = std::make_unique<layer_plan>(
-        layer_plan{.parts = shared ? plan_parts{books.where(), shape, core.rank(), core.options.checked_layers}
-                                   : plan_parts::alone(shape),
-                   .shared = shared});
-    auto& plan = *core.planning;
-    plan.calls_left = detail::calls_for(core, plan.parts.most_layers());
-    plan.planned = validate_question(core.policy, books.window().history(), books.in_force(), books.where());
-    core.next = books.in_force();
-    core.next.drop_shares();
+    if (moves && core.options.moves_while_planning) {
+      core.waves = {.shared = shared,
+                    .end = plan_parts::most_layers(shape.num_layers, shared ? books.where().num_live_ranks() : 1)};
+      detail::open_next_wave(core);
+      return {};
+    }
+    detail::open_layer_plan(core, shared, {});
+    core.planning->calls_left = detail::calls_for(core, core.planning->parts.most_layers());
   }
   return {};
 }
@@ -111,7 +143,7 @@ void plan_next_layers([[maybe_unused]] Core& core) {
     auto& plan = *core.planning;
     auto const left = plan.parts.layers().subspan(plan.done);
     auto const each = static_cast<std::size_t>(core.options.layers_per_plan_call);
-    auto const layers = left.first(each == 0 ? left.size() : std::min(left.size(), each));
+    auto const layers = left.first(plan.calls_left == 1 ? left.size() : std::min(left.size(), each));
     if (plan.planned.ok()) {
       auto& books = core.books;
       plan.planned = plan_rows(core.policy, books.window().history(), books.in_force(), books.where(), layers,
@@ -143,6 +175,9 @@ template <class Core>
     }
     if (planned.ok()) { planned = plan.parts.check(); }
     if (planned.ok()) { planned = plan.parts.read(core.next); }
+    for (index_t layer = 0; layer < books.num_layers() && planned.ok(); ++layer) {
+      if (!plan.parts.has(layer)) { core.next.copy_layer(books.in_force(), layer); }
+    }
     core.planning.reset();
     if (!planned.ok()) { return planned; }
     if (!core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -19,18 +20,30 @@
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
+/// Which of the layers of each rank, by their number among them.
+struct part_range {
+  index_t first = 0;
+  index_t count = std::numeric_limits<index_t>::max();  ///< fewer where there are fewer
+};
+
 /// A plan that is made layer by layer: the i-th of the ranks that make it together plans layers i, i + R, i + 2 R, ...,
-/// and all get all rows. A rank may plan the first layers of the next one as well, to compare.
+/// or a range of these, and all get all rows. A rank may plan the first of the next one's as well, to compare.
 ///
 /// The words of a rank: what it has (a plan, shares), then for each of its layers the layer, and for each slot the
 /// expert and its share.
 class plan_parts {
 public:
   /// All live ranks make it. @param rank  this one. @param num_checked  layers of the next rank that it plans as well
-  plan_parts(topology const& where, placement_shape shape, index_t rank, index_t num_checked)
-      : plan_parts{live_ranks(where), where.num_ranks(), shape, rank, num_checked} {}
+  plan_parts(topology const& where, placement_shape shape, index_t rank, index_t num_checked, part_range range = {})
+      : plan_parts{live_ranks(where), where.num_ranks(), shape, rank, num_checked, range} {}
   /// This rank makes it alone.
-  [[nodiscard]] static plan_parts alone(placement_shape shape) { return {std::vector<index_t>{0}, 1, shape, 0, 0}; }
+  [[nodiscard]] static plan_parts alone(placement_shape shape, part_range range = {}) {
+    return {std::vector<index_t>{0}, 1, shape, 0, 0, range};
+  }
+  /// The most layers that one of so many ranks has.
+  [[nodiscard]] static index_t most_layers(index_t num_layers, index_t ranks) noexcept {
+    return (num_layers + ranks - 1) / ranks;
+  }
 
   /// The layers that this rank plans, ascending, those that it checks among them.
   [[nodiscard]] std::span<index_t const> layers() const noexcept { return layers_; }
@@ -41,10 +54,17 @@ public:
     std::vector<index_t> layers;
     auto const at = std::find(ranks_.begin(), ranks_.end(), rank);
     if (at == ranks_.end()) { return layers; }
-    for (auto layer = at - ranks_.begin(); layer < shape_.num_layers; layer += std::ssize(ranks_)) {
-      layers.push_back(static_cast<index_t>(layer));
+    auto const planners = static_cast<index_t>(ranks_.size());
+    auto layer = static_cast<index_t>(at - ranks_.begin()) + first_row_ * planners;
+    for (std::size_t row = 0; row < rows_ && layer < shape_.num_layers; ++row, layer += planners) {
+      layers.push_back(layer);
     }
     return layers;
+  }
+  /// Whether this part of the plan has a layer's row.
+  [[nodiscard]] bool has(index_t layer) const noexcept {
+    auto const row = layer / static_cast<index_t>(ranks_.size()) - first_row_;
+    return row >= 0 && row < static_cast<index_t>(rows_);
   }
 
   [[nodiscard]] std::span<std::uint64_t const> mine() const noexcept { return mine_; }
@@ -99,12 +119,15 @@ public:
   }
 
 private:
-  plan_parts(std::vector<index_t> ranks, index_t num_ranks, placement_shape shape, index_t rank, index_t num_checked)
+  plan_parts(std::vector<index_t> ranks, index_t num_ranks, placement_shape shape, index_t rank, index_t num_checked,
+             part_range range)
       : ranks_{std::move(ranks)},
         num_ranks_{num_ranks},
         shape_{shape},
         rank_{rank},
-        rows_{(static_cast<std::size_t>(shape.num_layers) + ranks_.size() - 1) / ranks_.size()},
+        first_row_{range.first},
+        rows_{static_cast<std::size_t>(
+            std::min(range.count, most_layers(shape.num_layers, static_cast<index_t>(ranks_.size())) - range.first))},
         most_checked_{std::min(rows_, static_cast<std::size_t>(num_checked))},
         mine_(head + rows_ * row_words()),
         checked_(most_checked_ * row_words()),
@@ -132,7 +155,8 @@ private:
   [[nodiscard]] bool is_mine(index_t layer) const { return planner_of(layer) == rank_; }
   /// Of a layer's row among the words of its rank.
   [[nodiscard]] std::size_t first_word(index_t layer) const noexcept {
-    return head + static_cast<std::size_t>(layer) / ranks_.size() * row_words();
+    return head +
+           (static_cast<std::size_t>(layer) / ranks_.size() - static_cast<std::size_t>(first_row_)) * row_words();
   }
   [[nodiscard]] std::size_t row_words() const noexcept { return 1 + static_cast<std::size_t>(shape_.num_slots); }
   [[nodiscard]] std::span<std::uint64_t const> words_of(index_t rank) const {
@@ -169,7 +193,8 @@ private:
   index_t num_ranks_;
   placement_shape shape_;
   index_t rank_;
-  std::size_t rows_;  ///< of the rank with most layers
+  index_t first_row_;  ///< number of each rank's first layer among its own
+  std::size_t rows_;   ///< of the rank with most layers
   std::size_t most_checked_;
   std::vector<index_t> layers_;
   std::vector<std::uint64_t> mine_;

@@ -102,7 +102,7 @@ template <class Core>
 /// Let the policy plan all of `next` now.
 template <class Core>
 [[nodiscard]] status plan_next(Core& core) {
-  if (auto begun = detail::begin_layer_plan(core); !begun.ok()) { return begun; }
+  if (auto begun = detail::begin_layer_plan(core, false); !begun.ok()) { return begun; }
   while (core.planning != nullptr && core.planning->calls_left > 0) { detail::plan_next_layers(core); }
   return detail::complete_plan(core);
 }
@@ -179,18 +179,30 @@ template <class Core>
 
 // ---- the cycle ----
 
-/// Move the next chunk, or its next part; after the last one the cycle is over.
+/// Nothing is left to move of what is planned: plan the next layers in the next call, or end the cycle.
+template <class Core>
+void end_moves(Core& core) {
+  if (!core.waves.any_left()) {
+    core.end_cycle();
+    return;
+  }
+  core.mover.clear();
+  core.state = rebalancer_state::planning;
+  if constexpr (layerwise_policy<typename Core::policy_type>) { detail::open_next_wave(core); }
+}
+
+/// Move the next chunk, or its next part; after the last one come the next layers, or the cycle is over.
 template <class Core>
 [[nodiscard]] status move_step(Core& core) {
   if (auto ended = core.mover.move_step(); !ended.ok()) { return core.conclude(ended); }
-  if (core.mover.at_end()) { core.end_cycle(); }
+  if (core.mover.at_end()) { detail::end_moves(core); }
   return {};
 }
 
-/// Send the next group off, or end the cycle.
+/// Send the next group off, if there is one.
 template <class Core>
 [[nodiscard]] status send_next(Core& core) {
-  if (!core.mover.send_next()) { core.end_cycle(); }
+  if (!core.mover.send_next()) { detail::end_moves(core); }
   return {};
 }
 
@@ -201,7 +213,10 @@ template <class Core>
   if (core.is_planning()) { core.state = rebalancer_state::recording; }
   if (auto result = detail::prepare_moves(core, std::move(planned), start); !result.ok()) { return result; }
   auto const steps = core.mover.cycle().num_steps();
-  if (steps == 0) { return {}; }
+  if (steps == 0) {
+    if (core.waves.any_left()) { detail::end_moves(core); }
+    return {};
+  }
   if (core.options.asynchronous) {
     core.state = rebalancer_state::moving;
     return detail::send_next(core);
@@ -276,7 +291,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status begin_plan(Core& core) {
   auto const start = now();
-  auto begun = detail::begin_layer_plan(core);
+  auto begun = detail::begin_layer_plan(core, true);
   if (begun.ok() && core.options.executor.run != nullptr) { return detail::send_plan_off(core, start); }
   if (begun.ok() && core.planning != nullptr) {
     core.planning->spent = now() - start;

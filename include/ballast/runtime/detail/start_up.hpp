@@ -33,6 +33,10 @@ template <class Core>
             concat("rebalancer: the placement has ", in_force.num_slots(), " slots, the topology ", where.num_slots())};
   }
   if (auto result = validate_policy(core.policy); !result.ok()) { return result; }
+  if (core.options.moves_while_planning && may_choose_layers(core.policy)) {
+    return {errc::invalid_option,
+            "rebalancer: moves_while_planning, and the policy bounds what moves over all layers, so it needs them all"};
+  }
   if (auto result = check_ranks(where, *core.transport, *core.store, core.ranks.control()); !result.ok()) {
     return result;
   }

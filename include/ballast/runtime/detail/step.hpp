@@ -73,7 +73,7 @@ template <class Core>
   if (!core.enabled || core.books.num_layers() == 0) { return {}; }
   bool const plans_now = core.is_recording() && core.waited == core.options.interval;
   // While a plan is being made its loads stay, and the shares on the maps in force with them.
-  if (detail::share_refresh_due(core) && !plans_now && !core.is_planning()) {
+  if (detail::share_refresh_due(core) && !plans_now && !core.is_planning() && !core.waves.any_left()) {
     if (auto result = detail::reduce_and_refresh_shares(core); !result.ok()) { return result; }
   }
   if (core.is_planning()) { return detail::plan_step(core); }
