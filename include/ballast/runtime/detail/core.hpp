@@ -169,6 +169,7 @@ struct rebalancer_core {
   [[nodiscard]] status lose(status why, std::span<index_t const> layers = {}) {
     books.abandon_commit();
     undecided.assign(layers.begin(), layers.end());
+    waves = {};
     if (undecided.empty()) { forget_cycle(); }
     mover.note_answered();
     return stop(rebalancer_state::cohort_lost, std::move(why));
