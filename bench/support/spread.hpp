@@ -25,10 +25,11 @@ public:
   explicit spread_table(std::span<nlohmann::json const> runs) {
     for (std::size_t run = 0; run < runs.size(); ++run) { add(runs[run], run); }
     for (auto const& [name, figures] : rows_) {
-      auto const& times = figures.front().second;
-      if (times.size() == runs.size()) { continue; }
-      throw std::runtime_error{name + " was measured in " + std::to_string(times.size()) + " of " +
-                               std::to_string(runs.size()) + " runs"};
+      for (auto const& [figure_name, values] : figures) {
+        if (values.size() == runs.size()) { continue; }
+        throw std::runtime_error{name + ", " + figure_name + ": measured in " + std::to_string(values.size()) + " of " +
+                                 std::to_string(runs.size()) + " runs"};
+      }
     }
   }
 
@@ -88,7 +89,8 @@ private:
       return std::string{text};
     };
     if (values.front() == values.back()) { return format(values.front()); }
-    return format(values.front()) + " / " + format(values[values.size() / 2]) + " / " + format(values.back());
+    auto const median = (values[values.size() / 2] + values[(values.size() - 1) / 2]) / 2;
+    return format(values.front()) + " / " + format(median) + " / " + format(values.back());
   }
 
   std::vector<std::pair<std::string, std::vector<figure>>> rows_;

@@ -439,6 +439,12 @@ TEST_CASE("layers move before the next ones are planned, and in the end the plac
       self.moved.start().or_throw();
       // The plan is made on what was counted before it began.
       for (int call = 0; call < 80; ++call) { run(self, 1, call < 51 ? 5 : 77); }
+      for (index_t slot = 0; slot < where.num_slots() && dead >= 0; ++slot) {
+        if (live.is_live(live.rank_of_slot(slot)) || !self.moved.current().has_shares()) { continue; }
+        for (index_t layer = 0; layer < num_layers; ++layer) {
+          CHECK(self.moved.current().shares(layer)[static_cast<std::size_t>(slot)] == 0);
+        }
+      }
       CHECK(self.moved.state() == rebalancer_state::recording);
       CHECK(self.first_error().empty());
       auto& mine = result[static_cast<std::size_t>(wire.rank())];
@@ -489,7 +495,34 @@ TEST_CASE("layers move before the next ones are planned, and in the end the plac
   same(incremental_placement{}, {.checked_layers = 1}, -1);
   same(incremental_placement{.max_moves_per_layer = 8, .shares = share_mode::optimal}, {}, -1);
   same(any_policy{headroom_placement{}}, {.checked_layers = 2, .verify = true}, 3);
+  same(incremental_placement{}, {}, 3);
+  same(incremental_placement{.shares = share_mode::optimal}, {}, 3);
   same(headroom_placement{}, {.share_interval = 7}, -1);
+}
+
+TEST_CASE("layers that are not planned yet keep their shares, cycle after cycle") {
+  auto options = moving_meanwhile({.share_interval = 40, .layers_per_plan_call = 1});
+  options.interval = 20;
+  on_four_ranks(options, {}, [](auto& self, in_process_endpoint&) {
+    run(self, 30);
+    for (int cycle = 0; cycle < 4; ++cycle) { run(self, 24, static_cast<std::uint64_t>(40 + cycle)); }
+    std::vector<index_t> planned;
+    std::size_t cycles = 0;
+    for (auto const& what : self.log.events) {
+      if (what.kind == "dump") {
+        planned.clear();
+        ++cycles;
+      }
+      if (what.kind != "plan") { continue; }
+      // Each layer is in one of the plans of a cycle.
+      for (auto const layer : what.layers) {
+        CHECK(std::find(planned.begin(), planned.end(), layer) == planned.end());
+        planned.push_back(layer);
+      }
+    }
+    CHECK(cycles >= 4);
+    CHECK(self.first_error().empty());
+  });
 }
 
 TEST_CASE("what has moved stays when the rest of the plan is dropped") {
@@ -551,25 +584,6 @@ TEST_CASE("a rank that cannot plan a later layer ends the plan on all; what has 
   });
 }
 
-TEST_CASE("in asynchronous mode the next layers are planned once those before have arrived") {
-  auto options = moving_meanwhile({.layers_per_plan_call = 1, .asynchronous = true});
-  options.interval = 1;
-  on_four_ranks(options, {}, [](auto& self, in_process_endpoint& channel) {
-    auto& moved = self.moved;
-    for (int call = 0; call < 200 && self.log.steps_of("commit").size() < 2; ++call) {
-      run(self, 1, call < 2 ? 5 : 9);
-      moved.incoming(exchange(channel, moved.outgoing())).or_throw();
-    }
-    CHECK(moved.current() == plan_of(5));
-    auto const plans = self.log.steps_of("plan");
-    REQUIRE(plans.size() == 2);
-    CHECK(self.log.steps_of("commit").front() <= plans[1]);
-    CHECK(self.first_error().empty());
-    moved.disable();
-    moved.incoming(exchange(channel, moved.outgoing())).or_throw();
-  });
-}
-
 TEST_CASE("moves while planning are refused where a plan has to be whole") {
   rebalancer_options options{.moves_while_planning = true};
   CHECK(options.validate().message().find("layers_per_plan_call is 0") != std::string::npos);
@@ -578,6 +592,9 @@ TEST_CASE("moves while planning are refused where a plan has to be whole") {
   options.adopt_first_plan = true;
   CHECK(options.validate().message().find("need whole plans") != std::string::npos);
   options.adopt_first_plan = false;
+  options.asynchronous = true;
+  CHECK(options.validate().message().find("nor with asynchronous mode") != std::string::npos);
+  options.asynchronous = false;
   in_process_group group{1};
   group.run([&](in_process_endpoint& wire) {
     topology const alone{{1, 1, 32, 0}};

@@ -59,6 +59,29 @@ TEST_CASE("shares follow the loads every M passes and no byte moves") {
   });
 }
 
+TEST_CASE("shares that say what was so without them are not published") {
+  in_process_group group{2};
+  group.run([&](in_process_endpoint& me) {
+    topology const alone{{2, 1, 3, 0}};
+    member<rotate_placement, layers_per_chunk<>> self{alone,
+                                                      trivial_placement({2, 6, 6}),
+                                                      {},
+                                                      layers_per_chunk<>{2},
+                                                      me,
+                                                      me,
+                                                      {.interval = 100, .share_interval = 2, .timeout = patience}};
+    self.moved.start().or_throw();
+    for (int call = 0; call < 12; ++call) {
+      for (index_t layer = 0; layer < 2; ++layer) {
+        self.moved.record_logical(layer, std::vector<load_t>{9, 1, 4, 1, 5, 2}).or_throw();
+      }
+      self.moved.on_forward_pass_end().or_throw();
+    }
+    CHECK(self.log.steps_of("shares").empty());
+    CHECK(self.moved.epoch(0) == 0);
+  });
+}
+
 TEST_CASE("shares are refreshed between the chunks of a move, and moved layers get shares of their own") {
   on_two_ranks([](in_process_endpoint& me) {
     member<rotate_placement, layers_per_chunk<>> self{

@@ -211,6 +211,19 @@ TEST_CASE("a row's version tells placements, shares and live ranks apart, and no
   CHECK(version(held) != plain);
 }
 
+TEST_CASE("even shares and none make the same row, also where ranks are dead") {
+  generator random{9};
+  for (int run = 0; run < 300; ++run) {
+    auto const of = random_case(random);
+    auto told = of.held;
+    told.make_shares_even();
+    auto const with = rows_of(of.where, told);
+    auto const without = rows_of(of.where, of.held);
+    CHECK(with.row(0).sizes().version == without.row(0).sizes().version);
+    CHECK(std::ranges::equal(with.bytes(0), without.bytes(0)));
+  }
+}
+
 TEST_CASE("exact quotas are the optimum of a flow in whole tokens, and the bound proves it") {
   generator random{1};
   quota_solver solver;

@@ -39,6 +39,11 @@ TEST_CASE("figures of several runs come with their least, median and most, in mi
         "| copies/ranks:2 | 1000 / 2000 / 3000 | cards 2; rate_GBs 39 / 40.25 / 41 |\n");
 }
 
+TEST_CASE("of an even number of runs the median is between the two in the middle") {
+  CHECK(table_of({run_of(1, "us", 1), run_of(2, "us", 1), run_of(4, "us", 1), run_of(9, "us", 1)})
+            .find("| 1 / 3 / 9 |") != std::string::npos);
+}
+
 TEST_CASE("runs that failed, that miss a row or have another one, and other files are refused by name") {
   auto const good = run_of(1, "us", 1);
   auto failed = good;
@@ -47,6 +52,9 @@ TEST_CASE("runs that failed, that miss a row or have another one, and other file
   CHECK_THROWS_WITH(table_of({good, failed}), "run 2: copies/ranks:2: no card");
   CHECK_THROWS_WITH(table_of({good, run_of(1, "us", 1, "other")}), "run 2: other was not measured in run 1");
   CHECK_THROWS_WITH(table_of({good, json{{"benchmarks", json::array()}}}),
-                    "copies/ranks:2 was measured in 1 of 2 runs");
+                    "copies/ranks:2, time: measured in 1 of 2 runs");
+  auto without = good;
+  without["benchmarks"][0].erase("rate_GBs");
+  CHECK_THROWS_WITH(table_of({good, without}), "copies/ranks:2, rate_GBs: measured in 1 of 2 runs");
   CHECK_THROWS_WITH(table_of({good, json::array()}), "run 2: is no output of a benchmark");
 }

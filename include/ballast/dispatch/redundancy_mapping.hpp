@@ -21,7 +21,7 @@ BALLAST_BEGIN_NAMESPACE
 /// A layer's spare slots in the form in which DeepEP's redundant experts are told what to hold.
 ///
 /// There each rank has M home slots, in which every expert lies exactly once, and spare slots behind them. An expert is
-/// known by its home: `rank M + slot`. Physical ids are ballast's own, `rank S + slot`.
+/// known by its home: `rank M + slot`.
 ///
 /// @param where       R ranks of S slots, reserved ones not counted.
 /// @param from        [L, P]

@@ -80,13 +80,16 @@ concept chooses_layers =
       { p.choose_layers(history, current, where, next) } -> std::same_as<void>;
     };
 
+template <class P>
+concept tells_whether_it_chooses_layers = requires(P const& policy) {
+  { policy.may_choose_layers() } -> std::same_as<bool>;
+};
+
 /// Whether `choose_layers` may take changes of some layers back for the sake of others. A policy may know better, by
 /// `bool may_choose_layers() const`, where that depends on its options.
 template <class Policy>
 [[nodiscard]] bool may_choose_layers([[maybe_unused]] Policy const& policy) noexcept {
-  if constexpr (requires {
-                  { policy.may_choose_layers() } -> std::same_as<bool>;
-                }) {
+  if constexpr (tells_whether_it_chooses_layers<Policy>) {
     return policy.may_choose_layers();
   } else {
     return chooses_layers<Policy>;
@@ -143,6 +146,9 @@ struct optional_policy_members {
       chooses_layers<Policy> || !requires { &Policy::choose_layers; },
       "Policy has a member choose_layers, but not the one of a layerwise_policy: void choose_layers(load_history_view, "
       "placement const&, topology const&, placement&) const");
+  static_assert(
+      tells_whether_it_chooses_layers<Policy> || !requires { &Policy::may_choose_layers; },
+      "Policy has a member may_choose_layers, but not the one of a layerwise_policy: bool may_choose_layers() const");
   static_assert(
       layerwise_policy<Policy> || !requires { &Policy::plan_layers; },
       "Policy has a member plan_layers, but is no layerwise_policy: status plan_layers(load_history_view, placement "

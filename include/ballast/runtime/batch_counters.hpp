@@ -13,7 +13,7 @@ BALLAST_BEGIN_NAMESPACE
 
 /// What balancing every batch came to, over all layers of one rank.
 struct batch_counters {
-  // ---- batches, each layer's counted by itself ----
+  // ---- batches, each layer's counted by itself, modulo 2^32 ----
   std::int64_t batches = 0;  ///< all of them
   std::int64_t exact = 0;    ///< by quotas
   std::int64_t below = 0;    ///< not worth it: too few tokens, or too little to gain

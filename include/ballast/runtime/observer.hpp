@@ -48,7 +48,8 @@ struct event {
   std::int64_t moves = 0;             ///< receives over all ranks
   std::int64_t bytes = 0;             ///< bytes received over all ranks
   double balancedness = 1;     ///< of the placement in force (plan: of the planned one) under the window's loads;
-                               ///< batches: average over busiest rank, as realised in the layers' last batches
+                               ///< batches: average over busiest rank, as realised in the last batches that were
+                               ///< solved; 0 where none was
   nanoseconds_t duration = 0;  ///< host time of the stage on this rank
   /// `device_times` only: this rank's copies into staging, from the first to the last of each batch; see
   /// `receive_timer`.

@@ -33,8 +33,9 @@ struct rebalancer_options {
   /// calls. 0: all of them in one. Without effect on a policy that is no `layerwise_policy`.
   index_t layers_per_plan_call = 0;
   /// Where that takes several calls, the layers of each call move before the next ones are planned: the first bytes
-  /// travel after one call, and the whole takes no more calls. Rows that a rank checks come on top of those of a call.
-  /// Not with an `executor` or `adopt_first_plan`, nor under a policy that bounds what moves over all layers.
+  /// travel after one call. The whole takes no more calls where a call's layers fill whole chunks. Rows that a rank
+  /// checks come on top of those of a call. Not in asynchronous mode, with an `executor` or `adopt_first_plan`, nor
+  /// under a policy that bounds what moves over all layers.
   bool moves_while_planning = false;
   /// Where plans are made; on all ranks or on none. With an executor the calls after the first of a plan ask whether it
   /// is made on every rank, and the one that hears yes takes it up.
@@ -74,8 +75,10 @@ struct rebalancer_options {
     if (moves_while_planning && layers_per_plan_call == 0) {
       return refuse("moves_while_planning needs plans of several calls: layers_per_plan_call is 0");
     }
-    if (moves_while_planning && (executor.run != nullptr || adopt_first_plan)) {
-      return refuse("moves_while_planning goes with neither an executor nor adopt_first_plan, which need whole plans");
+    if (moves_while_planning && (executor.run != nullptr || adopt_first_plan || asynchronous)) {
+      return refuse(
+          "moves_while_planning goes neither with an executor nor with adopt_first_plan, which need whole plans, nor "
+          "with asynchronous mode, where a rank may miss that the layers before have arrived");
     }
     if (timeout < shortest_timeout) {
       return refuse("timeout is ", timeout, " ns, must be at least ", shortest_timeout,

@@ -92,16 +92,19 @@ private:
   /// Movable replicas first; experts with one replica behind them.
   void list_replicas(topology const& where, placement const& from, index_t layer, quota_row_writer row) {
     auto& sizes = row.sizes();
+    bool const even = from.has_even_shares(layer);
     for (bool const movable : {true, false}) {
       for (index_t expert = 0; expert < shape().num_logical; ++expert) {
         list_live(where, from, layer, expert);
-        if ((replicas_.size() > 1) == movable) { add_expert(where, from, layer, expert, row); }
+        if ((replicas_.size() > 1) == movable) { add_expert(where, from, layer, expert, even, row); }
       }
       if (movable) { sizes.num_movable = sizes.num_replicas; }
     }
     row.group_first()[sizes.num_groups] = sizes.num_movable;
   }
-  void add_expert(topology const& where, placement const& from, index_t layer, index_t expert, quota_row_writer row) {
+  /// @param even  live replicas share evenly, be it that nothing else was said.
+  void add_expert(topology const& where, placement const& from, index_t layer, index_t expert, bool even,
+                  quota_row_writer row) {
     auto& sizes = row.sizes();
     auto const count = static_cast<index_t>(replicas_.size());
     bool const movable = count > 1;
@@ -110,8 +113,8 @@ private:
     auto rest = share_one;
     for (index_t i = 0; i < count; ++i) {
       auto const slot = detail::at(replicas_, i);
-      auto const even = share_one / static_cast<share_t>(count);
-      auto const wanted = from.has_shares() ? from.shares(layer)[static_cast<std::size_t>(slot)] : even;
+      auto const wanted =
+          even ? share_one / static_cast<share_t>(count) : from.shares(layer)[static_cast<std::size_t>(slot)];
       auto const share = i + 1 == count ? rest : std::min(rest, wanted);
       rest -= share;
       auto const position = sizes.num_replicas++;

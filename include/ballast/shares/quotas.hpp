@@ -88,11 +88,11 @@ public:
   /// @param row      replicas of the layer; must live while results are read.
   /// @param tokens   [E] of the batch, of all ranks together, >= 0, at most `max_batch_tokens` together. Those of
   ///                 experts that no live rank holds are left out.
-  /// @param from     where sweeps start from: [movable] parts of an expert's tokens, as `parts` gave them for an
-  /// earlier
-  ///                 batch on the same row; must live while results are read. Empty: the shares in force. Ranks that
-  ///                 start from different parts come to different quotas.
-  /// @return what was reached.
+  /// @param from     where sweeps start: [movable] parts of an expert's tokens, as `parts` gave them for an earlier
+  /// batch
+  ///                 on the same row; must live while results are read. Empty: the shares in force. Ranks that start
+  ///                 from different parts come to different quotas.
+  /// @return what was reached: never above the shares in force where it starts from them; from other parts it may be.
   /// @pre `options.validate().ok()`
   /// @complexity O(sweeps * pairs + searches * (movable + R)); allocates only while sizes grow.
   /// @throws std::bad_alloc
@@ -137,9 +137,8 @@ public:
   [[nodiscard]] std::span<index_t const> rank_loads() const noexcept { return load_; }
   /// The quotas as parts of an expert's tokens, for the next batch to start from.
   ///
-  /// @param out  [movable] in units of 1 / `share_one`; an expert without tokens keeps the parts that this batch
-  /// started
-  ///             from. May be what `solve` started from.
+  /// @param out  out: [movable] in units of 1 / `share_one`; an expert without tokens has what this batch started from.
+  ///             May be what `solve` started from.
   void parts(std::span<index_t> out) const {
     BALLAST_EXPECTS(out.size() == from_.size(), "quotas: parts are not [movable]");
     for (index_t group = 0; group < row_.sizes().num_groups; ++group) {

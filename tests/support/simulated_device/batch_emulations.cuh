@@ -70,7 +70,8 @@ inline void emulate_plan(kernel_actions& actions, dim3 /*blocks*/, dim3 /*thread
         v.starts != nullptr && v.starts[a.layer].batch != 0 && v.starts[a.layer].version == row.sizes().version;
     auto const balance = solver.solve(row, tokens, v.options,
                                       warm ? std::span<index_t const>{parts, movable} : std::span<index_t const>{});
-    if (v.starts != nullptr) {
+    bool const exact = v.control->on != 0;
+    if (v.starts != nullptr && exact) {
       std::vector<index_t> next(movable);
       solver.parts(next);
       std::copy(next.begin(), next.end(), parts);
@@ -86,7 +87,6 @@ inline void emulate_plan(kernel_actions& actions, dim3 /*blocks*/, dim3 /*thread
       v.row_writer(a.layer).entries()[row.holders()[first].expert] = {
           two ? row.physical()[first] : first, two ? row.physical()[first + 1] : -1, v.ends[first], count};
     }
-    bool const exact = v.control->on != 0;
     *v.verdict = exact ? cudart::batch_verdict::exact : cudart::batch_verdict::resident;
     auto& told = v.statistics[a.layer];
     ++told.batches;

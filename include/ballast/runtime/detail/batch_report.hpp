@@ -6,6 +6,8 @@
 #include <ballast/runtime/batch_counters.hpp>
 #include <ballast/runtime/observer.hpp>
 
+#include <cstdint>
+
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
@@ -19,15 +21,14 @@ public:
       auto const found = store.balanced_batches();
       if (!found || found->batches == told_.batches) { return; }
       auto fresh = *found;
-      fresh.batches -= told_.batches;
-      fresh.exact -= told_.exact;
-      fresh.below -= told_.below;
-      fresh.off -= told_.off;
-      fresh.late -= told_.late;
-      fresh.unlike -= told_.unlike;
-      fresh.alone -= told_.alone;
+      for (auto const count :
+           {&batch_counters::batches, &batch_counters::exact, &batch_counters::below, &batch_counters::off,
+            &batch_counters::late, &batch_counters::unlike, &batch_counters::alone}) {
+        fresh.*count = static_cast<std::uint32_t>(fresh.*count - told_.*count);
+      }
       told_ = *found;
-      auto const balancedness = fresh.realised == 0 ? 1 : fresh.mean / static_cast<double>(fresh.realised);
+      bool const solved = fresh.exact + fresh.below > 0 && fresh.realised > 0;
+      auto const balancedness = solved ? fresh.mean / static_cast<double>(fresh.realised) : 0;
       tell(event{.kind = event_kind::batches, .balancedness = balancedness, .batches = &fresh});
     }
   }

@@ -46,10 +46,16 @@ struct layer_plan {
 /// What is left of a plan whose layers move before the next ones are planned.
 struct plan_waves {
   bool shared = true;
-  index_t next = 0;  ///< number of the next layer of each rank among its own
-  index_t end = 0;
+  index_t planners = 1;
+  index_t first = 0;  ///< number among its own of each rank's first layer in the plan at hand
+  index_t next = 0;   ///< of its first one in the plan after that
+  index_t end = 0;    ///< 0: plans are whole
 
   [[nodiscard]] bool any_left() const noexcept { return next < end; }
+  /// Whether a layer is not in the plan at hand.
+  [[nodiscard]] bool leaves_out(index_t layer) const noexcept {
+    return end > 0 && (layer / planners < first || layer / planners >= next);
+  }
 };
 
 /// What may change names in a plan, as far as policy and options allow; what becomes of its rows.
@@ -95,9 +101,9 @@ void open_layer_plan(Core& core, bool shared, part_range range) {
 template <class Core>
 void open_next_wave(Core& core) {
   auto& waves = core.waves;
-  auto const first = waves.next;
-  waves.next = std::min(waves.end, first + core.options.layers_per_plan_call);
-  detail::open_layer_plan(core, waves.shared, {first, waves.next - first});
+  waves.first = waves.next;
+  waves.next = std::min(waves.end, waves.first + core.options.layers_per_plan_call);
+  detail::open_layer_plan(core, waves.shared, {waves.first, waves.next - waves.first});
 }
 
 /// Begin to plan layer by layer, where that is the way here. Otherwise the policy plans all at once, later.
@@ -124,8 +130,8 @@ template <class Core>
     auto const shape = books.in_force().shape();
     if (!shared && detail::calls_for(core, shape.num_layers) == 1) { return {}; }
     if (moves && core.options.moves_while_planning) {
-      core.waves = {.shared = shared,
-                    .end = plan_parts::most_layers(shape.num_layers, shared ? books.where().num_live_ranks() : 1)};
+      auto const planners = shared ? books.where().num_live_ranks() : 1;
+      core.waves = {.shared = shared, .planners = planners, .end = plan_parts::most_layers(shape.num_layers, planners)};
       detail::open_next_wave(core);
       return {};
     }
@@ -175,9 +181,6 @@ template <class Core>
     }
     if (planned.ok()) { planned = plan.parts.check(); }
     if (planned.ok()) { planned = plan.parts.read(core.next); }
-    for (index_t layer = 0; layer < books.num_layers() && planned.ok(); ++layer) {
-      if (!plan.parts.has(layer)) { core.next.copy_layer(books.in_force(), layer); }
-    }
     core.planning.reset();
     if (!planned.ok()) { return planned; }
     if (!core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }

@@ -61,11 +61,6 @@ public:
     }
     return layers;
   }
-  /// Whether this part of the plan has a layer's row.
-  [[nodiscard]] bool has(index_t layer) const noexcept {
-    auto const row = layer / static_cast<index_t>(ranks_.size()) - first_row_;
-    return row >= 0 && row < static_cast<index_t>(rows_);
-  }
 
   [[nodiscard]] std::span<std::uint64_t const> mine() const noexcept { return mine_; }
   [[nodiscard]] std::span<std::uint64_t> all() noexcept { return all_; }

@@ -96,6 +96,9 @@ template <class Core>
   if (planned.ok() && !named) { relabel(in_force, books.where(), core.next, detail::naming(core)); }
   if (planned.ok() && splits_anew) { planned = core.shares.solve_for(core.next, books); }
   if (planned.ok() && plans_from_loads(core.policy)) { keep_idle_layers(books.loads(), in_force, core.next); }
+  for (index_t layer = 0; layer < in_force.num_layers() && planned.ok(); ++layer) {
+    if (core.waves.leaves_out(layer)) { core.next.copy_layer(in_force, layer); }
+  }
   return planned;
 }
 

@@ -5,6 +5,7 @@
 #include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/migration/transfer_plan.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/runtime/detail/device_times.hpp>
@@ -17,7 +18,6 @@
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -41,9 +41,7 @@ public:
     if (auto result = solve_for(next_, books); !result.ok()) { return result; }
     keep_idle_layers(books.loads(), in_force, next_);
     for (index_t layer = 0; layer < in_force.num_layers(); ++layer) {
-      if (!in_force.has_shares() || !std::ranges::equal(in_force.shares(layer), next_.shares(layer))) {
-        layers_.push_back(layer);
-      }
+      if (shares_differ(in_force, next_, layer)) { layers_.push_back(layer); }
     }
     return {};
   }

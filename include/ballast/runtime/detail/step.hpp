@@ -17,7 +17,7 @@ namespace detail {
 
 template <class Core>
 [[nodiscard]] bool asks_history_next(Core const& core) noexcept {
-  if (!core.enabled || core.is_planning() || core.books.num_layers() == 0) { return false; }
+  if (!core.enabled || core.is_planning() || core.waves.any_left() || core.books.num_layers() == 0) { return false; }
   bool const plans = core.is_recording() && core.waited == core.options.interval;
   return plans || (core.options.share_interval > 0 && core.share_waited + 1 >= core.options.share_interval);
 }

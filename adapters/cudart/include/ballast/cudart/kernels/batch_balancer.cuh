@@ -46,10 +46,10 @@ struct batch_options {
   quota_options quotas{};
   batch_control control{};
   index_t judge = 0;  ///< rank on whose board verdicts are, a live one
-  /// Start from the quotas of the layer's last batch where all ranks have those of the same one, else from the shares
-  /// in force. Fewer steps where batches are alike; but what a batch is mapped to depends on the ones before it then.
-  /// With counts that the engine gathers nothing tells whether ranks can start alike: there a rank that is made anew
-  /// needs a `restart` on all, or tokens are not balanced.
+  /// Start from the quotas of the last batch of the layer that went by quotas, where all ranks have those of the same
+  /// one, else from the shares in force. Fewer steps where batches are alike; but what a batch is mapped to depends on
+  /// the ones before it then. With counts that the engine gathers nothing tells whether ranks can start alike: there a
+  /// rank that is made anew needs a `restart` on all, or ranks use different quotas and tokens are not balanced.
   bool warm_start = false;
 
   [[nodiscard]] status validate() const {
@@ -233,7 +233,7 @@ public:
     std::memcpy(&copy, host_statistics_.bytes().data() + sizeof copy * static_cast<std::size_t>(layer), sizeof copy);
     return copy;
   }
-  /// The same over all layers. Waits for nothing. Counts are modulo 2^32 in each layer.
+  /// The same over all layers. Waits for nothing.
   [[nodiscard]] batch_counters counters() const {
     batch_counters sum;
     for (index_t layer = 0; layer < rows_.num_layers(); ++layer) {
@@ -347,7 +347,7 @@ private:
     settings.add(options.warm_start ? 1 : 0);
     options.quotas.describe(settings);
     view_.shape = shape;
-    view_.layout = plan_layout{shape};
+    view_.layout = plan_layout{shape, options.warm_start};
     view_.rank = rank;
     view_.num_layers = rows_.num_layers();
     view_.max_ids = options.max_tokens * options.top_k;

@@ -42,8 +42,8 @@ struct alignas(64) batch_statistics {
   std::uint32_t max = 0;               ///< tiles of the busiest rank, planned, in the last batch that was solved
   std::uint32_t bound = 0;             ///< what no quotas could bring it below
   std::uint32_t resident = 0;          ///< what it would have had by the shares in force
-  std::uint32_t realised = 0;          ///< what it had: `max`, or `resident` where the batch went by those, up to chance
-  std::uint32_t total = 0;             ///< of all ranks
+  std::uint32_t realised = 0;  ///< what it had: `max`, or `resident` where the batch went by those, up to chance
+  std::uint32_t total = 0;     ///< of all ranks
   std::uint16_t sweeps = 0;
   std::uint16_t searches = 0;         ///< 65535: that many or more
   std::uint32_t late_ranks_low = 0;   ///< one bit for each rank that was missed in the last late batch, ranks 0 to 31

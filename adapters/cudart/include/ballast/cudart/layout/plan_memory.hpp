@@ -24,7 +24,8 @@ struct alignas(16) sweep_pair {
 /// entries first, behind it what is worked out. Worked out once, so that the kernel need not.
 struct plan_layout {
   plan_layout() = default;
-  constexpr explicit plan_layout(quota_shape const& shape) noexcept : row{shape}, size{row.entries} {
+  /// @param warm_start  there is to be room for parts to start from.
+  constexpr plan_layout(quota_shape const& shape, bool warm_start) noexcept : row{shape}, size{row.entries} {
     auto const add = [this](std::uint32_t& begin, std::size_t bytes, index_t count) {
       begin = size;
       size += static_cast<std::uint32_t>((bytes * static_cast<std::size_t>(count) + 15) / 16 * 16);
@@ -38,7 +39,7 @@ struct plan_layout {
     add(level, sizeof(index_t), shape.num_ranks);
     add(reached, sizeof(index_t), shape.num_ranks);
     add(flow, sizeof(index_t), shape.max_movable());
-    add(start, sizeof(index_t), shape.max_movable());
+    add(start, sizeof(index_t), warm_start ? shape.max_movable() : 0);
     add(counts, sizeof(index_t), shape.max_groups() * shape.num_ranks);
   }
   /// Bytes without `counts`.

@@ -32,7 +32,7 @@ struct batch_ids {
   /// Ids before the first padded row.
   [[nodiscard]] __device__ std::uint32_t num_valid() const {
     if (num_valid_tokens == nullptr) { return num_ids; }
-    auto const valid = static_cast<std::uint64_t>(max(0, *num_valid_tokens)) * top_k;
+    auto const valid = static_cast<std::uint64_t>(max(0, __ldcg(num_valid_tokens))) * top_k;
     return static_cast<std::uint32_t>(min(valid, static_cast<std::uint64_t>(num_ids)));
   }
 };

@@ -138,8 +138,10 @@ public:
 
 private:
   [[nodiscard]] __device__ bool gains() const {
-    return static_cast<std::uint64_t>(state.balance.resident - state.balance.max) * 1'000'000u >=
-           static_cast<std::uint64_t>(state.balance.max) * state.min_gain_ppm;
+    // Quotas that started from those of an earlier batch may be worse than the shares in force.
+    return state.balance.resident >= state.balance.max &&
+           static_cast<std::uint64_t>(state.balance.resident - state.balance.max) * 1'000'000u >=
+               static_cast<std::uint64_t>(state.balance.max) * state.min_gain_ppm;
   }
   /// What the blocks before each block have of an expert. Many at a time: loads do not wait for the stores before them.
   __device__ void sum_blocks_up(index_t expert) const {

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(remap_threads)
   auto const* const block_first = tables.block_first + block * static_cast<std::uint32_t>(count_stride(a.num_logical));
   // What the ids are has been known since before they were counted, and the kernel before lets this one start only
   // then.
-  auto const id = i < a.num_ids ? a.ids[i] : Id{-1};
+  auto const id = i < a.num_ids ? __ldcg(a.ids + i) : Id{-1};
   auto const num_valid = a.num_valid();
   bool const counted = i < num_valid && id >= 0 && id < a.num_logical;
   auto const expert = counted ? static_cast<std::uint32_t>(id) : 0u;
