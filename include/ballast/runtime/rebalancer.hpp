@@ -248,6 +248,11 @@ public:
   [[nodiscard]] status apply(placement const& target) {
     return apply(target, detail::numbers_below(current().num_layers()));
   }
+  /// The same over the steps that follow, also while disabled: for engines that plan by themselves. In asynchronous
+  /// mode bytes set off now, else each `on_forward_pass_end` moves a chunk. `disable` drops what is not committed.
+  [[nodiscard]] status begin_apply(placement const& target, std::span<index_t const> layers) {
+    return call("begin_apply", [&] { return detail::begin_apply(*core_, target, layers); });
+  }
 
   /// Work out what a rebalance on the loads so far would bring, and do nothing. Call on every rank between two steps.
   ///
