@@ -157,6 +157,29 @@ TEST_CASE("a layer that is late on one rank is dropped on all, the next one goes
   });
 }
 
+TEST_CASE("with progress in the middle of a pass a layer is in force after that pass") {
+  on_three_ranks({.asynchronous = true}, [](engine_rank& self, held_up_wire& wire, in_process_endpoint& me) {
+    auto const target = rotated();
+    for (auto const layer : every_one) {
+      self.moved.progress().or_throw();  // nothing travels
+      self.moved.begin_apply(target, std::span{&layer, 1}).or_throw();
+      me.all_reduce({}, patience).or_throw();  // all have set off: the engine's own exchange
+      self.moved.progress().or_throw();
+      me.all_reduce({}, patience).or_throw();  // all have taken what there was
+      pass(self, me).or_throw();
+      CHECK(has_row(self, layer, target));
+      CHECK(self.first_error() == "");
+    }
+    // A rank whose wire is held up is told of nothing by it, and waits for nobody.
+    wire.held_up = me.rank() == 1;
+    self.moved.begin_apply(initial, every_one).or_throw();
+    self.moved.progress().or_throw();
+    pass(self, me).or_throw();
+    CHECK(self.moved.state() == rebalancer_state::moving);
+    self.moved.disable();
+  });
+}
+
 TEST_CASE("what does not fit is refused by the name of the call, and where nothing changes nothing runs") {
   on_three_ranks({}, [](engine_rank& self, held_up_wire&, in_process_endpoint&) {
     auto const other_shape = self.moved.begin_apply(trivial_placement({num_layers, 3, 9}), every_one);

@@ -217,6 +217,13 @@ public:
     return call("on_forward_pass_end", [&] { return detail::end_pass(*core_, pass); });
   }
 
+  /// Look after bytes that travel in asynchronous mode, without waiting. Any rank may, at any time between the calls
+  /// that all make: with host transports, whose bytes move in calls only, they arrive sooner, as between the layers of
+  /// a pass. What goes wrong is told by `on_forward_pass_end`.
+  [[nodiscard]] status progress() {
+    return call("progress", [&] { return detail::progress(*core_); });
+  }
+
   // ---- the words of the engine's exchange ----
 
   /// The word that this rank tells the others with the engine's next exchange, once per step. Asynchronous moves need

@@ -95,6 +95,13 @@ template <class Core>
   return detail::begin_cycle(core);
 }
 
+/// `rebalancer::progress`.
+template <class Core>
+[[nodiscard]] status progress(Core& core) {
+  if (core.options.asynchronous && core.is_moving()) { core.mover.poll(); }
+  return {};
+}
+
 template <class Core>
 [[nodiscard]] status end_pass(Core& core, pass_info const& pass) {
   auto result = detail::count_and_act(core, pass);
