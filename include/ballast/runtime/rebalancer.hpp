@@ -217,6 +217,13 @@ public:
     return call("on_forward_pass_end", [&] { return detail::end_pass(*core_, pass); });
   }
 
+  /// Look after bytes that travel in asynchronous mode, without waiting. Any rank may, at any time between the calls
+  /// that all make: with host transports, whose bytes move in calls only, they arrive sooner, as between the layers of
+  /// a pass. What goes wrong is told by `on_forward_pass_end`.
+  [[nodiscard]] status progress() {
+    return call("progress", [&] { return detail::progress(*core_); });
+  }
+
   // ---- the words of the engine's exchange ----
 
   /// The word that this rank tells the others with the engine's next exchange, once per step. Asynchronous moves need
@@ -247,6 +254,11 @@ public:
   /// As above, for all layers.
   [[nodiscard]] status apply(placement const& target) {
     return apply(target, detail::numbers_below(current().num_layers()));
+  }
+  /// The same over the steps that follow, also while disabled: for engines that plan by themselves. In asynchronous
+  /// mode bytes set off now, else each `on_forward_pass_end` moves a chunk. `disable` drops what is not committed.
+  [[nodiscard]] status begin_apply(placement const& target, std::span<index_t const> layers) {
+    return call("begin_apply", [&] { return detail::begin_apply(*core_, target, layers); });
   }
 
   /// Work out what a rebalance on the loads so far would bring, and do nothing. Call on every rank between two steps.

@@ -239,3 +239,24 @@ TEST_CASE("a rank that is so far behind that the others' words are gone is told 
     static_cast<void>(aside.all_reduce({}, patience));
   }));
 }
+
+TEST_CASE("a rank that is late is named, also by one whose time is over just when another expels it") {
+  auto const name = ballast_test::fresh_group_name();
+  ballast_test::check_complaints(ballast_test::run_processes(3, [&](ballast::index_t rank, process_exit, law_log& log) {
+    process_group end;
+    if (!log.expect_ok(end.join(name, rank, 3, patience), "join")) { return; }
+    for (int round = 0; round < 300; ++round) {
+      process_group group;
+      auto const place = ballast::detail::concat(name, '.', round);
+      if (!log.expect_ok(group.join(place, rank, 3, patience), "join")) { return; }
+      if (!log.expect_ok(end.all_reduce({}, patience), "begin of a round")) { return; }
+      if (rank != 2) {
+        // It succeeds where the other has expelled rank 2 before this rank began.
+        auto const result = group.all_reduce({}, 2 * millisecond);
+        log.expect(result.ok() || result.rank() >= 0, "nobody is blamed: ", result.message());
+        log.expect_ok(group.expel(2), "expel");
+      }
+      if (!log.expect_ok(end.all_reduce({}, patience), "end of a round")) { return; }
+    }
+  }));
+}

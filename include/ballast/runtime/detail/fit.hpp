@@ -76,18 +76,18 @@ template <class Store>
 }
 
 /// What `apply` is given.
-[[nodiscard]] inline status check_target(placement const& target, std::span<index_t const> layers,
+[[nodiscard]] inline status check_target(char const* call, placement const& target, std::span<index_t const> layers,
                                          placement const& in_force) {
   if (target.shape() != in_force.shape()) {
     return {errc::invalid_placement,
-            concat("apply: the target has ", target.num_layers(), " layers x ", target.num_slots(), " slots of ",
+            concat(call, ": the target has ", target.num_layers(), " layers x ", target.num_slots(), " slots of ",
                    target.num_logical(), " experts, in force are ", in_force.num_layers(), " x ", in_force.num_slots(),
                    " of ", in_force.num_logical())};
   }
   if (auto result = validate_placement(target, in_force.shape()); !result.ok()) { return result; }
   for (std::size_t i = 0; i < layers.size(); ++i) {
     if (layers[i] < 0 || layers[i] >= in_force.num_layers() || (i > 0 && layers[i] <= layers[i - 1])) {
-      return {errc::invalid_option, concat("apply: layer ", layers[i], " at position ", i, " is not ascending in [0, ",
+      return {errc::invalid_option, concat(call, ": layer ", layers[i], " at position ", i, " is not ascending in [0, ",
                                            in_force.num_layers(), ")")};
     }
   }

@@ -26,21 +26,39 @@ namespace detail {
 
 // What an operator or an engine asks for between two steps.
 
+/// From a target that the engine gives to chunks that every rank has agreed on.
+template <class Core>
+[[nodiscard]] status prepare_target(Core& core, char const* call, placement const& target,
+                                    std::span<index_t const> layers) {
+  auto const& in_force = core.books.in_force();
+  if (auto result = core.refuse_unless_recording(call); !result.ok()) { return result; }
+  if (auto result = check_target(call, target, layers, in_force); !result.ok()) { return result; }
+  core.next = in_force;
+  for (auto const layer : layers) { core.next.copy_layer(target, layer); }
+  return in_force.num_layers() == 0 ? status{} : detail::prepare_moves(core);
+}
+
 /// `rebalancer::apply`.
 template <class Core>
 [[nodiscard]] status apply(Core& core, placement const& target, std::span<index_t const> layers) {
-  auto const& in_force = core.books.in_force();
-  if (auto result = core.refuse_unless_recording("apply"); !result.ok()) { return result; }
-  if (auto result = check_target(target, layers, in_force); !result.ok()) { return result; }
-  core.next = in_force;
-  for (auto const layer : layers) { core.next.copy_layer(target, layer); }
-  if (in_force.num_layers() == 0) { return {}; }
-  if (auto result = detail::prepare_moves(core); !result.ok()) { return result; }
+  if (auto result = detail::prepare_target(core, "apply", target, layers); !result.ok()) { return result; }
   while (!core.mover.at_end()) {
     if (auto ended = core.mover.move_step(); !ended.ok()) { return core.conclude(ended); }
   }
   core.end_cycle();
   return {};
+}
+
+/// `rebalancer::begin_apply`.
+template <class Core>
+[[nodiscard]] status begin_apply(Core& core, placement const& target, std::span<index_t const> layers) {
+  if (auto result = detail::prepare_target(core, "begin_apply", target, layers); !result.ok()) { return result; }
+  if (core.mover.at_end()) {
+    core.end_cycle();
+    return {};
+  }
+  core.state = rebalancer_state::moving;
+  return core.options.asynchronous ? detail::send_next(core) : status{};
 }
 
 /// `rebalancer::predict`.

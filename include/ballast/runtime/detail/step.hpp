@@ -65,19 +65,26 @@ template <class Core>
   return {};
 }
 
+/// In asynchronous mode words decide what a chunk waits for.
+template <class Core>
+[[nodiscard]] status move_if_due(Core& core) {
+  return core.is_moving() && !core.options.asynchronous ? detail::move_step(core) : status{};
+}
+
 /// `rebalancer::on_forward_pass_end`, but for what it sets off for the next call.
 template <class Core>
 [[nodiscard]] status count_and_act(Core& core, pass_info const& pass) {
   if (auto result = core.refuse_unless_started("on_forward_pass_end"); !result.ok()) { return result; }
   if (auto result = detail::close_pass(core, pass); !result.ok()) { return result; }
-  if (!core.enabled || core.books.num_layers() == 0) { return {}; }
+  if (core.books.num_layers() == 0) { return {}; }
+  if (!core.enabled) { return detail::move_if_due(core); }
   bool const plans_now = core.is_recording() && core.waited == core.options.interval;
   // While a plan is being made its loads stay, and the shares on the maps in force with them.
   if (detail::share_refresh_due(core) && !plans_now && !core.is_planning() && !core.waves.any_left()) {
     if (auto result = detail::reduce_and_refresh_shares(core); !result.ok()) { return result; }
   }
   if (core.is_planning()) { return detail::plan_step(core); }
-  if (core.is_moving()) { return core.options.asynchronous ? status{} : detail::move_step(core); }
+  if (core.is_moving()) { return detail::move_if_due(core); }
   if (core.options.checked_slots > 0) { core.books.replicas().sum_some(core.options.checked_slots); }
   if (!plans_now) {
     ++core.waited;
@@ -86,6 +93,13 @@ template <class Core>
   // The call that ends a cycle is also the first of the next wait.
   core.waited = 1;
   return detail::begin_cycle(core);
+}
+
+/// `rebalancer::progress`.
+template <class Core>
+[[nodiscard]] status progress(Core& core) {
+  if (core.options.asynchronous && core.is_moving()) { core.mover.poll(); }
+  return {};
 }
 
 template <class Core>

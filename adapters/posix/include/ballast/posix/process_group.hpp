@@ -271,7 +271,8 @@ public:
     ring_all();
     bool const in_time = await([&] { return try_to_decide(expelled_before); }, deadline);
     if (!in_time) {
-      decide({decision::drop, {cause::late, most_silent([&](index_t rank) { return !has_voted(rank); })}, {}});
+      auto const is_missing = [&](index_t rank) { return (expelled_before >> rank & 1) == 0 && !has_voted(rank); };
+      decide({decision::drop, {cause::late, late_rank(is_missing)}, {}});
     }
     ring_all();
     return read_decision(last_vote_);
@@ -419,6 +420,17 @@ public:
       if (found < 0 || last_sign(rank) < last_sign(found)) { found = rank; }
     }
     return found;
+  }
+  /// Whom to blame for what has not come in time: the most silent of those considered, else one that others have
+  /// expelled meanwhile for the same reason; -1 where nobody is missing any more.
+  template <class Predicate>
+  [[nodiscard]] index_t late_rank(Predicate considered) const {
+    auto const silent = most_silent(considered);
+    if (silent >= 0) { return silent; }
+    for (index_t rank = 0; rank < num_ranks_; ++rank) {
+      if (rank != rank_ && considered(rank)) { return rank; }
+    }
+    return -1;
   }
   /// Nanoseconds since that rank gave a sign.
   [[nodiscard]] nanoseconds_t silence_of(index_t rank) const { return ballast::detail::now() - last_sign(rank); }
@@ -667,8 +679,9 @@ private:
   [[nodiscard]] status missed(std::uint64_t first, std::uint64_t attempt) const {
     for (auto const since : {first, attempt}) {
       auto const is_missing = [&](index_t rank) { return !is_expelled(rank) && !has_come(rank, since); };
-      auto const missing = names_of(is_missing);
-      if (!missing.empty()) { return late("regroup", missing, most_silent(is_missing)); }
+      auto const culprit = most_silent(is_missing);
+      if (culprit < 0) { continue; }
+      return late("regroup", names_of([&](index_t rank) { return rank == culprit || is_missing(rank); }), culprit);
     }
     return late("regroup", ballast::detail::concat("rank ", rank_), rank_);
   }
@@ -760,10 +773,10 @@ private:
       return gave_up(what.name, quitter);
     }
     auto const missing = names_of(is_missing);
-    if (in_time || missing.empty()) { return {}; }
-    auto const silent = most_silent(is_missing);
-    if (silent >= 0) { suspect(silent); }
-    return late(what.name, missing, silent);
+    auto const culprit = late_rank(is_missing);
+    if (in_time || missing.empty() || culprit < 0) { return {}; }
+    suspect(culprit);
+    return late(what.name, missing, culprit);
   }
 
   template <class Use>
