@@ -58,6 +58,7 @@ struct move_search_numbers {
 /// How far a search may go in one layer.
 struct move_limits {
   index_t max_moves = std::numeric_limits<index_t>::max();     ///< pairs (rank, expert) that may be new
+  index_t most_kept = std::numeric_limits<index_t>::max();     ///< of them, after which a descent ends; see `begin`
   index_t max_arrivals = std::numeric_limits<index_t>::max();  ///< of them, on one rank
   index_t max_remote = std::numeric_limits<index_t>::max();    ///< of those on one rank, from other nodes
   load_t price = 0;         ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
@@ -132,7 +133,8 @@ public:
   void run(replica_map& map, move_limits const& limits) {
     if (begin(map, limits)) { retry(); }
   }
-  /// The first descent of `run`; true if it changed the map, and `retry` does the rest.
+  /// The first descent of `run`; true if it changed the map, and `retry` does the rest. With `most_kept` it is the
+  /// beginning of the descent that has `max_moves`, so what it reaches never gets worse with more.
   [[nodiscard]] bool begin(replica_map& map, move_limits const& limits) {
     map_ = &map;
     limits_ = limits;
@@ -155,7 +157,8 @@ public:
     if (!pays) { rewind(0); }
     return pays;
   }
-  /// Undo a few changes and search again, as often as the limits say. @pre `begin` was true, its map is as it left it
+  /// Undo a few changes and search again, as often as the limits say.
+  /// @pre `begin` came last, its map is as it left it, and was not good enough before
   void retry() {
     auto best = best_;
     random_ = 0;
@@ -172,6 +175,9 @@ public:
     }
     drop_needless_doubles();
   }
+
+  /// What the last search left of its `move_limits::work`; below 0 by what its last step took.
+  [[nodiscard]] std::int64_t work_left() const noexcept { return work_; }
 
 private:
   using numbers = move_search_numbers;
@@ -305,6 +311,7 @@ private:
 
   /// Set the target of the next step and find the costliest rank; false if that is cheap enough.
   [[nodiscard]] bool aim(load_t target) {
+    if (map_->moves() > limits_.most_kept) { return false; }
     refresh_costs();
     auto const max = at(rank_cost_, hot_);
     note_milestone(max);
