@@ -163,16 +163,21 @@ private:
   /// A bigger budget never gives a worse plan: what is tried is the same whatever the budget at hand, as far as it
   /// reaches. It is tried rung by rung, each a budget: the plan of a rung is the better of one made for it and one that
   /// goes on from the rung below, improved by retries. Above the last rung that fits, a search for the next one goes on
-  /// until the budget is used up.
+  /// until the budget is used up. A plan with second copies that some rung was worth stays until others are as good.
   void climb(move_limits limits) {
     limits.retries /= retries_of_rungs;
     map_ = rehomed_;
     other_ = rehomed_;
-    has_doubled_ = false;
+    doubled_max_ = start_.max;
+    climb_rungs(limits);
+    if (doubled_max_ < search_.level_of(map_).max) { std::swap(map_, doubled_); }
+  }
+  void climb_rungs(move_limits& limits) {
+    constexpr index_t least_idle = 8;
     index_t rung = 0;
     for (; rung <= limits_.budget; rung = rung_above(rung)) {
       try_rung(rung, limits);
-      bool const is_idle = map_.moves() < rung / 2;
+      bool const is_idle = map_.moves() < std::min(rung / 2, rung - least_idle);
       if (is_idle || limits.work <= 0 || search_.level_of(map_).max <= limits.good_enough) { return; }
     }
     limits.max_moves = rung;
@@ -189,15 +194,13 @@ private:
     limits.max_moves = rung;
     go_on_from_here(limits);
     begin_again(limits);
-    if (search_.level_of(other_).max < search_.level_of(map_).max) {
-      std::swap(map_, other_);
-      has_doubled_ = false;
+    if (search_.level_of(other_).max < search_.level_of(map_).max) { std::swap(map_, other_); }
+    if (limits.retries > 0 && search_.level_of(map_).max > limits.good_enough) {
+      go_on_from_here(limits);
+      search_.retry();
+      limits.work = search_.work_left();
     }
     try_doubles(limits);
-    if (limits.retries == 0 || search_.level_of(map_).max <= limits.good_enough) { return; }
-    go_on_from_here(limits);
-    search_.retry();
-    limits.work = search_.work_left();
   }
   /// From the layer as it was, into `other_`.
   void begin_again(move_limits& limits) {
@@ -210,7 +213,6 @@ private:
   void go_on_from_here(move_limits& limits) {
     auto here = limits;
     here.least_gain = 1;
-    here.may_double = has_doubled_;
     static_cast<void>(search_.begin(map_, here));
     limits.work = search_.work_left();
   }
@@ -220,10 +222,15 @@ private:
     if (map_.moves() < limits.max_moves || max - start_.mean < worth) { return; }
     limits.may_double = true;
     begin_again(limits);
+    if (limits.retries > 0 && search_.level_of(other_).max < start_.max) {
+      search_.retry();
+      limits.work = search_.work_left();
+    }
     limits.may_double = false;
-    if (max - search_.level_of(other_).max > worth) {
-      std::swap(map_, other_);
-      has_doubled_ = true;
+    auto const reached = search_.level_of(other_).max;
+    if (max - reached > worth && reached < doubled_max_) {
+      doubled_ = other_;
+      doubled_max_ = reached;
     }
   }
 
@@ -412,7 +419,8 @@ private:
   replica_map map_;                 ///< the plan so far
   replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
   replica_map other_;               ///< one to compare it with
-  bool has_doubled_ = false;        ///< the plan so far may have second copies on a rank
+  replica_map doubled_;             ///< the best plan so far with second copies on a rank
+  load_t doubled_max_ = 0;          ///< its busiest rank, or that of the layer as it was
   replica_map before_;              ///< as `rehomed_`, while the plan is for optimal shares
   replica_map best_;                ///< the best plan for optimal shares so far
   load_t best_max_ = 0;             ///< its busiest rank
