@@ -754,7 +754,7 @@ TEST_CASE("plans are the same on every compiler and machine") {
     return out.value();
   };
   CHECK(pinned({}) == 1995494462550054826u);
-  CHECK(pinned({.max_moves_per_layer = 12}) == 4902978538593500384u);
+  CHECK(pinned({.max_moves_per_layer = 12}) == 17771935164533692426u);
   CHECK(pinned({.max_moves_per_layer = 4, .shares = share_mode::optimal}) == 3535410545125993187u);
 }
 

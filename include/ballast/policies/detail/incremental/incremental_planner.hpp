@@ -187,7 +187,8 @@ private:
   /// Large layers take long to search, so they have fewer rungs.
   [[nodiscard]] index_t rung_above(index_t rung) const {
     constexpr index_t step = 4;
-    if (rung < step) { return std::max(2 * rung, index_t{1}); }
+    if (rung < 2) { return rung + 1; }
+    if (rung < 2 * step) { return rung + 2; }
     return rung + std::max(step, rung / (map_.num_slots() <= slots_of_large_layers ? 8 : 2) / step * step);
   }
   void try_rung(index_t rung, move_limits& limits) {
