@@ -184,12 +184,14 @@ private:
     limits.most_kept = limits_.budget;
     go_on_from_here(limits);
   }
-  /// Large layers take long to search, so they have fewer rungs.
+  /// Large layers and ranks take long to search, so they have fewer rungs.
   [[nodiscard]] index_t rung_above(index_t rung) const {
     constexpr index_t step = 4;
     if (rung < 2) { return rung + 1; }
     if (rung < 2 * step) { return rung + 2; }
-    return rung + std::max(step, rung / (map_.num_slots() <= slots_of_large_layers ? 8 : 2) / step * step);
+    bool const is_small =
+        map_.num_slots() <= slots_of_large_layers && map_.first_slot(1) <= move_search_numbers::few_slots;
+    return rung + std::max(step, rung / (is_small ? 8 : 2) / step * step);
   }
   void try_rung(index_t rung, move_limits& limits) {
     limits.max_moves = rung;
