@@ -18,6 +18,7 @@
 
 #include "batch_quality.hpp"
 
+#include <support/peer_policies.hpp>
 #include <support/trace_files.hpp>
 
 #include <algorithm>
@@ -356,6 +357,10 @@ std::vector<contender> contenders() {
   };
   return {
       {"deepseek", any_policy{deepseek_placement{}}},
+      {"TensorRT-LLM", any_policy{ballast_test::tensorrt_llm_policy{}}},
+      {"SGLang deepseek_vec", any_policy{ballast_test::sglang_vec_policy{}}},
+      {"xLLM", any_policy{ballast_test::xllm_policy{}}},
+      {"vllm-ascend swift", any_policy{ballast_test::swift_policy{}}},
       {"balanced", any_policy{balanced_placement{}}},
       {"balanced_shares", any_policy{balanced_shares_placement{}}},
       {"headroom", any_policy{headroom_placement{}}},
@@ -396,7 +401,13 @@ void print_all_pairs(std::vector<trace> const& traces) {
   std::puts(
       "same kind, or of another kind of the model; means over all ordered pairs. Next: with even shares, with the "
       "plan's own, and");
-  std::puts("split anew. Moves and doubled: a layer.\n");
+  std::puts(
+      "split anew. Moves and doubled: a layer. TensorRT-LLM, SGLang, xLLM and vllm-ascend are as their algorithms are "
+      "described, in");
+  std::puts(
+      "`tests/support/peer_policies.hpp`: the first two give the original's plans; xLLM itself takes only shapes whose "
+      "experts and");
+  std::puts("spare slots its ranks divide; vllm-ascend's own swift balances less.\n");
   std::puts(
       "| recordings | ranks x slots | policy | ms | in sample | next, even | next, own | next, split anew | moves | "
       "doubled |");

@@ -93,7 +93,8 @@ struct move_cost_model {
 /// each step the one that removes the most overload for its bytes. A layer whose layout no few moves mend gets one from
 /// scratch, once, where that pays and the budget allows it. A second copy of an expert on its rank costs no bytes; it
 /// is made only where a budget binds and it pays. With a budget only the budget limits; without one a plan stops where
-/// further moves would cost more time than they save. A layer never comes out worse than it was. Experts of dead ranks
+/// further moves would cost more time than they save. A layer never comes out worse than it was, nor, for even shares
+/// and but for a layout from scratch, worse than with a smaller budget. Experts of dead ranks
 /// are given a new home first. docs/incremental.md has the rules.
 ///
 /// @par Cost
@@ -119,10 +120,11 @@ struct basic_incremental_placement {
   /// The split that moves are chosen for. `optimal` writes the shares into the plan, solved anew for every layer; it
   /// goes with `token_cost` only.
   share_mode shares = share_mode::even;
-  /// How often to undo a few changes of a layer and search again. Each costs about a third of the plan without, and
-  /// each eight bring the excess of the busiest rank down by a tenth. That many are made where the excess is 1 / 64 of
-  /// the mean; a layer with less gets down to three quarters, one with more up to twice as many. Layers of more than
-  /// 320 slots get fewer, as the square of their slots: from 1600 on one search has to do.
+  /// How often to undo a few changes of a layer and search again; with a budget, a sixth as often on each rung of the
+  /// ladder that leads to it. Each costs about a third of the plan without, and each eight bring the excess of the
+  /// busiest rank down by a tenth. That many are made where the excess is 1 / 64 of the mean; a layer with less gets
+  /// down to three quarters, one with more up to twice as many. Layers of more than 320 slots get fewer, as the square
+  /// of their slots: from 1600 on one search has to do.
   index_t retries_per_layer = 20;
   /// Candidate changes to look at in a layer, at most.
   std::int64_t work_per_layer = 4'000'000;

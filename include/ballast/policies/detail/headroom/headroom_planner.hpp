@@ -52,7 +52,6 @@ public:
     rank_load_.resize(ranks);
     block_load_.resize(ranks * static_cast<std::size_t>(id_blocks_));
     near_load_.resize(block_load_.size());
-    shared_.resize(ranks * ranks);
     part_of_.resize(ranks);
   }
 
@@ -121,7 +120,7 @@ private:
     std::fill(rank_load_.begin(), rank_load_.end(), load_t{0});
     std::fill(block_load_.begin(), block_load_.end(), load_t{0});
     std::fill(near_load_.begin(), near_load_.end(), load_t{0});
-    std::fill(shared_.begin(), shared_.end(), 0);
+    shared_.assign(live_ranks_.size() * live_ranks_.size(), 0);
     std::iota(part_of_.begin(), part_of_.end(), 0);
   }
 

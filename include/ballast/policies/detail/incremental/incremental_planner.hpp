@@ -92,6 +92,7 @@ private:
   /// eighth of the mean. What drift does to a good layout stays below.
   static constexpr load_t least_relief = layout_stress::unit / 8;
   static constexpr load_t part_off_balance = 32;
+  static constexpr index_t retries_of_rungs = 6;  ///< a sixth of those for a layer
   static constexpr index_t slots_of_large_layers = 400;
   static constexpr index_t slots_of_huge_layers = 1600;
 
@@ -130,10 +131,10 @@ private:
       balance_layout(limits);
       return true;
     }
-    if (has_changed) { search_.retry(); }
     if (has_budget()) {
-      try_doubles(limits);
+      climb(limits);
     } else {
+      if (has_changed) { search_.retry(); }
       go_on(limits);
     }
     return false;
@@ -156,13 +157,84 @@ private:
     keep_dead_slots(row_);
     map_.open(where_, row_, loads_);
   }
-  void try_doubles(move_limits limits) {
+
+  // ---- a few moves, within a budget ----
+
+  /// A bigger budget never gives a worse plan: what is tried is the same whatever the budget at hand, as far as it
+  /// reaches. It is tried rung by rung, each a budget: the plan of a rung is the better of one made for it and one that
+  /// goes on from the rung below, improved by retries. Above the last rung that fits, a search for the next one goes on
+  /// until the budget is used up. A plan with second copies that some rung was worth stays until others are as good.
+  void climb(move_limits limits) {
+    limits.retries /= retries_of_rungs;
+    map_ = rehomed_;
+    other_ = rehomed_;
+    doubled_max_ = start_.max;
+    climb_rungs(limits);
+    if (doubled_max_ < search_.level_of(map_).max) { std::swap(map_, doubled_); }
+  }
+  void climb_rungs(move_limits& limits) {
+    constexpr index_t least_idle = 8;
+    index_t rung = 0;
+    for (; rung <= limits_.budget; rung = rung_above(rung)) {
+      try_rung(rung, limits);
+      bool const is_idle = map_.moves() < std::min(rung / 2, rung - least_idle);
+      if (is_idle || limits.work <= 0 || search_.level_of(map_).max <= limits.good_enough) { return; }
+    }
+    limits.max_moves = rung;
+    limits.most_kept = limits_.budget;
+    go_on_from_here(limits);
+  }
+  /// Large layers and ranks take long to search, so they have fewer rungs.
+  [[nodiscard]] index_t rung_above(index_t rung) const {
+    constexpr index_t step = 4;
+    if (rung < 2) { return rung + 1; }
+    if (rung < 2 * step) { return rung + 2; }
+    bool const is_small =
+        map_.num_slots() <= slots_of_large_layers && map_.first_slot(1) <= move_search_numbers::few_slots;
+    return rung + std::max(step, rung / (is_small ? 8 : 2) / step * step);
+  }
+  void try_rung(index_t rung, move_limits& limits) {
+    limits.max_moves = rung;
+    go_on_from_here(limits);
+    begin_again(limits);
+    if (search_.level_of(other_).max < search_.level_of(map_).max) { std::swap(map_, other_); }
+    if (limits.retries > 0 && search_.level_of(map_).max > limits.good_enough) {
+      go_on_from_here(limits);
+      search_.retry();
+      limits.work = search_.work_left();
+    }
+    try_doubles(limits);
+  }
+  /// From the layer as it was, into `other_`.
+  void begin_again(move_limits& limits) {
+    for (index_t slot = 0; slot < other_.num_slots(); ++slot) {
+      if (other_.expert(slot) != rehomed_.expert(slot)) { other_.assign(slot, rehomed_.expert(slot)); }
+    }
+    static_cast<void>(search_.begin(other_, limits));
+    limits.work = search_.work_left();
+  }
+  void go_on_from_here(move_limits& limits) {
+    auto here = limits;
+    here.least_gain = 1;
+    static_cast<void>(search_.begin(map_, here));
+    limits.work = search_.work_left();
+  }
+  void try_doubles(move_limits& limits) {
     auto const max = search_.level_of(map_).max;
     auto const worth = start_.mean / worth_of_doubles;
-    if (map_.moves() < limits_.budget || max - start_.mean < worth) { return; }
+    if (map_.moves() < limits.max_moves || max - start_.mean < worth) { return; }
     limits.may_double = true;
-    search_.run(rehomed_, limits);
-    if (max - search_.level_of(rehomed_).max > worth) { std::swap(map_, rehomed_); }
+    begin_again(limits);
+    if (limits.retries > 0 && search_.level_of(other_).max < start_.max) {
+      search_.retry();
+      limits.work = search_.work_left();
+    }
+    limits.may_double = false;
+    auto const reached = search_.level_of(other_).max;
+    if (max - reached > worth && reached < doubled_max_) {
+      doubled_ = other_;
+      doubled_max_ = reached;
+    }
   }
 
   // ---- moves for the best split ----
@@ -350,6 +422,8 @@ private:
   replica_map map_;                 ///< the plan so far
   replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
   replica_map other_;               ///< one to compare it with
+  replica_map doubled_;             ///< the best plan so far with second copies on a rank
+  load_t doubled_max_ = 0;          ///< its busiest rank, or that of the layer as it was
   replica_map before_;              ///< as `rehomed_`, while the plan is for optimal shares
   replica_map best_;                ///< the best plan for optimal shares so far
   load_t best_max_ = 0;             ///< its busiest rank

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -47,6 +48,7 @@ struct move_search_numbers {
 
   static constexpr load_t remote_discount = 32;          ///< 1 / 32 of its worth less for a move between nodes
   static constexpr std::size_t few_ranks = 64;           ///< up to which a step tries the exchanges with all ranks
+  static constexpr index_t few_slots = 16;               ///< of a rank, up to which it does not pay to sort them
   static constexpr std::size_t max_partners = 16;        ///< ranks whose exchanges a step tries, where there are more
   static constexpr std::size_t most_spare = 128;         ///< slots that a step considers, where there are
   static constexpr std::size_t spare_list_long = 4;      ///< times as many; else all of them
@@ -56,6 +58,7 @@ struct move_search_numbers {
 /// How far a search may go in one layer.
 struct move_limits {
   index_t max_moves = std::numeric_limits<index_t>::max();     ///< pairs (rank, expert) that may be new
+  index_t most_kept = std::numeric_limits<index_t>::max();     ///< of them, after which a descent ends; see `begin`
   index_t max_arrivals = std::numeric_limits<index_t>::max();  ///< of them, on one rank
   index_t max_remote = std::numeric_limits<index_t>::max();    ///< of those on one rank, from other nodes
   load_t price = 0;         ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
@@ -105,7 +108,6 @@ public:
       : cost_{cost}, has_nodes_{where.num_nodes() > 1}, live_ranks_{live_ranks(where)} {
     auto const ranks = static_cast<std::size_t>(where.num_ranks());
     rank_cost_.resize(ranks);
-    excess_.resize(ranks);
     added_.assign(ranks, 0);
     may_be_local_.resize(ranks);
   }
@@ -131,7 +133,8 @@ public:
   void run(replica_map& map, move_limits const& limits) {
     if (begin(map, limits)) { retry(); }
   }
-  /// The first descent of `run`; true if it changed the map, and `retry` does the rest.
+  /// The first descent of `run`; true if it changed the map, and `retry` does the rest. With `most_kept` it is the
+  /// beginning of the descent that has `max_moves`, so what it reaches never gets worse with more.
   [[nodiscard]] bool begin(replica_map& map, move_limits const& limits) {
     map_ = &map;
     limits_ = limits;
@@ -147,13 +150,15 @@ public:
     best_ = {start.max, start.max, 0};
     std::fill(rank_cost_.begin(), rank_cost_.end(), mean_);
     sum_ = 0;
+    stale_ = live_ranks_;
     descend();
     bool const pays =
         start.max - best_.max >= limits.least_gain && start.max - best_.worth >= limits.price / 2 && best_.length > 0;
     if (!pays) { rewind(0); }
     return pays;
   }
-  /// Undo a few changes and search again, as often as the limits say. @pre `begin` was true, its map is as it left it
+  /// Undo a few changes and search again, as often as the limits say.
+  /// @pre `begin` came last, its map is as it left it, and was not good enough before
   void retry() {
     auto best = best_;
     random_ = 0;
@@ -171,9 +176,13 @@ public:
     drop_needless_doubles();
   }
 
+  /// What the last search left of its `move_limits::work`; below 0 by what its last step took.
+  [[nodiscard]] std::int64_t work_left() const noexcept { return work_; }
+
 private:
   using numbers = move_search_numbers;
   static constexpr index_t none = replica_map::none;
+  static constexpr unsigned char no = 0, yes = 1, maybe = 2;
 
   struct entry {
     index_t slot;
@@ -193,6 +202,7 @@ private:
     index_t rank;
     index_t refund;  ///< 1 if emptying it undoes a move
   };
+  using loaded_slot = std::pair<load_t, std::size_t>;
   struct wanted_copy {
     load_t relief;  ///< excess that the copy, put nowhere, would remove
     load_t load;    ///< of the copy
@@ -206,6 +216,8 @@ private:
     index_t other_expert = none;  ///< that it gets
   };
 
+  /// Cost of a rank above the target: what it is, and what it would be with another load.
+  [[nodiscard]] load_t excess(index_t rank) const { return std::max(at(rank_cost_, rank) - target_, load_t{0}); }
   [[nodiscard]] load_t excess_of(index_t rank, load_t load) const {
     return std::max(cost_(rank, load) - target_, load_t{0});
   }
@@ -225,7 +237,7 @@ private:
   }
   void rewind(std::size_t length) {
     while (journal_.size() > length) {
-      map_->assign(journal_.back().slot, journal_.back().expert);
+      replace(journal_.back().slot, journal_.back().expert);
       journal_.pop_back();
     }
   }
@@ -250,8 +262,8 @@ private:
   /// more: `retries` of them at 1 / 64 of the mean, three quarters as many below, up to twice as many above.
   [[nodiscard]] load_t retries_at(load_t max) const {
     constexpr auto bounds = numbers::excess_of_retries;
-    auto const excess = (max - mean_) / (mean_ / numbers::excess_unit + 1);
-    return load_t{limits_.retries} * std::clamp(excess, bounds[0], bounds[2]) / bounds[1];
+    auto const above = (max - mean_) / (mean_ / numbers::excess_unit + 1);
+    return load_t{limits_.retries} * std::clamp(above, bounds[0], bounds[2]) / bounds[1];
   }
   /// Give the changed slots of the busiest rank and two others back what they held at the start, and with them those
   /// without which an expert would vanish.
@@ -299,21 +311,31 @@ private:
 
   /// Set the target of the next step and find the costliest rank; false if that is cheap enough.
   [[nodiscard]] bool aim(load_t target) {
-    hot_ = cold_ = live_ranks_.front();
-    for (auto const rank : live_ranks_) {
-      auto const cost = cost_(rank, map_->rank_load(rank));
-      if (cost != at(rank_cost_, rank)) {
-        sum_ += part_above_mean(cost) - part_above_mean(at(rank_cost_, rank));
-        at(rank_cost_, rank) = cost;
-      }
-      if (cost > at(rank_cost_, hot_)) { hot_ = rank; }
-      if (cost < at(rank_cost_, cold_)) { cold_ = rank; }
-    }
+    if (map_->moves() > limits_.most_kept) { return false; }
+    refresh_costs();
     auto const max = at(rank_cost_, hot_);
     note_milestone(max);
     if (max <= std::max({limits_.goal, mean_, target}) || !can_pay_off(target)) { return false; }
-    aim_at(std::max(limits_.goal, target > 0 ? target : adaptive_target(max)));
+    target_ = std::max(limits_.goal, target > 0 ? target : adaptive_target(max));
     return true;
+  }
+  /// Bring the costs of the ranks up to date, and find the costliest and the cheapest one.
+  void refresh_costs() {
+    for (auto const rank : stale_) {
+      auto const cost = cost_(rank, map_->rank_load(rank));
+      sum_ += part_above_mean(cost) - part_above_mean(at(rank_cost_, rank));
+      at(rank_cost_, rank) = cost;
+    }
+    stale_.clear();
+    auto const cost_of = [this](index_t rank) { return at(rank_cost_, rank); };
+    auto max = cost_of(live_ranks_.front());
+    auto min = max;
+    for (auto const rank : live_ranks_) {
+      max = std::max(max, cost_of(rank));
+      min = std::min(min, cost_of(rank));
+    }
+    hot_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(), [&](index_t rank) { return cost_of(rank) == max; });
+    cold_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(), [&](index_t rank) { return cost_of(rank) == min; });
   }
   [[nodiscard]] load_t part_above_mean(load_t cost) const {
     return std::max(cost - mean_, load_t{0}) / numbers::margin_of_excess[1];
@@ -329,10 +351,6 @@ private:
   /// Whether reaching the target, or perfect balance, is worth the moves made up to now.
   [[nodiscard]] bool can_pay_off(load_t target) const {
     return std::max(target, mean_) + limits_.price_of(map_->moves() - moves_at_start_) < best_.worth;
-  }
-  void aim_at(load_t target) {
-    target_ = target;
-    for (auto const rank : live_ranks_) { at(excess_, rank) = std::max(at(rank_cost_, rank) - target_, load_t{0}); }
   }
   /// Where nothing helps, a target nearer to the costliest rank leaves the others more room. False if it is near.
   [[nodiscard]] bool aim_higher() {
@@ -365,17 +383,18 @@ private:
     // A good candidate first, so that most of the others need no second look.
     static_cast<void>(look_at_exchanges(cold_));
     find_relief();
-    auto const most = std::max(most_relief_, at(excess_, hot_));
+    auto const most = std::max(most_relief_, excess(hot_));
     for (auto const& spare : spare_) {
-      bool const may_be_free = spare.refund == 1 || at(may_be_local_, spare.rank) != 0;
+      bool const may_be_free = spare.refund == 1 || may_be_local(spare.rank);
       if (spare.gain + most <= (may_be_free ? free_ : paid_).worth) { continue; }
-      look_at_copies(spare);
+      look_at_copies(spare, may_be_free);
       look_at_departures(spare);
     }
     if (free_.slot != none) { return; }
     auto partners = live_ranks_.size() <= numbers::few_ranks ? numbers::few_ranks : numbers::max_partners;
     for (auto rank = live_ranks_.begin(); rank != live_ranks_.end() && partners > 0; ++rank) {
-      if (*rank != cold_ && look_at_exchanges(*rank)) { --partners; }
+      bool const has_room = target_ - at(rank_cost_, *rank) > paid_.worth;
+      if (has_room && *rank != cold_ && look_at_exchanges(*rank)) { --partners; }
     }
   }
   /// Keep a change if it is the best so far.
@@ -413,10 +432,10 @@ private:
       load_t rises = 0;
       map_->for_each_copy(expert, [&](index_t slot) {
         auto const rank = map_->rank_of(slot);
-        auto const rise = excess_of(rank, map_->rank_load(rank) + more) - at(excess_, rank);
+        auto const rise = excess_of(rank, map_->rank_load(rank) + more) - excess(rank);
         auto const others_here = load_t{map_->copies_on(rank, expert)} - 1;
         rises += rise;
-        spare_.push_back({at(excess_, rank) + rise * (1 + others_here),
+        spare_.push_back({excess(rank) + rise * (1 + others_here),
                           map_->rank_load(rank) - map_->per_copy(expert) + others_here * more, slot, rank,
                           map_->refund(slot)});
       });
@@ -455,28 +474,50 @@ private:
     }
   }
   /// A further copy of an expert of the costliest rank takes the slot.
-  void look_at_copies(spare_slot const& spare) {
-    bool const may_be_local = at(may_be_local_, spare.rank) != 0;
+  void look_at_copies(spare_slot const& spare, bool may_be_free) {
     for (auto const& [relief, load, expert] : relief_) {
-      if (relief + spare.gain <= free_.worth) { continue; }
-      bool const is_free = spare.refund == 1 || (may_be_local && map_->arrival(spare.rank, expert) == 0);
+      if (relief + spare.gain <= (may_be_free ? free_ : paid_).worth) {
+        if (map_->first_slot(1) > numbers::few_slots) { return; }
+        continue;
+      }
+      bool const is_free = spare.refund == 1 || (may_be_free && map_->arrival(spare.rank, expert) == 0);
       if (is_free || relief + spare.gain - excess_of(spare.rank, spare.room + load) > paid_.worth) {
         look_at_copy(spare.slot, expert);
       }
     }
   }
+  /// Whether a copy of an expert of the costliest rank may cost no bytes on a rank: beside another one, or where it
+  /// was.
+  [[nodiscard]] bool may_be_local(index_t rank) {
+    auto& answer = at(may_be_local_, rank);
+    if (answer == maybe) { answer = limits_.may_double || misses_one_of_hot(rank) ? yes : no; }
+    return answer == yes;
+  }
+  [[nodiscard]] bool misses_one_of_hot(index_t rank) const {
+    if (!map_->changed(rank)) { return false; }
+    for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
+      auto const before = map_->expert_before(slot);
+      if (map_->expert(slot) != before && map_->holds(hot_, before) && !map_->holds(rank, before)) { return true; }
+    }
+    return false;
+  }
   /// List what further copies of the costliest rank's experts would relieve.
   void find_relief() {
     relief_.clear();
     most_relief_ = 0;
-    std::fill(may_be_local_.begin(), may_be_local_.end(), static_cast<unsigned char>(0));
+    std::fill(may_be_local_.begin(), may_be_local_.end(), no);
     for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
       auto const expert = map_->expert(slot);
       auto const relief = relief_of(expert);
       most_relief_ = std::max(most_relief_, relief);
       if (relief <= tolerance_) { continue; }
       relief_.push_back({relief, map_->with_one_more(expert), expert});
-      map_->for_each_copy(expert, [this](index_t copy) { at(may_be_local_, map_->rank_of(copy)) = 1; });
+      map_->for_each_copy(expert, [this](index_t copy) { at(may_be_local_, map_->rank_of(copy)) = maybe; });
+    }
+    if (map_->first_slot(1) > numbers::few_slots) {
+      std::sort(relief_.begin(), relief_.end(), [](wanted_copy const& a, wanted_copy const& b) {
+        return a.relief != b.relief ? a.relief > b.relief : a.expert < b.expert;
+      });
     }
   }
   [[nodiscard]] load_t relief_of(index_t expert) const {
@@ -484,7 +525,7 @@ private:
     load_t relief = 0;
     map_->for_each_copy(expert, [&](index_t slot) {
       auto const rank = map_->rank_of(slot);
-      if (at(excess_, rank) > 0) { relief += at(excess_, rank) - excess_of(rank, map_->rank_load(rank) - less); }
+      if (excess(rank) > 0) { relief += excess(rank) - excess_of(rank, map_->rank_load(rank) - less); }
     });
     return relief;
   }
@@ -502,13 +543,13 @@ private:
 
   /// An expert of the costliest rank leaves for the slot, a second copy of another one takes its place.
   void look_at_departures(spare_slot const& spare) {
-    auto const excess = at(excess_, hot_);
+    auto const excess_here = excess(hot_);
     auto const& best = spare.refund == 1 ? free_ : paid_;
-    if (filler_ == none || spare.rank == hot_ || spare.gain + excess <= best.worth) { return; }
+    if (filler_ == none || spare.rank == hot_ || spare.gain + excess_here <= best.worth) { return; }
     if (cost_is_load<Cost> && spare.gain + target_ - spare.room <= best.worth) { return; }
     for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
       auto const load = map_->slot_load(slot);
-      auto const relief = excess - excess_of(hot_, map_->rank_load(hot_) - load);
+      auto const relief = excess_here - excess_of(hot_, map_->rank_load(hot_) - load);
       if (relief + spare.gain - excess_of(spare.rank, spare.room + load) > best.worth) {
         look_at_departure(slot, spare);
       }
@@ -529,30 +570,103 @@ private:
   /// @return whether the rank was worth a look.
   bool look_at_exchanges(index_t rank) {
     auto const room = target_ - at(rank_cost_, rank);
-    auto const most = std::min(at(excess_, hot_), room);
+    auto const most = std::min(excess(hot_), room);
     if (most <= paid_.worth) { return false; }
     bool const may_be_full = most / 2 > paid_.worth;
     bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
     if (!may_be_cheap && !may_be_full) { return false; }
     bool const some_cheap = may_be_cheap && find_discounts(rank);
     if (!some_cheap && !may_be_full) { return true; }
-    auto const reach = at(excess_, hot_) + room;
+    exchanges const all{rank, excess(hot_) + room, most, some_cheap};
+    if (map_->first_slot(1) > numbers::few_slots) {
+      look_at_sorted_exchanges(all);
+      return true;
+    }
     auto const mine = map_->slot_loads(hot_);
     auto const theirs = map_->slot_loads(rank);
     for (std::size_t i = 0; i < mine.size(); ++i) {
       for (std::size_t k = 0; k < theirs.size(); ++k) {
-        // What an exchange removes is at most the difference, and at most what stays below `reach`.
-        auto const difference = mine[i] - theirs[k];
-        auto const most_worth = cost_is_load<Cost> ? std::min(difference, reach - difference) : difference;
+        auto const most_worth = all.most_by_difference(mine[i] - theirs[k]);
         if (most_worth <= paid_.worth) { continue; }
         bool const cheap = some_cheap && (discount_[i] | other_discount_[k]) != 0;
-        if (cheap || most_worth / 2 > paid_.worth) {
-          look_at_exchange(map_->first_slot(hot_) + static_cast<index_t>(i),
-                           map_->first_slot(rank) + static_cast<index_t>(k));
-        }
+        if (cheap || most_worth / 2 > paid_.worth) { look_at_pair(rank, i, k); }
       }
     }
     return true;
+  }
+  /// The exchanges of the costliest rank with another one.
+  struct exchanges {
+    index_t rank;
+    load_t reach;     ///< excess of the costliest rank and room of the other one
+    load_t most;      ///< the lesser of the two
+    bool some_cheap;  ///< some take less than two moves
+    /// What one removes is at most the difference of the loads, and at most what stays below `reach`;
+    [[nodiscard]] load_t most_by_difference(load_t difference) const noexcept {
+      return cost_is_load<Cost> ? std::min(difference, reach - difference) : difference;
+    }
+    /// and no more than `most`.
+    [[nodiscard]] load_t most_gain(load_t difference) const noexcept {
+      return std::min(most_by_difference(difference), most);
+    }
+  };
+  void look_at_pair(index_t rank, std::size_t i, std::size_t k) {
+    look_at_exchange(map_->first_slot(hot_) + static_cast<index_t>(i),
+                     map_->first_slot(rank) + static_cast<index_t>(k));
+  }
+  /// Of many slots, those whose loads differ by too little or too much for any use are not even looked at. The pair
+  /// that promises most comes first, so that few others are worth a look.
+  void look_at_sorted_exchanges(exchanges const& of) {
+    auto const mine = map_->slot_loads(hot_);
+    auto const theirs = map_->slot_loads(of.rank);
+    by_load_.clear();
+    cheap_by_load_.clear();
+    for (std::size_t k = 0; k < theirs.size(); ++k) {
+      by_load_.push_back({theirs[k], k});
+      if (of.some_cheap && other_discount_[k] != 0) { cheap_by_load_.push_back({theirs[k], k}); }
+    }
+    std::sort(by_load_.begin(), by_load_.end());
+    std::sort(cheap_by_load_.begin(), cheap_by_load_.end());
+    auto const is_cheap = [&](std::size_t i) { return of.some_cheap && discount_[i] != 0; };
+    promise best;
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      best = most_promising(of, by_load_, i, mine[i], is_cheap(i) ? 1 : 2, best);
+      best = most_promising(of, cheap_by_load_, i, mine[i], 1, best);
+    }
+    if (best.worth > 0) { look_at_pair(of.rank, best.i, best.k); }
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      look_at_those_above(of, by_load_, i, mine[i], is_cheap(i) ? 1 : 2, paid_);
+      look_at_those_above(of, cheap_by_load_, i, mine[i], 1, is_cheap(i) ? free_ : paid_);
+    }
+  }
+  /// Look at the exchanges of a slot that may be better than the best so far, taking so many moves each.
+  void look_at_those_above(exchanges const& of, std::vector<loaded_slot> const& slots, std::size_t i, load_t load,
+                           load_t moves, change const& best) {
+    if (of.most <= best.worth * moves) { return; }
+    auto k = cost_is_load<Cost> ? first_from(slots, load - of.reach + best.worth * moves) : slots.begin();
+    for (; k != slots.end() && k->first < load - best.worth * moves; ++k) {
+      if (of.most_gain(load - k->first) > best.worth * moves) { look_at_pair(of.rank, i, k->second); }
+    }
+  }
+  /// What an exchange may be worth.
+  struct promise {
+    load_t worth = 0;
+    std::size_t i = 0;  ///< of the costliest rank
+    std::size_t k = 0;  ///< of the other one
+  };
+  [[nodiscard]] static auto first_from(std::vector<loaded_slot> const& slots, load_t load) {
+    return std::lower_bound(slots.begin(), slots.end(), loaded_slot{load, 0});
+  }
+  /// The slot whose exchange for one of the costliest rank's promises most, or the best so far.
+  [[nodiscard]] static promise most_promising(exchanges const& of, std::vector<loaded_slot> const& slots, std::size_t i,
+                                              load_t load, load_t moves, promise best) {
+    if (best.worth >= of.most / moves) { return best; }
+    auto k = first_from(slots, load - of.reach / 2);
+    if (k != slots.begin()) { --k; }
+    for (int tries = 2; tries > 0 && k != slots.end(); --tries, ++k) {
+      auto const worth = of.most_gain(load - k->first) / moves;
+      if (worth > best.worth) { best = {worth, i, k->second}; }
+    }
+    return best;
   }
   /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
   /// @return whether any can.
@@ -581,7 +695,7 @@ private:
     auto const taken = map_->expert(other);
     if (map_->holds(rank, given) || map_->holds(hot_, taken)) { return; }
     auto const difference = map_->slot_load(slot) - map_->slot_load(other);
-    auto const gain = at(excess_, hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
+    auto const gain = excess(hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
                       excess_of(rank, map_->rank_load(rank) + difference);
     auto const moves =
         map_->arrival(rank, given) + map_->arrival(hot_, taken) - map_->refund(slot) - map_->refund(other);
@@ -606,7 +720,7 @@ private:
     --work_;
     load_t gain = 0;
     for (auto const rank : touched_) {
-      gain += at(excess_, rank) - excess_of(rank, map_->rank_load(rank) + at(added_, rank));
+      gain += excess(rank) - excess_of(rank, map_->rank_load(rank) + at(added_, rank));
       at(added_, rank) = 0;
     }
     return gain;
@@ -617,7 +731,13 @@ private:
   void assign(index_t slot, index_t expert) {
     at(settled_, slot) = era_;
     journal_.push_back({slot, map_->expert(slot)});
+    replace(slot, expert);
+  }
+  void replace(index_t slot, index_t expert) {
+    auto const note = [this](index_t copy) { stale_.push_back(map_->rank_of(copy)); };
+    map_->for_each_copy(map_->expert(slot), note);
     map_->assign(slot, expert);
+    map_->for_each_copy(expert, note);
   }
   void note_milestone(load_t max) {
     auto const worth = max + limits_.price_of(map_->moves() - moves_at_start_);
@@ -646,14 +766,16 @@ private:
   milestone best_{};
   std::vector<index_t> live_ranks_;
   std::vector<load_t> rank_cost_;            ///< [R]
-  std::vector<load_t> excess_;               ///< [R] cost above the target
+  std::vector<index_t> stale_;               ///< ranks whose cost has to be looked up again
   std::vector<load_t> added_;                ///< [R] load that a candidate adds
   std::vector<index_t> touched_;             ///< ranks that a candidate changes
   std::vector<unsigned char> may_be_local_;  ///< [R] holds an expert of which a further copy helps
   std::vector<wanted_copy> relief_;
   index_t spare_age_ = 0;  ///< steps for which the list below may still serve; a long one is a guide for many
   std::vector<spare_slot> spare_;
-  std::vector<unsigned char> discount_;        ///< [S] of the costliest rank
+  std::vector<loaded_slot> by_load_;        ///< [S] slots of another rank, the lightest first
+  std::vector<loaded_slot> cheap_by_load_;  ///< those of them that can take part in an exchange of less than two moves
+  std::vector<unsigned char> discount_;     ///< [S] of the costliest rank
   std::vector<unsigned char> other_discount_;  ///< [S]
   std::vector<entry> journal_;
   std::vector<index_t> changed_;  ///< slots that hold another expert than at the start
