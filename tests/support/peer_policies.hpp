@@ -60,6 +60,14 @@ inline std::vector<index_t> copies_of_heaviest(std::span<load_t const> loads, in
   return copies;
 }
 
+/// Sort, what is equal as it was. (`std::stable_sort` of this library needs a function that is deprecated.)
+template <class T, class Before>
+void sort_in_place(std::vector<T>& values, Before before) {
+  for (auto at = values.begin(); at != values.end(); ++at) {
+    std::rotate(std::upper_bound(values.begin(), at, *at, before), at, at + 1);
+  }
+}
+
 /// All copies, the heaviest first: pairs of load and expert.
 inline std::vector<std::pair<double, index_t>> by_weight(std::span<load_t const> loads,
                                                          std::span<index_t const> copies) {
@@ -69,7 +77,7 @@ inline std::vector<std::pair<double, index_t>> by_weight(std::span<load_t const>
       result.emplace_back(static_cast<double>(loads[e]) / copies[e], static_cast<index_t>(e));
     }
   }
-  std::stable_sort(result.begin(), result.end(), [](auto const& a, auto const& b) { return a.first > b.first; });
+  sort_in_place(result, [](auto const& a, auto const& b) { return a.first > b.first; });
   return result;
 }
 
@@ -260,7 +268,7 @@ private:
       weight[hottest] *= static_cast<double>(extra + 1) / (extra + 2);
       wanted.push_back(static_cast<index_t>(hottest));
     }
-    std::stable_sort(wanted.begin(), wanted.end(), [this](index_t a, index_t b) { return per_copy(a) > per_copy(b); });
+    sort_in_place(wanted, [this](index_t a, index_t b) { return per_copy(a) > per_copy(b); });
     std::vector<index_t> homeless;
     for (auto const expert : wanted) {
       if (!place(expert)) { homeless.push_back(expert); }
