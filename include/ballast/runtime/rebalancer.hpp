@@ -93,9 +93,8 @@ public:
 
   // ---- life cycle, called by all ranks together ----
 
-  /// Check that all ranks are configured alike, and let one-sided transports learn each other's memory.
-  ///
-  /// Call once, on every rank, before the first pass; after a failure again, on every rank.
+  /// Check that all ranks are configured alike, and let one-sided transports learn each other's memory. Call once, on
+  /// every rank, before the first pass; after a failure again, on every rank.
   ///
   /// @param timeout  nanoseconds to wait for the others, which may still load weights; by default that of the options.
   /// @return `errc::disagreement` naming the rank, the option and both values; `errc::invalid_weights`,
@@ -119,12 +118,10 @@ public:
     return call("resume", [&] { return detail::resume(*core_); });
   }
 
-  /// Layers whose commit this rank does not know the outcome of, in the state `cohort_lost`; ascending. Empty if there
-  /// is nothing that `settle` could mend.
+  /// Layers of whose commit this rank does not know the outcome (`cohort_lost`), ascending: what `settle` can mend.
   [[nodiscard]] std::span<index_t const> undecided_layers() const noexcept { return own().undecided; }
   /// End `cohort_lost` with what the engine has learnt from the others: `commit` when a live rank is at a later epoch
-  /// of the undecided layers, `drop` when none is. Concerns this rank alone; a `resume` on every rank is due
-  /// afterwards.
+  /// of the undecided layers, `drop` when none is. Concerns this rank alone; then a `resume` on every rank is due.
   ///
   /// @return success when the state is `failed` now; `errc::invalid_option` when there is nothing to settle.
   [[nodiscard]] status settle(decision outcome) {
@@ -132,10 +129,9 @@ public:
   }
 
   /// Stop planning. In mid-cycle the chunks that are still to come are dropped: layers already moved stay moved, the
-  /// others stay where they are, each consistent. Call on every rank before the same step.
-  ///
-  /// In asynchronous mode, between `outgoing` and `incoming`, a group that has arrived is kept until the words tell
-  /// whether all have committed it.
+  /// others stay where they are, each consistent. Call on every rank before the same step. In asynchronous mode,
+  /// between `outgoing` and `incoming`, a group that has arrived is kept until the words tell whether all have
+  /// committed it.
   void disable() { detail::disable(own()); }
   /// Plan again; the count of passes restarts. Call on every rank before the same step.
   void enable() noexcept { detail::enable(own()); }
@@ -143,8 +139,7 @@ public:
 
   // ---- recording, per layer of the running pass ----
 
-  /// Count router choices, logical ids; see `pass_counter::record_top_k`. What the recorder refuses is told by the next
-  /// `on_forward_pass_end`.
+  /// Count router choices, logical ids; see `pass_counter::record_top_k`. `on_forward_pass_end` tells what is refused.
   template <class Ids>
   void record_top_k(index_t layer, Ids const& logical_ids) {
     if constexpr (std::is_void_v<decltype(recorder().record_top_k(layer, logical_ids))>) {
@@ -163,8 +158,8 @@ public:
   [[nodiscard]] status record_physical(index_t layer, Counts const& counts) {
     return record_physical(layer, counts, step() + 1);
   }
-  /// The same for counts that come late: under the map that was in force in pass `pass`, the one that call `pass` of
-  /// `on_forward_pass_end` has closed or will close. They are added to the pass in progress.
+  /// The same for counts that come late: under the map that was in force in pass `pass`, which call `pass` of
+  /// `on_forward_pass_end` closes. They are added to the pass in progress.
   ///
   /// @param pass  in [1, step() + 1].
   /// @return `errc::invalid_load` for a pass out of range, or one too long ago: the layer's last four maps are kept.
@@ -208,8 +203,7 @@ public:
   /// does not spread the plan over more. One chunk moves on the (last) same call; C > 1 chunks on the C calls that
   /// follow. The next plan comes N calls later. The first call that finds the device done with a chunk tells its times.
   ///
-  /// A rank that is dead or has given up makes this call fail on the others, also while recording, as soon as the
-  /// control plane knows of it.
+  /// A rank that is dead or has given up makes this call fail on the others as soon as the control plane knows of it.
   ///
   /// @return success, or why the cycle failed; the same failure again on every call until `resume`.
   /// @complexity while recording O(L E) and no allocation.
@@ -217,9 +211,8 @@ public:
     return call("on_forward_pass_end", [&] { return detail::end_pass(*core_, pass); });
   }
 
-  /// Look after bytes that travel in asynchronous mode, without waiting. Any rank may, at any time between the calls
-  /// that all make: with host transports, whose bytes move in calls only, they arrive sooner, as between the layers of
-  /// a pass. What goes wrong is told by `on_forward_pass_end`.
+  /// Look after bytes that travel in asynchronous mode, without waiting: any rank may, between the calls that all make.
+  /// Those of host transports move in calls only. What goes wrong is told by `on_forward_pass_end`.
   [[nodiscard]] status progress() {
     return call("progress", [&] { return detail::progress(*core_); });
   }
@@ -231,8 +224,7 @@ public:
   [[nodiscard]] std::uint64_t outgoing() noexcept { return detail::tell_word(own()); }
 
   /// Take the words of all ranks in, before the next pass is launched: layers that every rank has received are
-  /// committed, and the next bytes set off. A rank that missed an exchange learns from the next one what the others
-  /// have committed meanwhile.
+  /// committed, and the next bytes set off. After a missed exchange the next one tells what the others have committed.
   ///
   /// @param words  [R] what each rank's `outgoing` gave for this exchange, the same on every rank.
   /// @return success, or why the cycle failed. `errc::invalid_option` for words that are not of this exchange; nothing
@@ -241,8 +233,7 @@ public:
     return call("incoming", [&] { return detail::hear_words(*core_, words); });
   }
 
-  /// Put another placement in force at once: an offline plan, an operator's choice. Call on every rank between two
-  /// steps.
+  /// Put another placement in force at once, such as an offline plan. Call on every rank between two steps.
   ///
   /// @param target  [L, P], the same on every rank.
   /// @param layers  ascending layer ids; the others stay as they are.
@@ -262,7 +253,6 @@ public:
   }
 
   /// Work out what a rebalance on the loads so far would bring, and do nothing. Call on every rank between two steps.
-  ///
   /// @param out  out: gain, moves and bytes.
   /// @return `errc::busy` while a cycle runs, otherwise the failure of reduction or policy. When the ranks could not
   ///         reduce the loads the state is `failed`.
@@ -271,7 +261,6 @@ public:
   }
 
   /// Compare the bytes of all replicas of every expert, on demand. Call on every rank between two steps.
-  ///
   /// @return `errc::busy` while a cycle runs, `errc::corrupted` naming layer, expert, slots and ranks, the same on
   ///         every rank; the state stays as it is then.
   /// @complexity reads every slot that has a replica, and one all-gather of L * S words.
