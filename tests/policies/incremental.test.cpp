@@ -350,7 +350,7 @@ TEST_CASE("a bigger budget never gives a worse plan: random layers") {
   ballast_test::generator random{20};
   std::vector<index_t> budgets(13);
   std::iota(budgets.begin(), budgets.end(), 0);
-  for (int i = 0; i < ballast_test::cases(500); ++i) {
+  for (int i = 0; i < ballast_test::cases(BALLAST_TESTS_QUICK ? 50 : 200); ++i) {
     CAPTURE(i);
     random_case const in{random};
     incremental_placement policy{.retries_per_layer = 6 * random.between(0, 5)};
@@ -380,7 +380,7 @@ TEST_CASE("a bigger budget never gives a worse plan: recorded loads") {
     topology const where = recorded.experts == 8 ? topology{{4, 1, 3, 0}} : topology{{recorded.experts / 8, 1, 9, 0}};
     // A few layers of the last step, from the start layout and from the plan for the first.
     auto const width = static_cast<std::size_t>(recorded.experts);
-    auto const layers = std::min(recorded.layers, index_t{2});
+    auto const layers = std::min(recorded.layers, index_t{BALLAST_TESTS_QUICK ? 1 : 2});
     auto const first_layers = [&](index_t step) {
       return matrix_view<load_t const>{recorded.step(step).elements().first(static_cast<std::size_t>(layers) * width),
                                        layers, recorded.experts};
