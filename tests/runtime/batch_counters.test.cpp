@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // What balancing every batch comes to reaches the observer at the end of each window, as far as it is new.
 #include <ballast/runtime/batch_counters.hpp>
+#include <ballast/runtime/detail/batch_report.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
@@ -33,6 +34,37 @@ static_assert(batch_counting_store<counting_store>);
 static_assert(!batch_counting_store<host_store>);
 
 }  // namespace
+
+TEST_CASE("counters that wrap tell what is new all the same, and where nothing was solved there is no balance") {
+  struct counters_alone {
+    batch_counters told;
+    [[nodiscard]] std::optional<batch_counters> balanced_batches() const { return told; }
+  } store;
+  detail::batch_report report;
+  std::vector<batch_counters> fresh;
+  std::vector<double> balancedness;
+  auto const tell = [&](event const& what) {
+    fresh.push_back(*what.batches);
+    balancedness.push_back(what.balancedness);
+  };
+  store.told = {.batches = 0xfffffff0, .exact = 0xfffffff0, .mean = 30, .realised = 40};
+  report.tell_new(store, tell);
+  store.told.batches = 5;  // 21 more, of which 20 by quotas
+  store.told.exact = 4;
+  store.told.late = 1;
+  report.tell_new(store, tell);
+  store.told.batches += 7;
+  store.told.late += 7;
+  report.tell_new(store, tell);
+  REQUIRE(fresh.size() == 3);
+  CHECK(fresh[0].batches == 0xfffffff0);
+  CHECK(fresh[1].batches == 21);
+  CHECK(fresh[1].exact == 20);
+  CHECK(fresh[1].late == 1);
+  CHECK(fresh[2].batches == 7);
+  CHECK(fresh[2].exact == 0);
+  CHECK(balancedness == std::vector<double>{0.75, 0.75, 0});
+}
 
 TEST_CASE("batches are told at the end of a window, those since the last time, and only where there were some") {
   topology const where{{2, 1, 3, 0}};

@@ -226,12 +226,6 @@ inline void assign_rounds(topology const& where, transfer_scratch& scratch, laye
   }
 }
 
-/// Whether tokens are split otherwise, where maps are the same. Without shares the split is even.
-[[nodiscard]] inline bool shares_differ(placement const& a, placement const& b, index_t layer) {
-  if (a.has_shares() && b.has_shares()) { return !std::ranges::equal(a.shares(layer), b.shares(layer)); }
-  return !a.has_even_shares(layer) || !b.has_even_shares(layer);
-}
-
 }  // namespace detail
 
 /// Work out how one layer gets from one placement to another.

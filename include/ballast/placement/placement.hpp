@@ -287,6 +287,16 @@ private:
   std::vector<share_t> shares_;
 };
 
+namespace detail {
+
+/// Whether tokens are split otherwise, where maps are the same. Without shares the split is even.
+[[nodiscard]] inline bool shares_differ(placement const& a, placement const& b, index_t layer) {
+  if (a.has_shares() && b.has_shares()) { return !std::ranges::equal(a.shares(layer), b.shares(layer)); }
+  return !a.has_even_shares(layer) || !b.has_even_shares(layer);
+}
+
+}  // namespace detail
+
 /// The placement that engines start from: slot p holds expert p mod E.
 /// @throws std::system_error for sizes that hold no placement
 /// @source SGLang `init_trivial`

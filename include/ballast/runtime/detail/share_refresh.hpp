@@ -5,7 +5,6 @@
 #include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/digest.hpp>
-#include <ballast/migration/transfer_plan.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/runtime/detail/device_times.hpp>
