@@ -525,6 +525,25 @@ TEST_CASE("layers that are not planned yet keep their shares, cycle after cycle"
   });
 }
 
+TEST_CASE("nothing of a plan that was dropped comes after moves that the engine asks for") {
+  auto options = moving_meanwhile({.plan_in_parts = false, .layers_per_plan_call = 1});
+  options.interval = 1;
+  on_four_ranks(options, {}, [](auto& self, in_process_endpoint&) {
+    auto& moved = self.moved;
+    run(self, 3);  // layers 0 and 1
+    CHECK(moved.state() == rebalancer_state::planning);
+    moved.disable();
+    moved.begin_apply(plan_of(9), detail::numbers_below(num_layers)).or_throw();
+    CHECK(moved.state() == rebalancer_state::moving);
+    for (int call = 0; call < 5; ++call) {
+      run(self, 1);
+      CHECK(moved.state() == rebalancer_state::recording);
+    }
+    CHECK(std::ranges::equal(moved.current().logical_of_slot().elements(), plan_of(9).logical_of_slot().elements()));
+    CHECK(self.first_error().empty());
+  });
+}
+
 TEST_CASE("what has moved stays when the rest of the plan is dropped") {
   auto options = moving_meanwhile({.plan_in_parts = false, .layers_per_plan_call = 1});
   options.interval = 1;
