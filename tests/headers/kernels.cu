@@ -28,6 +28,9 @@ status route_all(cudaStream_t on, cudart::record_view const& counters, ballast::
   auto result = cudart::record(on, counters, 0, input);
   if (result.ok()) { result = cudart::dispatch(on, tables, 0, input, ids); }
   if (result.ok()) { result = cudart::dispatch_and_record(on, counters, tables, 0, input, ids); }
+  auto* const physical = reinterpret_cast<std::int64_t*>(ids) + 1;
+  if (result.ok()) { result = cudart::dispatch(on, tables, 0, input, physical); }
+  if (result.ok()) { result = cudart::dispatch_and_record(on, counters, tables, 0, input, physical); }
   return result.ok() ? cudart::record_arrivals(on, counters, 0, cudart::arrivals<Id>{ids}) : result;
 }
 

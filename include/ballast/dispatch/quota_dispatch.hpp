@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -27,14 +28,14 @@ public:
   /// @param first_reserved  physical id of the first of them.
   /// @param logical         [tokens, top_k] row by row.
   /// @param physical        out: [tokens, top_k]; -1 for invalid ids and experts without a live replica. May be
-  ///                        `logical`.
+  ///                        `logical` where elements are of one type, as they are unless `Physical` is named.
   /// @pre the ends were worked out for the counts of these ids
   /// @complexity O(ids * log replicas + E)
   /// @throws std::bad_alloc while sizes grow
   /// @determinism ordinals count in the order of the ids.
-  template <std::signed_integral Id>
+  template <std::signed_integral Id, std::signed_integral Physical = Id>
   void map(quota_row row, std::span<index_t const> ends, index_t num_reserved, index_t first_reserved,
-           std::span<Id const> logical, std::span<Id> physical) {
+           std::span<Id const> logical, std::span<std::type_identity_t<Physical>> physical) {
     BALLAST_EXPECTS(logical.size() == physical.size(), "quota_dispatch: arrays differ in size");
     BALLAST_EXPECTS(ends.size() == static_cast<std::size_t>(row.sizes().num_movable), "quota_dispatch: ends");
     auto const num_logical = row.shape().num_logical;
@@ -44,10 +45,10 @@ public:
       if (id < 0 || id >= static_cast<std::int64_t>(num_logical) + num_reserved) {
         physical[i] = -1;
       } else if (id >= num_logical) {
-        physical[i] = static_cast<Id>(first_reserved + (id - num_logical));
+        physical[i] = static_cast<Physical>(first_reserved + (id - num_logical));
       } else {
         auto const expert = static_cast<index_t>(id);
-        physical[i] = static_cast<Id>(place(row, ends, expert, detail::at(seen_, expert)++));
+        physical[i] = static_cast<Physical>(place(row, ends, expert, detail::at(seen_, expert)++));
       }
     }
   }

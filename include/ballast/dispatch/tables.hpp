@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -173,14 +174,15 @@ private:
 /// @param layer     in [0, L)
 /// @param top_k     ids a token, at least 1.
 /// @param logical   [tokens, top_k] ids; those outside [0, E + F) are invalid (padding).
-/// @param physical  out: [tokens, top_k]; -1 for invalid ids. May be the same array as `logical`.
+/// @param physical  out: [tokens, top_k]; -1 for invalid ids. Of another element type only where it is named:
+///                  `dispatch_ids<std::int32_t, std::int64_t>`. May be the same array as `logical` where it is not.
 /// @pre `logical.size() == physical.size()`, a multiple of `top_k`
 /// @complexity O(tokens * top_k), no allocation.
 /// @throws nothing
 /// @determinism as `dispatch_one`.
-template <std::integral Id>
+template <std::integral Id, std::integral Physical = Id>
 void dispatch_ids(dispatch_view const& view, index_t layer, index_t top_k, std::span<Id const> logical,
-                  std::span<Id> physical) {
+                  std::span<std::type_identity_t<Physical>> physical) {
   BALLAST_EXPECTS_BELOW(layer, view.num_layers, "dispatch_ids: layer");
   BALLAST_EXPECTS(logical.size() == physical.size(), "dispatch_ids: arrays differ in size");
   BALLAST_EXPECTS(top_k > 0 && logical.size() % static_cast<std::size_t>(top_k) == 0,
@@ -188,7 +190,7 @@ void dispatch_ids(dispatch_view const& view, index_t layer, index_t top_k, std::
   std::size_t i = 0;
   for (std::uint32_t row = 0; i < logical.size(); ++row) {
     for (std::uint32_t k = 0; k < static_cast<std::uint32_t>(top_k); ++k, ++i) {
-      physical[i] = static_cast<Id>(dispatch_one(view, layer, row, k, static_cast<std::int64_t>(logical[i])));
+      physical[i] = static_cast<Physical>(dispatch_one(view, layer, row, k, static_cast<std::int64_t>(logical[i])));
     }
   }
 }

@@ -139,6 +139,52 @@ TEST_CASE("ids, quotas and numbers of searches equal the host's, batch after bat
   }
 }
 
+TEST_CASE_TEMPLATE("physical ids may be of another type than the router's", Types,
+                   std::pair<std::int32_t, std::int64_t>, std::pair<std::int64_t, std::int32_t>,
+                   std::pair<std::int32_t, std::uint64_t>, std::pair<std::uint64_t, std::uint32_t>) {
+  using from = typename Types::first_type;
+  using to = typename Types::second_type;
+  for (auto const& of : {batch_case{4, 2, 20, 1, 64, 1000, 6, 1}, batch_case{3, 1, 300, 2, 700, 600, 8, 1}}) {
+    CAPTURE(of.experts);
+    generator random{29};
+    topology const where{{of.ranks, of.nodes, of.slots, of.reserved}};
+    auto const held = ballast_test::random_placement({1, of.experts, where.num_slots()}, random);
+    ballast_test::batch_group<std::int64_t> group{where, held, options_for(of)};
+    std::vector<ballast_test::device_array<from>> ids;
+    std::vector<ballast_test::device_array<to>> physical;
+    auto const given = make_ids<std::int64_t>(of, random);
+    for (auto const& own : given) {
+      ids.emplace_back(own.size());
+      ids.back().write(std::vector<from>(own.begin(), own.end()));
+      physical.emplace_back(own.size());
+    }
+    for (std::size_t rank = 0; rank < ids.size(); ++rank) {
+      auto& self = *group.ranks[rank];
+      cudart::routing<from> const input{ids[rank].data(), of.tokens, of.top_k, nullptr};
+      cudart::balance_and_dispatch(self.stream.get(), self.balancer.view(), {}, self.tables.view(), 0, input,
+                                   physical[rank].data())
+          .or_throw();
+    }
+    group.wait();
+    ballast_test::expected_batch<std::int64_t> expected{where, group.ranks[0]->balancer.rows().row(0),
+                                                        options_for(of).quotas, given};
+    for (std::size_t rank = 0; rank < ids.size(); ++rank) {
+      CAPTURE(rank);
+      auto const wanted = expected.physical(static_cast<index_t>(rank), given[rank]);
+      CHECK((physical[rank].read(wanted.size()) == std::vector<to>(wanted.begin(), wanted.end())));
+      CHECK(group.ranks[rank]->balancer.statistics(0).exact == 1);
+    }
+    auto& first = *group.ranks[0];
+    cudart::routing<from> const input{ids[0].data(), of.tokens, of.top_k, nullptr};
+    auto* const same = reinterpret_cast<to*>(ids[0].data());
+    auto const result =
+        cudart::plan_and_dispatch(first.stream.get(), first.balancer.view(), first.balancer.view().counts, {},
+                                  first.tables.view(), 0, input, same);
+    CHECK(result.code() == errc::invalid_load);
+    CHECK(result.message().find("overlap") != std::string::npos);
+  }
+}
+
 TEST_CASE("sixty-four ranks by their boards") {
   for (auto const& of : {batch_case{64, 8, 6, 0, 256, 128, 8, 1}, batch_case{48, 1, 3, 1, 100, 40, 2, 1},
                          batch_case{33, 1, 2, 0, 40, 64, 4, 16}}) {

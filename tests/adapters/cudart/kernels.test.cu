@@ -22,6 +22,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -117,7 +118,7 @@ void split_unevenly(placement& holds) {
   }
 }
 
-template <class Id>
+template <class Id, class Physical = Id>
 void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::int32_t num_valid,
                  bool one_rank_is_dead = false) {
   constexpr index_t layer = 2;
@@ -137,7 +138,8 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   on_device<Id> const device_ids{std::vector<Id>(count + shift, static_cast<Id>(-1))};
   ballast_test::check_cuda(
       cudaMemcpy(device_ids.data() + shift, ids.data(), count * sizeof(Id), cudaMemcpyHostToDevice), "cudaMemcpy");
-  on_device<Id> physical{std::vector<Id>(count + shift, static_cast<Id>(-9))};
+  std::vector<Physical> const nothing(count + shift, static_cast<Physical>(-9));
+  on_device<Physical> physical{nothing};
   on_device<std::int32_t> const valid{{num_valid}};
   cudart::routing<Id> const input{device_ids.data() + shift, size.num_tokens, size.top_k, valid.data()};
 
@@ -145,8 +147,8 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   auto const num_counted =
       static_cast<std::size_t>(num_valid < 0 ? 0 : num_valid) * static_cast<std::size_t>(size.top_k);
   for (std::size_t i = num_counted; i < count; ++i) { masked[i] = static_cast<Id>(-1); }
-  std::vector<Id> wanted(count);
-  dispatch_ids(tables.host().view(), layer, size.top_k, std::span<Id const>{masked}, std::span{wanted});
+  std::vector<Physical> wanted(count);
+  dispatch_ids<Id, Physical>(tables.host().view(), layer, size.top_k, masked, wanted);
   std::vector<load_t> counts(static_cast<std::size_t>(num_layers * size.num_logical));
   for (auto const id : masked) {
     if (std::cmp_greater_equal(id, 0) && std::cmp_less(id, size.num_logical)) {
@@ -163,24 +165,47 @@ void check_route(sizes const size, dispatch_mode mode, std::size_t shift, std::i
   auto const read_physical = [&] {
     ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
     auto const all = physical.read();
-    return std::vector<Id>(all.begin() + static_cast<std::ptrdiff_t>(shift), all.end());
+    CHECK(std::vector<Physical>(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(shift)) ==
+          std::vector<Physical>(shift, nothing[0]));
+    return std::vector<Physical>(all.begin() + static_cast<std::ptrdiff_t>(shift), all.end());
   };
   cudart::record(stream.get(), recorder.view(), layer, input).or_throw();
   CHECK(read_counts() == counts);
   cudart::dispatch(stream.get(), tables.view(), layer, input, physical.data() + shift).or_throw();
   CHECK(read_physical() == wanted);
-  physical.write(std::vector<Id>(count + shift, static_cast<Id>(-9)));
+  physical.write(nothing);
   cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), layer, input, physical.data() + shift)
       .or_throw();
   CHECK(read_physical() == wanted);
   CHECK(read_counts() == counts);
-  // In place.
-  cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), layer, input, device_ids.data() + shift)
-      .or_throw();
-  CHECK(read_counts() == counts);
-  auto const in_place = device_ids.read();
-  CHECK(std::vector<Id>(in_place.begin() + static_cast<std::ptrdiff_t>(shift), in_place.end()) == wanted);
+  if constexpr (std::is_same_v<Id, Physical>) {  // in place
+    cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), layer, input, device_ids.data() + shift)
+        .or_throw();
+    CHECK(read_counts() == counts);
+    auto const in_place = device_ids.read();
+    CHECK(std::vector<Id>(in_place.begin() + static_cast<std::ptrdiff_t>(shift), in_place.end()) == wanted);
+  }
 }
+
+template <class Id, class Physical>
+struct ids_to {
+  using from = Id;
+  using to = Physical;
+};
+
+template <class Physical>
+concept may_be_physical =
+    requires(cudaStream_t stream, dispatch_view const& tables, cudart::record_view const& counters,
+             cudart::routing<std::int32_t> const& input, Physical* to) {
+      cudart::dispatch(stream, tables, 0, input, to);
+      cudart::dispatch_and_record(stream, counters, tables, 0, input, to);
+    };
+static_assert(may_be_physical<std::int32_t> && may_be_physical<std::uint32_t> && may_be_physical<std::int64_t> &&
+              may_be_physical<std::uint64_t>);
+static_assert(!may_be_physical<float> && !may_be_physical<double> && !may_be_physical<bool> &&
+              !may_be_physical<std::int16_t> && !may_be_physical<std::int32_t const> && !may_be_physical<void>);
+static_assert(!cudart::router_id<float> && !cudart::router_id<std::uint16_t> && !cudart::router_id<bool> &&
+              !cudart::router_id<std::int64_t const> && !cudart::router_id<std::byte>);
 
 /// A graph of `launch`, made but not run.
 template <class Launch>
@@ -213,6 +238,24 @@ TEST_CASE_TEMPLATE("record and dispatch equal the host's, id for id", Id, std::i
   check_route<Id>({12500, 8, 20000}, dispatch_mode::even, 0, 12000);  // more than a block's histogram has room for
   check_route<Id>({301, 7, 60}, dispatch_mode::nearest, 0, 0);
   check_route<Id>({301, 7, 72}, dispatch_mode::nearest, 0, -5);
+}
+
+TEST_CASE_TEMPLATE("physical ids of another type than the router's are the host's, id for id", Types,
+                   ids_to<std::int32_t, std::int64_t>, ids_to<std::int64_t, std::int32_t>,
+                   ids_to<std::uint32_t, std::int64_t>, ids_to<std::int32_t, std::uint64_t>,
+                   ids_to<std::uint64_t, std::int32_t>, ids_to<std::int64_t, std::uint32_t>,
+                   ids_to<std::uint32_t, std::int32_t>) {
+  using from = typename Types::from;
+  using to = typename Types::to;
+  for (auto const mode : {dispatch_mode::nearest, dispatch_mode::round_robin, dispatch_mode::by_share}) {
+    CAPTURE(static_cast<int>(mode));
+    check_route<from, to>({777, 6, 64}, mode, 0, 700);
+    check_route<from, to>({64, 8, 256}, mode, 1, 64);
+    check_route<from, to>({2000, 8, 256}, mode, 0, 2000, true);
+  }
+  check_route<from, to>({1, 1, 4}, dispatch_mode::even, 0, 1);
+  check_route<from, to>({16384, 8, 256}, dispatch_mode::even, 0, 16000);
+  check_route<from, to>({12501, 8, 256}, dispatch_mode::even, 3, 12000);  // neither array is aligned for two
 }
 
 TEST_CASE("tokens are split by the shares of the replicas, on the device as in the tables") {
@@ -442,6 +485,17 @@ TEST_CASE("launches that would read or write elsewhere are refused") {
   is_refused(cudart::record(stream.get(), recorder.view(), 0, wrong), "null");
   std::int32_t* const nowhere = nullptr;
   is_refused(cudart::dispatch(stream.get(), tables.view(), 0, input, nowhere), "null");
+  // Threads would overwrite ids that others have still to read.
+  auto* const wide = reinterpret_cast<std::int64_t*>(ids.data());
+  is_refused(cudart::dispatch(stream.get(), tables.view(), 0, input, wide), "overlap");
+  is_refused(cudart::dispatch_and_record(stream.get(), recorder.view(), tables.view(), 0, input, wide), "overlap");
+  is_refused(cudart::dispatch(stream.get(), tables.view(), 0, input, ids.data() + 63), "overlap");
+  is_refused(cudart::dispatch(stream.get(), tables.view(), 0, cudart::routing<std::int64_t>{wide, 4, 8, nullptr},
+                              ids.data() + 32),
+             "overlap");
+  cudart::dispatch(stream.get(), tables.view(), 0, cudart::routing<std::int32_t>{ids.data(), 4, 8, nullptr},
+                   ids.data() + 32)
+      .or_throw();
   recorder.end_pass(true);
   std::vector<load_t> found(16);
   recorder.history(found).or_throw();

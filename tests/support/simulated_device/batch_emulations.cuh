@@ -102,14 +102,14 @@ inline void emulate_plan(kernel_actions& actions, dim3 /*blocks*/, dim3 /*thread
   });
 }
 
-template <class Id>
+template <class Id, class Physical>
 void emulate_remap(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/, batch_kernels::batch_ids<Id> const& a,
-                   batch_kernels::batch_tables const& tables, Id* physical, ballast::dispatch_view const& resident,
-                   ballast::index_t layer) {
+                   batch_kernels::batch_tables const& tables, Physical* physical,
+                   ballast::dispatch_view const& resident, ballast::index_t layer) {
   auto const stride = static_cast<std::size_t>(ballast::cudart::count_stride(a.num_logical));
   actions.reads(a.ordinals, a.num_ids * sizeof(std::uint16_t));
   actions.reads(tables.entries, static_cast<std::size_t>(a.num_logical) * sizeof(ballast::quota_entry));
-  actions.writes(physical, a.num_ids * sizeof(Id));
+  actions.writes(physical, a.num_ids * sizeof(Physical));
   actions.compute([=] {
     for (std::uint32_t i = 0; i < a.num_ids; ++i) {
       auto const id = a.ids[i];
@@ -127,7 +127,7 @@ void emulate_remap(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/, b
                  : entry.count == 2 && ordinal >= entry.end ? entry.second
                                                             : entry.first;
       }
-      physical[i] = static_cast<Id>(mapped);
+      physical[i] = static_cast<Physical>(mapped);
     }
   });
 }
@@ -136,7 +136,9 @@ struct batch_emulations {
   batch_emulations() {
     simulate_kernel(batch_kernels::count_kernel<std::int32_t>, emulate_count<std::int32_t>);
     simulate_kernel(batch_kernels::plan_kernel<batch_kernels::warp_search_64>, emulate_plan);
-    simulate_kernel(batch_kernels::remap_kernel<true, std::int32_t>, emulate_remap<std::int32_t>);
+    using id = std::int32_t;
+    simulate_kernel(batch_kernels::remap_kernel<true, id, id>, emulate_remap<id, id>);
+    simulate_kernel(batch_kernels::remap_kernel<true, id, std::int64_t>, emulate_remap<id, std::int64_t>);
   }
 };
 inline batch_emulations const batch_kernels_of_ours;

@@ -48,9 +48,9 @@ inline void emulate_fold(kernel_actions& actions, dim3 /*blocks*/, dim3 /*thread
 }
 
 /// `record` of ids that no histogram is worth.
-template <class Id>
+template <class Id, class Physical>
 void emulate_record(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/,
-                    ballast::cudart::detail::route_arguments<Id> const& a) {
+                    ballast::cudart::detail::route_arguments<Id, Physical> const& a) {
   auto* const row = a.record.pass + static_cast<std::ptrdiff_t>(a.layer) * a.record.num_logical;
   actions.reads(a.input.ids, a.num_ids * sizeof(Id));
   actions.writes(row, static_cast<std::size_t>(a.record.num_logical) * sizeof(std::uint32_t));
@@ -64,9 +64,9 @@ void emulate_record(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/,
 }
 
 /// `dispatch_and_record` of ids that no histogram is worth.
-template <class Id>
+template <class Id, class Physical>
 void emulate_dispatch_and_record(kernel_actions& actions, dim3 blocks, dim3 threads,
-                                 ballast::cudart::detail::route_arguments<Id> const& a) {
+                                 ballast::cudart::detail::route_arguments<Id, Physical> const& a) {
   auto const row_of = [&a](auto const* cells, ballast::index_t width) {
     return cells + static_cast<std::ptrdiff_t>(a.layer) * width;
   };
@@ -74,12 +74,13 @@ void emulate_dispatch_and_record(kernel_actions& actions, dim3 blocks, dim3 thre
   auto const slots = static_cast<std::size_t>(a.tables.num_slots);
   actions.reads(row_of(a.tables.ranges, a.tables.num_logical), experts * sizeof(ballast::replica_range));
   actions.reads(row_of(a.tables.entries, a.tables.num_slots), slots * sizeof(ballast::dispatch_entry));
-  actions.writes(a.physical, a.num_ids * sizeof(Id));
-  emulate_record<Id>(actions, blocks, threads, a);
+  actions.writes(a.physical, a.num_ids * sizeof(Physical));
+  emulate_record(actions, blocks, threads, a);
   actions.compute([=] {
     auto const top_k = static_cast<std::uint32_t>(a.input.top_k);
     for (std::uint32_t i = 0; i < a.num_ids; ++i) {
-      a.physical[i] = ballast::dispatch_one(a.tables, a.layer, i / top_k, i % top_k, a.input.ids[i]);
+      a.physical[i] =
+          static_cast<Physical>(ballast::dispatch_one(a.tables, a.layer, i / top_k, i % top_k, a.input.ids[i]));
     }
   });
 }
@@ -115,10 +116,13 @@ struct kernel_emulations {
     simulate_kernel(kernels::fold_kernel<>, emulate_fold);
     simulate_kernel(kernels::copy_kernel<>, emulate_copies);
     simulate_kernel(kernels::arrivals_kernel<std::int32_t>, emulate_arrivals<std::int32_t>);
-    simulate_kernel(kernels::route_kernel<std::int32_t, 1, true, mapping::none, false>, emulate_record<std::int32_t>);
-    simulate_kernel(kernels::route_kernel<std::int32_t, 2, true, mapping::none, false>, emulate_record<std::int32_t>);
-    simulate_kernel(kernels::route_kernel<std::int32_t, 1, true, mapping::hashed, false>,
-                    emulate_dispatch_and_record<std::int32_t>);
+    using id = std::int32_t;
+    simulate_kernel(kernels::route_kernel<id, id, 1, true, mapping::none, false>, emulate_record<id, id>);
+    simulate_kernel(kernels::route_kernel<id, id, 2, true, mapping::none, false>, emulate_record<id, id>);
+    simulate_kernel(kernels::route_kernel<id, id, 1, true, mapping::hashed, false>,
+                    emulate_dispatch_and_record<id, id>);
+    simulate_kernel(kernels::route_kernel<id, std::int64_t, 1, true, mapping::hashed, false>,
+                    emulate_dispatch_and_record<id, std::int64_t>);
   }
 };
 inline kernel_emulations const our_kernels;

@@ -56,6 +56,18 @@ using signed_id = std::make_signed_t<Id>;
   return {errc::invalid_load, ballast::detail::concat(who, ": layer ", layer, " is not in [0, ", num_layers, ")")};
 }
 
+/// Refuse ids that would be overwritten before they are read. @param who begins the message
+template <router_id Id, router_id Physical>
+[[nodiscard]] status check_places(char const* who, Id const* ids, Physical const* physical, std::size_t num_ids) {
+  auto const from = reinterpret_cast<std::uintptr_t>(ids);
+  auto const to = reinterpret_cast<std::uintptr_t>(physical);
+  bool const overlap = from < to + num_ids * sizeof(Physical) && to < from + num_ids * sizeof(Id);
+  if (!overlap || (from == to && sizeof(Id) == sizeof(Physical))) { return {}; }
+  return {errc::invalid_load,
+          ballast::detail::concat(who, ": physical ids of ", sizeof(Physical), " bytes overlap with ids of ",
+                                  sizeof(Id), ": only arrays of as wide elements may be the same")};
+}
+
 }  // namespace detail
 
 }  // namespace cudart

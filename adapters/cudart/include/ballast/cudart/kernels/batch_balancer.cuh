@@ -404,10 +404,14 @@ private:
       return to_status(cudaFuncGetAttributes(&attributes, reinterpret_cast<void const*>(kernel)),
                        "cudaFuncGetAttributes");
     };
-    if (result.ok()) { result = load(detail::remap_kernel<true, std::int32_t>); }
-    if (result.ok()) { result = load(detail::remap_kernel<true, std::int64_t>); }
-    if (result.ok()) { result = load(detail::remap_kernel<false, std::int32_t>); }
-    if (result.ok()) { result = load(detail::remap_kernel<false, std::int64_t>); }
+    auto const load_remap = [&]<class Id, class Physical>(Id /*of the router*/, Physical /*of the next kernel*/) {
+      if (result.ok()) { result = load(detail::remap_kernel<true, Id, Physical>); }
+      if (result.ok()) { result = load(detail::remap_kernel<false, Id, Physical>); }
+    };
+    load_remap(std::int32_t{}, std::int32_t{});
+    load_remap(std::int32_t{}, std::int64_t{});
+    load_remap(std::int64_t{}, std::int32_t{});
+    load_remap(std::int64_t{}, std::int64_t{});
     if (result.ok()) { result = load(detail::sum_kernel<>); }
     return result;
   }

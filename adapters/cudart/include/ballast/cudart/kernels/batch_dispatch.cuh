@@ -92,12 +92,13 @@ template <router_id Id>
   launch_shape const shape{1, plan_threads, a.v.has_room ? a.v.layout.size : a.v.layout.size_without_counts()};
   return launch("plan_kernel", kernel, shape, stream, early && waits.is_possible(kernel), a);
 }
-template <router_id Id>
+template <router_id Id, router_id Physical>
 [[nodiscard]] status launch_remap(cudaStream_t stream, batch_view const& v, dispatch_view const& resident,
-                                  batch_ids<Id> const& ids, index_t layer, Id* physical, bool early) {
+                                  batch_ids<Id> const& ids, index_t layer, Physical* physical, bool early) {
   if (ids.num_ids == 0) { return {}; }
   static constinit early_launch waits;
-  auto const kernel = v.shape.num_logical <= most_fetched_experts ? remap_kernel<true, Id> : remap_kernel<false, Id>;
+  auto const kernel = v.shape.num_logical <= most_fetched_experts ? remap_kernel<true, Id, Physical>
+                                                                  : remap_kernel<false, Id, Physical>;
   auto const threads = std::min(remap_threads, count_threads(v));
   launch_shape const shape{(ids.num_ids + threads - 1) / threads, threads, remap_bytes(v.shape.num_logical)};
   auto const row = v.row(layer);
@@ -122,18 +123,18 @@ template <router_id Id>
 /// @param resident  as `device_store::view()`.
 /// @param layer     in [0, L).
 /// @param input     [T, k] logical experts, of at most `view.max_ids` choices; a rank without tokens has T = 0.
-/// @param physical  out: [T, k]; -1 (the largest number of an unsigned type) for invalid ids and padded rows. May be
-///                  `input.ids`.
+/// @param physical  out: [T, k] of any id type; -1 (the largest number of an unsigned type) for invalid ids and padded
+///                  rows. May be `input.ids` where elements are as wide; otherwise the two must not touch.
 /// @param early     as for `record`.
 /// @return `errc::invalid_load` for a layer out of range, sizes that do not fit each other or a null pointer; nothing
 ///         is launched then. A failure of a launch, in `cudart::category()`.
 /// @complexity three launches; no allocation.
 /// @throws std::bad_alloc on failure
 /// @determinism equals `quota_solver`, `quota_sources` and `quota_dispatch` on the host, id for id.
-template <router_id Id>
+template <router_id Id, router_id Physical>
 [[nodiscard]] status balance_and_dispatch(cudaStream_t stream, batch_view const& view, record_view const& counters,
                                           dispatch_view const& resident, index_t layer, routing<Id> const& input,
-                                          Id* physical, bool early = true);
+                                          Physical* physical, bool early = true);
 
 /// The first half, for engines that exchange the counts of all ranks themselves: count this rank's ids.
 ///
@@ -162,10 +163,10 @@ template <router_id Id>
 /// not said here is as for `balance_and_dispatch`.
 ///
 /// @param gathered  [R, E] in device memory: the counts of all ranks, this one's as `count_batch` counted them.
-template <router_id Id>
+template <router_id Id, router_id Physical>
 [[nodiscard]] status plan_and_dispatch(cudaStream_t stream, batch_view const& view, index_t const* gathered,
                                        record_view const& counters, dispatch_view const& resident, index_t layer,
-                                       routing<Id> const& input, Id* physical, bool early = true) {
+                                       routing<Id> const& input, Physical* physical, bool early = true) {
   constexpr auto who = "balance_and_dispatch";
   if (auto result = detail::check_batch(who, view, layer, input); !result.ok()) { return result; }
   if (auto result = detail::check_layer(who, layer, resident.num_layers); !result.ok()) { return result; }
@@ -182,16 +183,17 @@ template <router_id Id>
   }
   auto const ids = detail::cut(view, input);
   if (ids.num_ids > 0 && physical == nullptr) { return refuse("a null pointer for ", ids.num_ids, " physical ids"); }
+  if (auto result = detail::check_places(who, input.ids, physical, ids.num_ids); !result.ok()) { return result; }
   detail::plan_arguments const plan{view, counters, gathered, layer, detail::num_blocks(ids)};
   if (auto result = detail::launch_plan(stream, plan, early); !result.ok()) { return result; }
-  return detail::launch_remap(stream, view, resident, ids, layer, reinterpret_cast<detail::signed_id<Id>*>(physical),
-                              early);
+  return detail::launch_remap(stream, view, resident, ids, layer,
+                              reinterpret_cast<detail::signed_id<Physical>*>(physical), early);
 }
 
-template <router_id Id>
+template <router_id Id, router_id Physical>
 [[nodiscard]] status balance_and_dispatch(cudaStream_t stream, batch_view const& view, record_view const& counters,
                                           dispatch_view const& resident, index_t layer, routing<Id> const& input,
-                                          Id* physical, bool early) {
+                                          Physical* physical, bool early) {
   if (auto result = detail::check_batch("balance_and_dispatch", view, layer, input); !result.ok()) { return result; }
   auto const ids = detail::cut(view, input);
   if (auto result = detail::launch_count(stream, view, ids, early); !result.ok()) { return result; }

@@ -31,12 +31,12 @@ enum class mapping {
 };
 
 /// Everything a launch needs, by value. What may change after a capture is behind the pointers.
-template <router_id Id>
+template <router_id Id, router_id Physical = Id>
 struct route_arguments {
   routing<Id> input;
   record_view record;
   dispatch_view tables;
-  Id* physical = nullptr;  ///< [T, k]; may be `input.ids`
+  Physical* physical = nullptr;  ///< [T, k]; may be `input.ids`
   index_t layer = 0;
   std::uint32_t num_ids = 0;     ///< T * k
   std::uint32_t reciprocal = 0;  ///< of k, in units of 2^-32
@@ -50,8 +50,8 @@ struct alignas(Width * sizeof(Id)) id_vector {
 };
 
 /// The thread's ids; what lies beyond the last one, or in padded rows, reads as -1.
-template <std::uint32_t Width, router_id Id>
-__device__ __forceinline__ id_vector<Id, Width> load_ids(route_arguments<Id> const& a, std::uint32_t first) {
+template <std::uint32_t Width, router_id Id, router_id Physical>
+__device__ __forceinline__ id_vector<Id, Width> load_ids(route_arguments<Id, Physical> const& a, std::uint32_t first) {
   if (a.aligned && first + Width <= a.num_ids) {
     return *reinterpret_cast<id_vector<Id, Width> const*>(a.input.ids + first);
   }
@@ -63,11 +63,11 @@ __device__ __forceinline__ id_vector<Id, Width> load_ids(route_arguments<Id> con
   return result;
 }
 
-template <std::uint32_t Width, router_id Id>
-__device__ __forceinline__ void store_ids(route_arguments<Id> const& a, std::uint32_t first,
-                                          id_vector<Id, Width> const& ids) {
+template <std::uint32_t Width, router_id Id, router_id Physical>
+__device__ __forceinline__ void store_ids(route_arguments<Id, Physical> const& a, std::uint32_t first,
+                                          id_vector<Physical, Width> const& ids) {
   if (a.aligned && first + Width <= a.num_ids) {
-    *reinterpret_cast<id_vector<Id, Width>*>(a.physical + first) = ids;
+    *reinterpret_cast<id_vector<Physical, Width>*>(a.physical + first) = ids;
     return;
   }
 #pragma unroll
@@ -77,8 +77,8 @@ __device__ __forceinline__ void store_ids(route_arguments<Id> const& a, std::uin
 }
 
 /// Ids that count: those before the first padded row.
-template <router_id Id>
-__device__ __forceinline__ std::uint32_t count_valid(route_arguments<Id> const& a) {
+template <router_id Id, router_id Physical>
+__device__ __forceinline__ std::uint32_t count_valid(route_arguments<Id, Physical> const& a) {
   if (a.input.num_valid_tokens == nullptr) { return a.num_ids; }
   auto const rows = max(0, min(*a.input.num_valid_tokens, a.input.num_tokens));
   return static_cast<std::uint32_t>(rows) * static_cast<std::uint32_t>(a.input.top_k);
@@ -107,8 +107,8 @@ __device__ __forceinline__ index_t look_up(replica_range const* ranges, dispatch
 /// Count router choices, map them to physical ids, or both, in one pass over the ids; each thread takes `Width` ids.
 ///
 /// @tparam Shared  count in a histogram of the block first.
-template <router_id Id, std::uint32_t Width, bool Count, mapping Map, bool Shared>
-__global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a) {
+template <router_id Id, router_id Physical, std::uint32_t Width, bool Count, mapping Map, bool Shared>
+__global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id, Physical> const a) {
   extern __shared__ std::uint32_t histogram[];
   constexpr bool maps = Map != mapping::none;
   auto const first = (blockIdx.x * blockDim.x + threadIdx.x) * Width;
@@ -124,7 +124,8 @@ __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a
   wait_for_predecessor();
 
   // These loads are independent of each other, so that their latencies overlap.
-  auto ids = load_ids<Width>(a, first);
+  auto const ids = load_ids<Width>(a, first);
+  [[maybe_unused]] id_vector<Physical, Width> mapped;
   auto const num_valid = count_valid(a);
   bool counting = false;
   if constexpr (Count) { counting = *a.record.gate != 0; }
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a
       auto physical = look_up<Map>(ranges, entries, seed, token, k, in_range ? static_cast<index_t>(id) : 0);
       bool const reserved = id >= num_logical && id - num_logical < a.tables.num_reserved;
       if (!in_range) { physical = reserved ? a.tables.first_reserved + static_cast<index_t>(id - num_logical) : -1; }
-      ids.values[i] = physical;
+      mapped.values[i] = static_cast<Physical>(physical);
       if (++k == static_cast<std::uint32_t>(a.input.top_k)) {
         k = 0;
         ++token;
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a
     }
   }
   if constexpr (maps) {
-    if (first < a.num_ids) { store_ids<Width>(a, first, ids); }
+    if (first < a.num_ids) { store_ids<Width>(a, first, mapped); }
   }
 
   if constexpr (Count && Shared) {
@@ -183,10 +184,10 @@ __global__ void __launch_bounds__(1024) route_kernel(route_arguments<Id> const a
           histogram ? sizeof(std::uint32_t) * static_cast<std::size_t>(num_logical) : 0};
 }
 
-template <router_id Id, std::uint32_t Width, bool Count, mapping Map, bool Shared>
-[[nodiscard]] status launch_route(cudaStream_t stream, route_arguments<Id> const& a, bool early) {
+template <std::uint32_t Width, bool Count, mapping Map, bool Shared, router_id Id, router_id Physical>
+[[nodiscard]] status launch_route(cudaStream_t stream, route_arguments<Id, Physical> const& a, bool early) {
   static constinit early_launch waits;
-  auto const kernel = route_kernel<Id, Width, Count, Map, Shared>;
+  auto const kernel = route_kernel<Id, Physical, Width, Count, Map, Shared>;
   auto const shape = shape_for((a.num_ids + Width - 1) / Width, Count && Shared, a.record.num_logical);
   return launch("route_kernel", kernel, shape, stream, early && waits.is_possible(kernel), a);
 }
@@ -197,28 +198,28 @@ inline constexpr index_t most_shared_experts = 48 * 1024 / sizeof(std::uint32_t)
 /// Below, a thread for each id: more loads are in flight at once, and there is less code to fetch. Beyond, two.
 inline constexpr std::uint32_t most_ids_one_each = 32768;
 
-template <bool Count, mapping Map, router_id Id>
-[[nodiscard]] status choose_route(cudaStream_t stream, route_arguments<Id> const& a, bool early) {
+template <bool Count, mapping Map, router_id Id, router_id Physical>
+[[nodiscard]] status choose_route(cudaStream_t stream, route_arguments<Id, Physical> const& a, bool early) {
   bool const wide = a.num_ids > most_ids_one_each;
   if constexpr (!Count) {
-    return wide ? launch_route<Id, 2, Count, Map, false>(stream, a, early)
-                : launch_route<Id, 1, Count, Map, false>(stream, a, early);
+    return wide ? launch_route<2, Count, Map, false>(stream, a, early)
+                : launch_route<1, Count, Map, false>(stream, a, early);
   } else {
     // A histogram pays where ids are many, and many for each expert that it has to clear and flush.
     bool const histogram = a.num_ids > 4096 && a.num_ids >= 4 * static_cast<std::uint32_t>(a.record.num_logical) &&
                            a.record.num_logical <= most_shared_experts;
     if (!histogram) {
-      return wide ? launch_route<Id, 2, Count, Map, false>(stream, a, early)
-                  : launch_route<Id, 1, Count, Map, false>(stream, a, early);
+      return wide ? launch_route<2, Count, Map, false>(stream, a, early)
+                  : launch_route<1, Count, Map, false>(stream, a, early);
     }
-    return wide ? launch_route<Id, 2, Count, Map, true>(stream, a, early)
-                : launch_route<Id, 1, Count, Map, true>(stream, a, early);
+    return wide ? launch_route<2, Count, Map, true>(stream, a, early)
+                : launch_route<1, Count, Map, true>(stream, a, early);
   }
 }
 
 /// Refuse what would make a kernel read or write elsewhere.
-template <bool Count, bool Maps, router_id Id>
-[[nodiscard]] status check_route(char const* who, route_arguments<Id> const& a) {
+template <bool Count, bool Maps, router_id Id, router_id Physical>
+[[nodiscard]] status check_route(char const* who, route_arguments<Id, Physical> const& a) {
   auto const refuse = [&](auto const&... parts) {
     return status{errc::invalid_load, ballast::detail::concat(who, ": ", parts...)};
   };
@@ -241,16 +242,17 @@ template <bool Count, bool Maps, router_id Id>
   if (num_ids > 0 && (a.input.ids == nullptr || (Maps && a.physical == nullptr))) {
     return refuse("a null pointer for ", num_ids, " ids");
   }
+  if constexpr (Maps) { return check_places(who, a.input.ids, a.physical, static_cast<std::size_t>(num_ids)); }
   return {};
 }
 
-template <bool Count, bool Maps, router_id Id>
-[[nodiscard]] status route(char const* who, cudaStream_t stream, route_arguments<Id> a, bool early) {
+template <bool Count, bool Maps, router_id Id, router_id Physical>
+[[nodiscard]] status route(char const* who, cudaStream_t stream, route_arguments<Id, Physical> a, bool early) {
   if (auto result = check_route<Count, Maps>(who, a); !result.ok()) { return result; }
   a.num_ids = static_cast<std::uint32_t>(a.input.num_tokens) * static_cast<std::uint32_t>(a.input.top_k);
   if (a.num_ids == 0) { return {}; }
-  auto const address = reinterpret_cast<std::uintptr_t>(a.input.ids) | reinterpret_cast<std::uintptr_t>(a.physical);
-  a.aligned = address % (2 * sizeof(Id)) == 0;
+  a.aligned = reinterpret_cast<std::uintptr_t>(a.input.ids) % (2 * sizeof(Id)) == 0 &&
+              reinterpret_cast<std::uintptr_t>(a.physical) % (2 * sizeof(Physical)) == 0;
   auto const top_k = static_cast<std::uint64_t>(a.input.top_k);
   a.reciprocal = static_cast<std::uint32_t>(std::min<std::uint64_t>((std::uint64_t{1} << 32) / top_k, 0xffffffffu));
   if constexpr (!Maps) {
@@ -263,12 +265,12 @@ template <bool Count, bool Maps, router_id Id>
 }
 
 /// What the public functions are given; unsigned ids are read as signed ones, of which the negative ones are invalid.
-template <router_id Id>
-[[nodiscard]] route_arguments<signed_id<Id>> make_arguments(index_t layer, routing<Id> const& input,
-                                                            Id* physical = nullptr) noexcept {
-  route_arguments<signed_id<Id>> a;
+template <router_id Id, router_id Physical = Id>
+[[nodiscard]] route_arguments<signed_id<Id>, signed_id<Physical>> make_arguments(
+    index_t layer, routing<Id> const& input, Physical* physical = nullptr) noexcept {
+  route_arguments<signed_id<Id>, signed_id<Physical>> a;
   a.input = {reinterpret_cast<signed_id<Id> const*>(input.ids), input.num_tokens, input.top_k, input.num_valid_tokens};
-  a.physical = reinterpret_cast<signed_id<Id>*>(physical);
+  a.physical = reinterpret_cast<signed_id<Physical>*>(physical);
   a.layer = layer;
   return a;
 }
@@ -303,14 +305,17 @@ template <router_id Id>
 /// @param tables    as `device_store::view()`.
 /// @param layer     in [0, L).
 /// @param input     [T, k] logical experts.
-/// @param physical  out: [T, k]; -1 (the largest number of an unsigned type) for invalid ids and padded rows. May be
-///                  `input.ids`.
+/// @param physical  out: [T, k], of the element type that the next kernel wants, which need not be the router's; -1
+/// (the
+///                  largest number of an unsigned type) for invalid ids and padded rows. May be `input.ids` where
+///                  elements are as wide; otherwise the two must not touch.
 /// @param early     as for `record`.
+/// @return also `errc::invalid_load` for arrays that overlap in any other way.
 /// @complexity one launch, O(T k) work; no allocation.
 /// @determinism equals `dispatch_ids` on the host, id for id.
-template <router_id Id>
+template <router_id Id, router_id Physical>
 [[nodiscard]] status dispatch(cudaStream_t stream, dispatch_view const& tables, index_t layer, routing<Id> const& input,
-                              Id* physical, bool early = true) {
+                              Physical* physical, bool early = true) {
   auto a = detail::make_arguments(layer, input, physical);
   a.tables = tables;
   return detail::route<false, true>("dispatch", stream, a, early);
@@ -320,9 +325,10 @@ template <router_id Id>
 /// are theirs.
 ///
 /// @return also `errc::invalid_load` for counters and tables of different numbers of experts.
-template <router_id Id>
+template <router_id Id, router_id Physical>
 [[nodiscard]] status dispatch_and_record(cudaStream_t stream, record_view const& counters, dispatch_view const& tables,
-                                         index_t layer, routing<Id> const& input, Id* physical, bool early = true) {
+                                         index_t layer, routing<Id> const& input, Physical* physical,
+                                         bool early = true) {
   auto a = detail::make_arguments(layer, input, physical);
   a.record = counters;
   a.tables = tables;

@@ -56,10 +56,10 @@ inline constexpr index_t most_fetched_experts = 256;
 /// Logical ids -> physical ids: by the quotas of the batch, or as `dispatch` does, as the plan has decided.
 ///
 /// @tparam FetchesAll  for up to `most_fetched_experts`. A kernel that could do either would be a tenth slower.
-template <bool FetchesAll, router_id Id>
+template <bool FetchesAll, router_id Id, router_id Physical>
 __global__ void __launch_bounds__(remap_threads)
-    remap_kernel(batch_ids<Id> const a, batch_tables const tables, Id* const physical, dispatch_view const resident,
-                 index_t const layer) {
+    remap_kernel(batch_ids<Id> const a, batch_tables const tables, Physical* const physical,
+                 dispatch_view const resident, index_t const layer) {
   extern __shared__ uint4 remap_chunks[];
   auto const i = blockIdx.x * blockDim.x + threadIdx.x;
   auto const block = blockIdx.x * blockDim.x / a.ids_per_block;  // of those that counted: as large, or a multiple
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(remap_threads)
   } else if (i < num_valid) {
     mapped = dispatch_one(resident, layer, i / a.top_k, i % a.top_k, static_cast<std::int64_t>(id));
   }
-  physical[i] = static_cast<Id>(mapped);
+  physical[i] = static_cast<Physical>(mapped);
 }
 
 }  // namespace cudart::detail
