@@ -2,6 +2,7 @@
 // The host's side of every-batch balance: memory, publications, control, and failures of the device.
 #include <ballast/cudart/device_store.hpp>
 #include <ballast/cudart/device_tables.hpp>
+#include <ballast/cudart/follower_group.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/batch_balancer.cuh>
 #include <ballast/dispatch/quota_dispatch.hpp>
@@ -258,6 +259,70 @@ TEST_CASE("a store hands on what it commits, and what it starts with") {
     CHECK(self.read() == committed);
     fail_next("cudaMemcpyAsync", cudaErrorInvalidValue);  // the store copies its rows by another call
     CHECK_FALSE(store.commit(0, {}, other, 2).ok());
+  }
+  check_end();
+}
+
+TEST_CASE("two batches that overlap have a balancer each, and one store tells both what it commits") {
+  {
+    lone_rank one;
+    lone_rank two;
+    auto const draw = [&] {
+      return ballast_test::random_placement({2, num_logical, one.where.num_slots()}, one.random);
+    };
+    auto held = draw();
+    cudart::follower_group both{{{}, one.balancer.follower(), two.balancer.follower()}};
+    cudart::device_store<> store{
+        one.where,
+        1,
+        held,
+        {.compute_stream = one.stream.get(), .follower = both.follower(), .more_compute_streams = {two.stream.get()}}};
+    for (int batch = 1; batch <= 3; ++batch) {
+      CAPTURE(batch);
+      auto const wanted = one.draw();
+      auto const other = two.draw();
+      one.enqueue();
+      two.enqueue();
+      held = draw();
+      store.commit(0, {}, held, static_cast<epoch_t>(batch)).or_throw();
+      CHECK(one.read() == wanted);
+      CHECK(two.read() == other);
+      CHECK(store.balanced_batches()->exact == 2 * batch);
+      auto sum = one.balancer.counters();
+      sum += two.balancer.counters();
+      CHECK(*store.balanced_batches() == sum);
+    }
+    fail_next("cudaMemcpyAsync", cudaErrorInvalidValue, 1);  // the second balancer's
+    CHECK_FALSE(store.commit(0, {}, held, 4).ok());
+    cudart::follower_group nobody{{{}}};
+    cudart::device_store<> const alone{
+        one.where, 1, held, {.compute_stream = one.stream.get(), .follower = nobody.follower()}};
+    CHECK_FALSE(alone.balanced_batches().has_value());
+  }
+  check_end();
+}
+
+TEST_CASE("physical ids of a batch may be of another type than the router's") {
+  {
+    lone_rank self;
+    auto const narrow = self.draw();
+    auto const wide = cudart::device_memory<std::int64_t>::create(narrow.size());
+    auto const view = self.balancer.view();
+    cudart::detail::launch_count(self.stream.get(), view, cudart::detail::cut(view, self.input()), true).or_throw();
+    cudart::plan_and_dispatch(self.stream.get(), view, self.device_counts.data(), {}, self.tables.view(), 0,
+                              self.input(), wide.data())
+        .or_throw();
+    std::vector<std::int64_t> found(narrow.size());
+    cudart::to_status(cudaMemcpyAsync(found.data(), wide.data(), found.size() * sizeof found[0], cudaMemcpyDeviceToHost,
+                                      self.stream.get()),
+                      "cudaMemcpyAsync")
+        .or_throw();
+    cudart::to_status(cudaStreamSynchronize(self.stream.get()), "cudaStreamSynchronize").or_throw();
+    CHECK(found == std::vector<std::int64_t>(narrow.begin(), narrow.end()));
+    auto* const same = reinterpret_cast<std::int64_t*>(self.device_ids.data());
+    auto const result = cudart::plan_and_dispatch(self.stream.get(), view, self.device_counts.data(), {},
+                                                  self.tables.view(), 0, self.input(), same);
+    CHECK(result.message().find("overlap") != std::string::npos);
   }
   check_end();
 }

@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/cudart/handles.hpp>
+#include <ballast/nccl/communicator.hpp>
+#include <ballast/nccl/transport.hpp>
+
 #include "support/check_complaints.hpp"
 #include "support/gpu_member.hpp"
 #include "support/nccl_laws.hpp"
@@ -115,6 +119,32 @@ TEST_CASE("a rank without a unique id is not waited for") {
 
 TEST_CASE("NCCL beside an engine obeys its laws") {
   nccl_law::check_laws([](std::vector<index_t> sizes, auto law) { check(std::move(sizes), law); });
+}
+
+TEST_CASE("NCCL's kernels start behind every stream of the passes") {
+  check({2}, [](auto& self, law_log& log) {
+    nccl::communicator own;
+    if (!log.expect_ok(nccl::communicator::create(self.control, own), "create")) { return; }
+    auto const first = cudart::stream::create();
+    auto const second = cudart::stream::create();
+    std::vector<cudaStream_t> const more{second.get()};
+    nccl::transport wires{std::move(own), {.compute_stream = first.get(), .more_compute_streams = more}};
+    log.expect(std::ranges::equal(wires.more_compute_streams(), more), "other streams are told");
+    nccl_law::one_message message{self, log};
+    message.arrives(wires, "before");
+    for (auto* const slow : {first.get(), second.get()}) {
+      ballast_test::simulated::held_stream pass{slow};
+      log.expect_ok(message.start(wires), "start");
+      wires.enter_wait();
+      for (int i = 0; i < 20; ++i) {
+        log.expect(wires.poll() == transfer_state::pending, "NCCL runs beside a pass");
+        ballast::detail::sleep_for(millisecond);
+      }
+      pass.release();
+      message.ends_well(wires, "behind the passes");
+      meet(self, log);
+    }
+  });
 }
 
 TEST_CASE("a rebalancer over NCCL outlives late ranks") {

@@ -32,6 +32,24 @@ struct batch_counters {
   nanoseconds_t longest_wait = 0;  ///< of the layers' last batches, for the counts of other ranks
   std::uint64_t late_ranks = 0;    ///< one bit for each rank below 64 that was missed in a layer's last late batch
 
+  /// Those of two balancers together, such as one for each of two batches that overlap.
+  batch_counters& operator+=(batch_counters const& other) noexcept {
+    batches += other.batches;
+    exact += other.exact;
+    below += other.below;
+    off += other.off;
+    late += other.late;
+    unlike += other.unlike;
+    alone += other.alone;
+    mean += other.mean;
+    planned += other.planned;
+    realised += other.realised;
+    resident += other.resident;
+    bound += other.bound;
+    longest_wait = longest_wait < other.longest_wait ? other.longest_wait : longest_wait;
+    late_ranks |= other.late_ranks;
+    return *this;
+  }
   bool operator==(batch_counters const&) const = default;
 };
 

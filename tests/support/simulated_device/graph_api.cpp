@@ -22,10 +22,13 @@ public:
     if (bytes > 0) { copies.push_back({static_cast<std::byte*>(to), static_cast<std::byte const*>(from), bytes}); }
   }
   void reads(void const* from, std::size_t bytes) override {
-    if (bytes > 0) { touches.push_back({static_cast<std::byte const*>(from), bytes, false}); }
+    if (bytes > 0) { touches.push_back({static_cast<std::byte const*>(from), bytes, access_kind::reads}); }
   }
   void writes(void* to, std::size_t bytes) override {
-    if (bytes > 0) { touches.push_back({static_cast<std::byte const*>(to), bytes, true}); }
+    if (bytes > 0) { touches.push_back({static_cast<std::byte const*>(to), bytes, access_kind::writes}); }
+  }
+  void adds(void* to, std::size_t bytes) override {
+    if (bytes > 0) { touches.push_back({static_cast<std::byte const*>(to), bytes, access_kind::adds}); }
   }
   void compute(std::function<void()> work) override {
     if (works) {

@@ -53,7 +53,8 @@ void emulate_record(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/,
                     ballast::cudart::detail::route_arguments<Id, Physical> const& a) {
   auto* const row = a.record.pass + static_cast<std::ptrdiff_t>(a.layer) * a.record.num_logical;
   actions.reads(a.input.ids, a.num_ids * sizeof(Id));
-  actions.writes(row, static_cast<std::size_t>(a.record.num_logical) * sizeof(std::uint32_t));
+  actions.adds(row, static_cast<std::size_t>(a.record.num_logical) * sizeof(std::uint32_t));
+  actions.reads(a.record.gate, sizeof(std::uint32_t));
   actions.compute([=] {
     if (*a.record.gate == 0) { return; }
     for (std::uint32_t i = 0; i < a.num_ids; ++i) {
@@ -94,7 +95,7 @@ void emulate_arrivals(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/
   auto const* const map = counters.local_map + static_cast<std::ptrdiff_t>(layer) * slots;
   auto* const row = counters.pass + static_cast<std::ptrdiff_t>(layer) * counters.num_logical;
   actions.reads(from.values, static_cast<std::size_t>(slots) * sizeof(Count));
-  actions.writes(row, static_cast<std::size_t>(counters.num_logical) * sizeof(std::uint32_t));
+  actions.adds(row, static_cast<std::size_t>(counters.num_logical) * sizeof(std::uint32_t));
   actions.compute([=] {
     for (ballast::index_t slot = 0; slot < slots; ++slot) {
       auto const expert = map[slot];

@@ -335,18 +335,21 @@ bool machine::can_access(allocation const& what, int device, bool writes) const 
   return what.device == device || (own.peers >> what.device & 1) != 0;
 }
 
-void machine::check_order(located const& where, bool writes, operation_id const& by, vector_clock const& clock,
+void machine::check_order(located const& where, access_kind kind, operation_id const& by, vector_clock const& clock,
                           std::shared_ptr<bool const> is_void) {
   if (where.where == nullptr || where.where->memory == nullptr) { return; }
   auto const begin = where.where->offset + where.offset;
   auto const* const earlier =
-      where.where->memory->log.add({begin, begin + where.size, writes, by, std::move(is_void)}, clock, observed);
+      where.where->memory->log.add({begin, begin + where.size, kind, by, std::move(is_void)}, clock, observed);
   if (earlier == nullptr) { return; }
-  auto const text = [](bool is_write, operation_id const& id) {
-    return std::string{is_write ? "write by " : "read by "} + std::string{id.name} + " " + std::to_string(id.number) +
-           " of stream " + std::to_string(id.stream);
+  auto const text = [](access_kind done, operation_id const& id) {
+    auto const* const what = done == access_kind::reads    ? "read by "
+                             : done == access_kind::writes ? "write by "
+                                                           : "addition by ";
+    return std::string{what} + std::string{id.name} + " " + std::to_string(id.number) + " of stream " +
+           std::to_string(id.stream);
   };
-  complain("order", "unordered: " + text(writes, by) + " against an earlier " + text(earlier->writes, earlier->by) +
+  complain("order", "unordered: " + text(kind, by) + " against an earlier " + text(earlier->kind, earlier->by) +
                         ", bytes [" + std::to_string(std::max(begin, earlier->begin)) + ", " +
                         std::to_string(std::min(begin + where.size, earlier->end)) + ") of a block of " +
                         std::to_string(where.where->memory->size()));
@@ -357,7 +360,7 @@ void machine::check_unused(allocation const& what, std::string_view call) {
   operation_id const by{0, observed.at(0) + 1, "the host"};
   observed.set(0, by.number);
   auto const* const earlier =
-      what.memory->log.add({what.offset, what.offset + what.size, true, by, {}}, observed, observed);
+      what.memory->log.add({what.offset, what.offset + what.size, access_kind::writes, by, {}}, observed, observed);
   if (earlier == nullptr) { return; }
   complain("free under way", std::string{call} + " of memory that " + std::string{earlier->by.name} + " " +
                                  std::to_string(earlier->by.number) + " of stream " +
@@ -366,8 +369,9 @@ void machine::check_unused(allocation const& what, std::string_view call) {
 
 // ---- operations on memory -----------------------------------------------------------------------------------------
 
-void touching_operation::touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes,
+void touching_operation::touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, access_kind kind,
                                std::shared_ptr<bool const> const& is_void) {
+  bool const writes = kind != access_kind::reads;
   std::vector<located> parts;
   auto const found = of.memory.resolve(at, bytes, parts);
   if (found == lookup::gone || found == lookup::crosses) {
@@ -382,21 +386,21 @@ void touching_operation::touch(machine& of, stream& on, std::byte const* at, std
     }
     is_illegal_ = is_illegal_ || !(goes_anywhere || of.can_access(*part.where, on.device, writes));
     if (writes && part.where->is_host() && part.where->memory != nullptr) { part.where->memory->device_writes = true; }
-    of.check_order(part, writes, id, on.clock, is_void);
+    of.check_order(part, kind, id, on.clock, is_void);
     where_.emplace_back(std::move(part), writes);
   }
 }
 
 void memory_operation::enter(machine& of, stream& on) {
-  for (auto const& each : touches_) { touch(of, on, each.at, each.bytes, each.writes); }
+  for (auto const& each : touches_) { touch(of, on, each.at, each.bytes, each.kind); }
   for (auto const& each : copies_) {
-    touch(of, on, each.from, each.bytes, false);
+    touch(of, on, each.from, each.bytes, access_kind::reads);
     auto const source = last_touched();
     bool const is_source = source != nullptr && each.from >= source->base && each.from < source->base + source->size;
     if (is_source && source->kind == memory_kind::pinned && !source->memory->device_writes) {
       host_digests_.emplace_back(each, digest_of(each.from, each.bytes));
     }
-    touch(of, on, each.to, each.bytes, true);
+    touch(of, on, each.to, each.bytes, access_kind::writes);
   }
 }
 

@@ -234,7 +234,7 @@ public:
   [[nodiscard]] allocation_ptr allocate(std::size_t bytes, memory_kind kind, int device);
   [[nodiscard]] bool can_access(allocation const& what, int device, bool writes) const;
   /// Note an access of an operation down and complain about what is not ordered before it.
-  void check_order(located const& where, bool writes, operation_id const& by, vector_clock const& clock,
+  void check_order(located const& where, access_kind kind, operation_id const& by, vector_clock const& clock,
                    std::shared_ptr<bool const> is_void = {});
   /// The host gives memory back: nobody may be at it.
   void check_unused(allocation const& what, std::string_view call);
@@ -280,7 +280,7 @@ struct copy_item {
 struct touched {
   std::byte const* at;
   std::size_t bytes;
-  bool writes;
+  access_kind kind;
 };
 
 /// Work that reads and writes memory which must be there and within reach.
@@ -291,7 +291,7 @@ public:
   bool goes_anywhere = false;  ///< through the host, where devices cannot reach each other
 
 protected:
-  void touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, bool writes,
+  void touch(machine& of, stream& on, std::byte const* at, std::size_t bytes, access_kind kind,
              std::shared_ptr<bool const> const& is_void = {});
   /// Whether the operation can go on; if not, the context may be poisoned.
   [[nodiscard]] bool may_touch(machine& of, stream& on) const;

@@ -65,7 +65,7 @@ namespace {
   made->pool = &pool;
   all.memory.add(made);
   all.push(on, std::make_unique<function_operation>("allocation", [] { return step::done(); }));
-  all.check_order({made, 0, bytes}, true, {on.number, on.entered, "allocation"}, on.clock);
+  all.check_order({made, 0, bytes}, access_kind::writes, {on.number, on.entered, "allocation"}, on.clock);
   *out = made->base;
   return cudaSuccess;
 }
@@ -84,7 +84,7 @@ namespace {
              *done = true;
              return step::done();
            }));
-  all.check_order({found, 0, found->size}, true, {on.number, on.entered, "giving back"}, on.clock);
+  all.check_order({found, 0, found->size}, access_kind::writes, {on.number, on.entered, "giving back"}, on.clock);
   found->pool->spare.push_back({found->memory, on.number, on.clock, done});
   return cudaSuccess;
 }

@@ -191,7 +191,8 @@ public:
   void enter(machine& of, stream& on) override {
     // What a kernel reads that is told to end goes nowhere.
     for (auto const& each : calls_) {
-      touch(of, on, each.data, each.bytes, !each.sends, each.sends ? aborted_ : nullptr);
+      touch(of, on, each.data, each.bytes, each.sends ? access_kind::reads : access_kind::writes,
+            each.sends ? aborted_ : nullptr);
     }
   }
   step advance(machine& of, stream& on) override {

@@ -41,6 +41,9 @@ struct operation_id {
   [[nodiscard]] bool is_before(vector_clock const& clock) const noexcept { return clock.at(stream) >= number; }
 };
 
+/// What an operation does to bytes. Additions are atomic: their order among each other does not matter.
+enum class access_kind : unsigned char { reads, writes, adds };
+
 /// Who read and wrote which bytes of a block of memory. Accesses that everything to come is ordered behind are
 /// forgotten.
 class access_log {
@@ -48,7 +51,7 @@ public:
   struct access {
     std::size_t begin;
     std::size_t end;
-    bool writes;
+    access_kind kind;
     operation_id by;
     std::shared_ptr<bool const> is_void{};  ///< true: it is of no consequence any more; null: never
   };
@@ -60,13 +63,13 @@ public:
     std::erase_if(accesses_, [&](access const& old) {
       if (old.by.is_before(observed) || (old.is_void != nullptr && *old.is_void)) { return true; }
       bool const overlaps = old.begin < next.end && next.begin < old.end;
-      if (!overlaps || !(old.writes || next.writes)) { return is_repeated(old, next); }
+      if (!overlaps || (old.kind == next.kind && next.kind != access_kind::writes)) { return is_repeated(old, next); }
       if (!old.by.is_before(clock)) {
         if (!found) { conflict_ = old; }
         found = true;
         return false;
       }
-      return next.writes && next.begin <= old.begin && old.end <= next.end;
+      return next.kind == access_kind::writes && next.begin <= old.begin && old.end <= next.end;
     });
     accesses_.push_back(std::move(next));
     return found ? &conflict_ : nullptr;
@@ -74,8 +77,7 @@ public:
 
 private:
   [[nodiscard]] static bool is_repeated(access const& old, access const& next) noexcept {
-    return old.by.stream == next.by.stream && old.writes == next.writes && next.begin <= old.begin &&
-           old.end <= next.end;
+    return old.by.stream == next.by.stream && old.kind == next.kind && next.begin <= old.begin && old.end <= next.end;
   }
 
   std::vector<access> accesses_;

@@ -130,7 +130,7 @@ constexpr error_text texts[] = {
   auto* const bytes_of = static_cast<std::byte*>(to);
   all.enqueue(on, [=](machine&) {
     return std::make_unique<memory_operation>("fill", std::vector<copy_item>{},
-                                              std::vector<touched>{{bytes_of, bytes, true}},
+                                              std::vector<touched>{{bytes_of, bytes, access_kind::writes}},
                                               [=] { std::memset(to, value, bytes); });
   });
   return cudaSuccess;
@@ -474,6 +474,21 @@ cudaError_t CUDARTAPI cudaMemcpy(void* to, void const* from, std::size_t bytes, 
     if (!is_of_kind(all, to, from, kind)) { return cudaErrorInvalidValue; }
     return copy(all, self, lock, "cudaMemcpy", *all.find(nullptr),
                 {{static_cast<std::byte*>(to), static_cast<std::byte const*>(from), bytes}}, true);
+  });
+}
+cudaError_t CUDARTAPI cudaMemcpy2DAsync(void* to, std::size_t to_pitch, void const* from, std::size_t from_pitch,
+                                        std::size_t width, std::size_t height, cudaMemcpyKind kind,
+                                        cudaStream_t where) {
+  return runtime_call("cudaMemcpy2DAsync", plain, [&](machine& all, thread_state& self, lock_type& lock) {
+    auto* const on = all.find(where);
+    if (on == nullptr) { return cudaErrorInvalidResourceHandle; }
+    if (width > to_pitch || width > from_pitch || !is_of_kind(all, to, from, kind)) { return cudaErrorInvalidValue; }
+    std::vector<copy_item> rows;
+    for (std::size_t row = 0; row < height; ++row) {
+      rows.push_back({static_cast<std::byte*>(to) + row * to_pitch,
+                      static_cast<std::byte const*>(from) + row * from_pitch, width});
+    }
+    return copy(all, self, lock, "cudaMemcpy2DAsync", *on, std::move(rows), false);
   });
 }
 cudaError_t CUDARTAPI cudaMemcpyPeerAsync(void* to, int /*to_device*/, void const* from, int /*from_device*/,

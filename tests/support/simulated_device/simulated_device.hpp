@@ -87,6 +87,8 @@ public:
   virtual void copy(void* to, void const* from, std::size_t bytes) = 0;
   virtual void reads(void const* from, std::size_t bytes) = 0;
   virtual void writes(void* to, std::size_t bytes) = 0;
+  /// Atomic additions: kernels that add to the same bytes need not be in order, others need.
+  virtual void adds(void* to, std::size_t bytes) = 0;
   /// Done when the kernel runs, behind its copies.
   virtual void compute(std::function<void()> work) = 0;
 };

@@ -2,6 +2,7 @@
 #ifndef BALLAST_CUDART_DEVICE_STORE_HPP
 #define BALLAST_CUDART_DEVICE_STORE_HPP
 
+#include <ballast/cudart/compute_streams.hpp>
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/device_reader.hpp>
@@ -74,6 +75,9 @@ struct device_store_options {
   bool timed = false;            ///< measure commits on the device, see `commit_timer`: two event records for each
   slot_hook hook = {};           ///< runs after a commit's copies and before its tables
   table_follower follower = {};  ///< runs behind the tables
+  /// What forward passes run on besides, such as the second of two batches that overlap: a commit starts behind what
+  /// each of them holds, and what they are given later starts behind the commit. All of this rank's device.
+  std::vector<cudaStream_t> more_compute_streams = {};  // NOLINT(readability-redundant-member-init): may be left out
 };
 
 /// Knows its rank, and the stream that runs the forward passes there.
@@ -81,6 +85,12 @@ template <class C>
 concept tells_compute_stream = requires(C const& ranks) {
   { ranks.rank() } noexcept -> std::same_as<index_t>;
   { ranks.compute_stream() } noexcept -> std::same_as<cudaStream_t>;
+};
+
+/// Knows all streams of the forward passes there, where they are several.
+template <class C>
+concept tells_compute_streams = tells_compute_stream<C> && requires(C const& ranks) {
+  { ranks.more_compute_streams() } noexcept -> std::same_as<std::span<cudaStream_t const>>;
 };
 
 /// Expert weights in the memory of one device, and the tables that its router reads.
@@ -103,7 +113,8 @@ public:
       : registry_{where.slots_per_rank(), initial.num_layers()},
         options_{options},
         rank_{rank},
-        tables_{make_tables(where, rank, initial, options), where, rank},
+        compute_{checked(where, rank, initial, options)},
+        tables_{make_tables(where, initial.shape(), rank, options), where, rank},
         where_{std::move(where)},
         timer_{options.timed},
         staging_{options.staging, options.staging_limit},
@@ -118,9 +129,9 @@ public:
     if (!in_force.ok()) { tables_.abandon(); }
     in_force.or_throw();
   }
-  /// The same; rank and compute stream come from who moves the bytes: `nccl::cohort`, or a transport that tells them.
+  /// The same; rank and compute streams come from who moves the bytes: `nccl::cohort`, or a transport that tells them.
   ///
-  /// @throws also `errc::invalid_option` where `options` name another compute stream.
+  /// @throws also `errc::invalid_option` where `options` name other compute streams.
   template <class Cohort>
     requires tells_compute_stream<Cohort>
   device_store(topology where, placement const& initial, Cohort const& ranks, device_store_options const& options = {})
@@ -261,11 +272,13 @@ public:
   /// Enqueue the copies of a commit, the hook and the tables on the compute stream; see `expert_store`. Does not wait
   /// for the stream, however far it is behind.
   ///
+  /// With several compute streams it starts behind what each of them holds, and they go on behind it.
+  ///
   /// @param copies  in ascending order of phases.
   /// @return `errc::invalid_placement` for a layer that is not in [0, L), or tables of another shape; nothing is
   ///         enqueued then. What the hook returns; `cudart::category()`: part of the commit may be enqueued.
   /// @complexity O(copies), with a hook O(copies * tensors), and as `device_tables::publish`; a call of the driver or a
-  ///             launch for each phase, and at most one more for the tables.
+  ///             launch for each phase, and at most one more for the tables; three calls for each compute stream more.
   /// @throws std::bad_alloc
   [[nodiscard]] status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables,
                               epoch_t /*epoch*/) {
@@ -273,6 +286,7 @@ public:
     detail::capture_guard const guard;
     profiler_range const range{"ballast commit"};
     batch_.clear();  // of a commit that failed
+    if (auto result = compute_.gather(); !result.ok()) { return result; }
     if (auto result = timer_.start(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = collect_copies(copies); !result.ok()) { return result; }
     if (auto result = run_hook(layer, copies); !result.ok()) { return result; }
@@ -285,7 +299,7 @@ public:
     if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
     if (auto result = tables_.mark_published(options_.compute_stream); !result.ok()) { return result; }
     ahead_ = tables_.published().get();
-    return {};
+    return compute_.release(tables_.published());
   }
 
   /// See `commit_timer`. With `timed`, a time waits for each commit until it is taken, as a rebalancer does.
@@ -342,18 +356,27 @@ private:
   template <class Cohort>
   [[nodiscard]] static device_store_options with_stream_of(Cohort const& ranks, device_store_options options) {
     auto const theirs = ranks.compute_stream();
-    if (options.compute_stream != nullptr && options.compute_stream != theirs) {
-      status{errc::invalid_option, "device_store: the options name another compute stream than the cohort"}.or_throw();
-    }
+    bool differs = options.compute_stream != nullptr && options.compute_stream != theirs;
     options.compute_stream = theirs;
+    if constexpr (tells_compute_streams<Cohort>) {
+      auto const more = ranks.more_compute_streams();
+      auto& named = options.more_compute_streams;
+      differs = differs || (!named.empty() && !std::ranges::equal(named, more));
+      named.assign(more.begin(), more.end());
+    }
+    if (differs) {
+      status{errc::invalid_option, "device_store: the options name other compute streams than the cohort"}.or_throw();
+    }
     return options;
   }
   /// Before anything is made on the device.
   [[nodiscard]] static status validate(topology const& where, index_t rank, placement const& initial,
                                        device_store_options const& options) {
-    if (options.compute_stream == nullptr || options.compute_stream == cudaStreamLegacy ||
-        options.compute_stream == cudaStreamPerThread) {
+    if (compute_streams::is_default(options.compute_stream)) {
       return {errc::invalid_option, "device_store: commits need a created stream, not a default stream"};
+    }
+    if (auto result = compute_streams::validate(options.compute_stream, options.more_compute_streams); !result.ok()) {
+      return result;
     }
     if (auto result = detail::staging_buffer::validate(options.staging, options.staging_limit); !result.ok()) {
       return result;
@@ -364,13 +387,17 @@ private:
     }
     return validate_placement(initial, {initial.num_layers(), initial.num_logical(), where.num_slots()});
   }
-  [[nodiscard]] static Tables make_tables(topology const& where, index_t rank, placement const& initial,
-                                          device_store_options const& options) {
+  [[nodiscard]] static compute_streams checked(topology const& where, index_t rank, placement const& initial,
+                                               device_store_options const& options) {
     validate(where, rank, initial, options).or_throw();
+    return compute_streams{options.compute_stream, options.more_compute_streams};
+  }
+  [[nodiscard]] static Tables make_tables(topology const& where, placement_shape shape, index_t rank,
+                                          device_store_options const& options) {
     if constexpr (dispatches_for_rank) {
-      return Tables{where, initial.shape(), rank_id{rank}, options.dispatch};
+      return Tables{where, shape, rank_id{rank}, options.dispatch};
     } else {
-      return Tables{where, initial.shape(), options.dispatch};
+      return Tables{where, shape, options.dispatch};
     }
   }
 
@@ -468,6 +495,7 @@ private:
   ballast::detail::tensor_registry registry_;
   device_store_options options_;
   index_t rank_;
+  compute_streams compute_;
   device_tables<Tables, Copies> tables_;
   topology where_;
   stage_timer timer_;

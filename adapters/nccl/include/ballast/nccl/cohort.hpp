@@ -12,6 +12,7 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
+#include <span>
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
@@ -33,7 +34,7 @@ public:
   ///
   /// @param engine      the engine's communicator, not null; not changed. Its ranks are the group's.
   /// @param all_gather  the engine's own, on the host.
-  /// @param options     `compute_stream` runs the forward passes.
+  /// @param options     `compute_stream` and `more_compute_streams` run the forward passes.
   /// @throws std::system_error, on all ranks where one has failed: as `communicator::split` and `transport`.
   cohort(ncclComm_t engine, AllGather all_gather, transport_options const& options,
          engine_control_options const& control = {})
@@ -46,6 +47,9 @@ public:
   [[nodiscard]] index_t rank() const noexcept { return transport_.rank(); }
   [[nodiscard]] index_t num_ranks() const noexcept { return transport_.num_ranks(); }
   [[nodiscard]] cudaStream_t compute_stream() const noexcept { return transport_.compute_stream(); }
+  [[nodiscard]] std::span<cudaStream_t const> more_compute_streams() const noexcept {
+    return transport_.more_compute_streams();
+  }
   /// What moves the bytes.
   [[nodiscard]] transport& wires() noexcept { return transport_; }
   /// What the ranks agree by.

@@ -3,6 +3,7 @@
 #define BALLAST_NCCL_TRANSPORT_HPP
 
 #include <ballast/control/control.hpp>
+#include <ballast/cudart/compute_streams.hpp>
 #include <ballast/cudart/copy_batch.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/error.hpp>
@@ -54,6 +55,9 @@ struct transport_options {
   bool timed = false;  ///< measure batches on the device, see `receive_timer`: an event record for each
   /// Of the communicator that `repair` makes; its timeout also bounds `warm_up`.
   communicator_options communicator = {};
+  /// What forward passes run on besides, such as the second of two batches that overlap: NCCL's kernels start behind
+  /// what these hold, too.
+  std::vector<cudaStream_t> more_compute_streams = {};  // NOLINT(readability-redundant-member-init): may be left out
 };
 
 /// Sends experts with NCCL, two-sided, on a stream of its own.
@@ -77,6 +81,7 @@ public:
       : options_{options},
         done_{cudart::event::create(options.timed ? cudaEventDefault : cudaEventDisableTiming)},
         computed_{cudart::event::create()},
+        compute_{options.compute_stream, options.more_compute_streams},
         wires_{std::move(wires)} {
     validate(wires_, options).or_throw();
     detail::lane::create(lane_).or_throw();
@@ -99,6 +104,10 @@ public:
               "nccl: the compute stream is a default stream, which orders itself against others: run the passes on a "
               "stream made with cudaStreamCreateWithFlags, and give that one"};
     }
+    if (auto result = cudart::compute_streams::validate(options.compute_stream, options.more_compute_streams);
+        !result.ok()) {
+      return result;
+    }
     return validate_communicator(options.communicator);
   }
 
@@ -106,6 +115,10 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
   /// Runs the forward passes; null where the options named none.
   [[nodiscard]] cudaStream_t compute_stream() const noexcept { return options_.compute_stream; }
+  /// What they run on besides.
+  [[nodiscard]] std::span<cudaStream_t const> more_compute_streams() const noexcept {
+    return options_.more_compute_streams;
+  }
   /// The stream that a store orders behind its commits; another one after a `repair` that kernels have not waited for.
   [[nodiscard]] cudaStream_t copy_stream() const noexcept { return lane_->stream.get(); }
   /// The same for a store that asks; see `cudart::device_store::connect`.
@@ -440,7 +453,8 @@ private:
   [[nodiscard]] status follow_compute() {
     if (options_.compute_stream == nullptr) { return {}; }
     if (auto result = computed_.record(options_.compute_stream); !result.ok()) { return result; }
-    return computed_.hold_back(copy_stream());
+    auto result = computed_.hold_back(copy_stream());
+    return result.ok() ? compute_.gather(copy_stream()) : std::move(result);
   }
 
   [[nodiscard]] bool has_begun_nothing() const noexcept { return !is_empty_ && !launched_ && next_ == 0; }
@@ -553,6 +567,7 @@ private:
   cudart::event begin_;                                 // of a timed batch
   cudart::event done_;
   cudart::event computed_;
+  cudart::compute_streams compute_;
   index_t rank_ = 0;
   index_t num_ranks_ = 1;
   bool open_ = false;

@@ -2,6 +2,7 @@
 #ifndef BALLAST_CUDART_DETAIL_RECORDER_MEMORY_HPP
 #define BALLAST_CUDART_DETAIL_RECORDER_MEMORY_HPP
 
+#include <ballast/cudart/compute_streams.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/count_ring.hpp>
 #include <ballast/cudart/detail/device_reader.hpp>
@@ -14,18 +15,21 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-/// What a device recorder has on the device and in pinned memory. Given back when its stream has come to the end of
-/// what uses it; never, where the stream does not come there within `timeout`.
+/// What a device recorder has on the device and in pinned memory. Given back when its streams have come to the end of
+/// what uses it; never, where one of them does not come there within `timeout`.
 struct recorder_memory {
-  /// @param pass_cells    of the counters of a pass, all stripes.
+  /// @param on  that counts are made on; all but kernels that count is enqueued on the first. @param pass_cells    of
+  /// the counters of a pass, all stripes.
   /// @param bucket_cells  of one bucket, padded. @param num_buckets of a window
   /// @throws std::system_error in `cudart::category()`
-  recorder_memory(cudaStream_t on, std::size_t pass_cells, std::size_t bucket_cells, std::size_t num_buckets)
-      : stream{on},
+  recorder_memory(compute_streams on, std::size_t pass_cells, std::size_t bucket_cells, std::size_t num_buckets)
+      : streams{std::move(on)},
+        stream{streams.first()},
         copied{event::create()},
         sent{bucket_cells},
         pass{device_memory<std::uint32_t>::create(pass_cells)},
@@ -39,7 +43,9 @@ struct recorder_memory {
   ~recorder_memory() {
     capture_guard const guard;
     auto const deadline = ballast::detail::deadline_after(timeout);
-    if (copied.record(stream).ok() && await_event(copied, deadline, "device_recorder").ok()) { return; }
+    if (streams.gather().ok() && copied.record(stream).ok() && await_event(copied, deadline, "device_recorder").ok()) {
+      return;
+    }
     mirror.abandon();
     sent.abandon();
     pass.abandon();
@@ -47,7 +53,8 @@ struct recorder_memory {
     for (auto& window : windows) { window.abandon(); }
   }
 
-  cudaStream_t stream;
+  compute_streams streams;
+  cudaStream_t stream;  // the first of them
   nanoseconds_t timeout = 5'000'000'000;
   pinned_buffer mirror;                          // [H, L, E] as in the window that was copied last
   event copied;                                  // behind that copy

@@ -6,6 +6,7 @@
   #error "ballast/cudart/kernels/device_recorder.cuh launches kernels: include it from a .cu file"
 #endif
 
+#include <ballast/cudart/compute_streams.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/device_reader.hpp>
 #include <ballast/cudart/detail/recorder_memory.hpp>
@@ -45,12 +46,17 @@ namespace cudart {
 /// each replay once. Counts that an engine has on the host (lists of an all-to-all library) are taken too: they go up
 /// with the end of their pass. Where the stream is several passes behind, they go up with a later one that counts.
 ///
+/// Passes may run on several streams at once, as two batches that overlap do: kernels on all of them count into the
+/// same counters. The end of a pass, and a change of the gate, is then behind what all streams hold, and they go on
+/// behind it.
+///
 /// The host never waits for the stream but in `history`, and there no longer than `timeout()`. `prepare_history`,
 /// called a pass earlier, spares it that wait: the counts then come to the host while the next pass runs.
 ///
 /// @threads  one thread at a time; the rank's device is current there.
-/// @lifetime `compute_stream` and the map must outlive it. Its end waits for the stream to come to the end of what uses
-///           its memory, no longer than `timeout()`; after that, the memory stays in place for the life of the process.
+/// @lifetime the compute streams and the map must outlive it. Its end waits for the streams to come to the end of what
+///           uses its memory, no longer than `timeout()`; after that, the memory stays in place for the life of the
+///           process.
 class device_recorder : private pass_counter, public window_telling<device_recorder> {
 public:
   static constexpr bool clears_on_dump = true;
@@ -62,11 +68,17 @@ public:
   ///         device does not come to clear the counters, in ten seconds for each array)
   device_recorder(cudaStream_t compute_stream, index_t num_layers, index_t num_logical, window_options options = {},
                   index_t const* local_map = nullptr, index_t slots_per_rank = 0)
+      : device_recorder{compute_streams{compute_stream}, num_layers, num_logical, options, local_map, slots_per_rank} {}
+  /// The same for passes that run on several streams.
+  ///
+  /// @param streams  of the same device; with several, the recorder's kernels and the engine's may be enqueued on any.
+  device_recorder(compute_streams streams, index_t num_layers, index_t num_logical, window_options options = {},
+                  index_t const* local_map = nullptr, index_t slots_per_rank = 0)
       : pass_counter{num_layers, num_logical}, window_{options}, since_{options}, snapshot_{options} {
     validate(local_map, slots_per_rank).or_throw();
     cells_ = detail::padded_cells(num_layers, num_logical);
     waiting_.assign(pass().size(), 0);
-    memory_ = std::make_unique<detail::recorder_memory>(compute_stream, num_stripes * cells_, cells_,
+    memory_ = std::make_unique<detail::recorder_memory>(std::move(streams), num_stripes * cells_, cells_,
                                                         static_cast<std::size_t>(num_buckets()));
     window_.counts = memory_->windows[0].data();
     since_.counts = memory_->windows[1].data();
@@ -91,10 +103,13 @@ public:
   /// the host are not held back.
   ///
   /// @return `cudart::category()`
-  /// @complexity one call of the driver, no wait.
+  /// @complexity one call of the driver, no wait; with several streams as many more as `end_pass`.
   [[nodiscard]] status set_gate(bool open) {
-    return to_status(cudaMemsetAsync(memory_->gate.data(), open ? 1 : 0, sizeof(std::uint32_t), memory_->stream),
-                     "cudaMemsetAsync");
+    auto result = memory_->streams.gather();
+    if (!result.ok()) { return result; }
+    result = to_status(cudaMemsetAsync(memory_->gate.data(), open ? 1 : 0, sizeof(std::uint32_t), memory_->stream),
+                       "cudaMemsetAsync");
+    return result.ok() ? memory_->streams.release() : std::move(result);
   }
 
   // ---- counts that the host has: they wait there for the end of the pass ----
@@ -126,10 +141,11 @@ public:
 
   // ---- passes and window ----
 
-  /// Close the pass on the stream: into the window when counted, forgotten otherwise.
+  /// Close the pass on the stream, or on all of them: into the window when counted, forgotten otherwise.
   ///
-  /// @complexity one launch, and O(L E) where the host had counts; no allocation, no wait. Where the launch fails,
-  ///             counts are missing; the `history` of these passes says so.
+  /// @complexity one launch, and O(L E) where the host had counts; no allocation, no wait. With several streams one
+  ///             call of the driver more, and three for each besides the first. Where a call fails, counts are missing;
+  ///             the `history` of these passes says so.
   void end_pass(bool counted) {
     detail::capture_guard const guard;
     if (snapshot_.state == snapshot_state::told) { drop_snapshot(); }
@@ -145,8 +161,10 @@ public:
       forget_host_counts();
     }
     if (is_pending) { snapshot_.cursor.skip_pass(); }
-    auto result = folder_.fold(memory_->stream, command);
+    auto result = memory_->streams.gather();
+    if (result.ok()) { result = folder_.fold(memory_->stream, command); }
     if (result.ok() && command.host != nullptr) { result = memory_->sent.send(memory_->stream); }
+    if (result.ok()) { result = memory_->streams.release(); }
     note_loss(std::move(result));
   }
 
