@@ -12,6 +12,7 @@
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/memory.hpp>
 #include <ballast/cudart/profiling.hpp>
+#include <ballast/cudart/table_writer.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
@@ -78,6 +79,8 @@ struct device_store_options {
   /// What forward passes run on besides, such as the second of two batches that overlap: a commit starts behind what
   /// each of them holds, and what they are given later starts behind the commit. All of this rank's device.
   std::vector<cudaStream_t> more_compute_streams = {};  // NOLINT(readability-redundant-member-init): may be left out
+  /// The engine's own tables, such as `replica_lists`: written with the store's at each commit, and at construction.
+  std::vector<table_writer_ref> table_writers = {};  // NOLINT(readability-redundant-member-init): may be left out
 };
 
 /// Knows its rank, and the stream that runs the forward passes there.
@@ -114,7 +117,7 @@ public:
         options_{options},
         rank_{rank},
         compute_{checked(where, rank, initial, options)},
-        tables_{make_tables(where, initial.shape(), rank, options), where, rank},
+        tables_{make_tables(where, initial.shape(), rank, options), where, rank, options.table_writers},
         where_{std::move(where)},
         timer_{options.timed},
         staging_{options.staging, options.staging_limit},

@@ -6,6 +6,7 @@
 #include <ballast/cudart/detail/device_reader.hpp>
 #include <ballast/cudart/detail/mirror_rows.hpp>
 #include <ballast/cudart/handles.hpp>
+#include <ballast/cudart/table_writer.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/table_view.hpp>
 #include <ballast/dispatch/tables.hpp>
@@ -22,11 +23,13 @@
 #include <cstddef>
 #include <span>
 #include <utility>
+#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
-/// A copy of one rank's dispatch tables in device memory, and the map of its slots. Addresses never change.
+/// A copy of one rank's dispatch tables in device memory, and the map of its slots; and what an engine keeps in a form
+/// of its own, written with them. Addresses never change.
 ///
 /// @tparam Tables  `dispatch_tables` or `invariant_dispatch_tables`: the truth, of which this is a copy.
 /// @tparam Copies  what copies rows from pinned host memory: `copy_batch` or `kernel_copies`.
@@ -37,12 +40,15 @@ public:
   /// @param tables  of this rank; rows are published here from now on.
   /// @param where   as the tables were made for.
   /// @param rank    whose slots `local_map()` describes.
-  /// @throws std::system_error in `cudart::category()`, or with `errc::deadline_exceeded` where the device does not
+  /// @param others  of the engine, in its own memory.
+  /// @throws std::system_error as their `begin`, in `cudart::category()`, or with `errc::deadline_exceeded` where the
+  /// device does not
   ///         come to clear the tables within ten seconds for each
-  device_tables(Tables tables, topology const& where, index_t rank)
+  device_tables(Tables tables, topology const& where, index_t rank, std::vector<table_writer_ref> others = {})
       : host_{std::move(tables)},
         first_slot_{where.first_slot(rank)},
         slots_{where.slots_per_rank()},
+        others_{begun(std::move(others), where, host_.shape())},
         mirror_{row_bytes(), 2 * static_cast<std::size_t>(host_.shape().num_layers)} {
     auto const layers = static_cast<std::size_t>(host_.shape().num_layers);
     mirror_.reserve().or_throw();
@@ -77,6 +83,7 @@ public:
     if (auto result = check(where, from, layer); !result.ok()) { return result; }
     std::byte* mirror = nullptr;
     if (auto result = mirror_.take(mirror); !result.ok()) { return result; }
+    auto* const row = mirror;
     host_.publish(where, from, layer);
     auto const at = static_cast<std::size_t>(layer);
     auto const ranges = host_.ranges().subspan(at * row_ranges(), row_ranges());
@@ -85,14 +92,23 @@ public:
     copy_row(ranges, ranges_.data() + at * row_ranges(), mirror, into);
     copy_row(entries, entries_.data() + at * row_entries(), mirror, into);
     copy_row(map, local_map_.data() + at * row_map(), mirror, into);
+    if (!others_.empty()) {
+      sink_.open({row + begin_of_others(), most_bytes(others_)});
+      for (auto& other : others_) { other.write(where, from, layer, sink_); }
+      sink_.collect(into);
+    }
     return {};
   }
-  /// The second half, behind the caller's batch or batches.
+  /// The second half, behind the caller's batch or batches: what of an engine's own tables no batch can take, and the
+  /// end of the publication.
   ///
   /// @param on  the engine's compute stream.
   /// @return `cudart::category()`
   /// @pre `collect` was called
-  [[nodiscard]] status mark_published(cudaStream_t on) { return mirror_.mark(on); }
+  [[nodiscard]] status mark_published(cudaStream_t on) {
+    auto result = sink_.submit(on);
+    return result.ok() ? mirror_.mark(on) : std::move(result);
+  }
   /// Recorded behind the last publication.
   [[nodiscard]] event const& published() const noexcept { return mirror_.marked(); }
   /// Rows of pinned memory, each with the tables of one publication on its way to the device.
@@ -131,9 +147,24 @@ private:
   [[nodiscard]] std::size_t row_ranges() const noexcept { return static_cast<std::size_t>(host_.shape().num_logical); }
   [[nodiscard]] std::size_t row_entries() const noexcept { return static_cast<std::size_t>(host_.shape().num_slots); }
   [[nodiscard]] std::size_t row_map() const noexcept { return static_cast<std::size_t>(slots_); }
-  [[nodiscard]] std::size_t row_bytes() const noexcept {
-    return row_ranges() * sizeof(replica_range) + row_entries() * sizeof(dispatch_entry) +
-           (row_map() + 1) / 2 * 2 * sizeof(index_t);
+  [[nodiscard]] std::size_t own_row_bytes() const noexcept {
+    return row_ranges() * sizeof(replica_range) + row_entries() * sizeof(dispatch_entry) + row_map() * sizeof(index_t);
+  }
+  /// Where the others' part of a row of pinned memory begins.
+  [[nodiscard]] std::size_t begin_of_others() const noexcept {
+    constexpr auto alignment = table_sink::alignment;
+    return (own_row_bytes() + alignment - 1) / alignment * alignment;
+  }
+  [[nodiscard]] std::size_t row_bytes() const noexcept { return begin_of_others() + most_bytes(others_); }
+  [[nodiscard]] static std::size_t most_bytes(std::vector<table_writer_ref> const& others) noexcept {
+    std::size_t sum = 0;
+    for (auto const& other : others) { sum += other.most_bytes(); }
+    return sum;
+  }
+  [[nodiscard]] static std::vector<table_writer_ref> begun(std::vector<table_writer_ref> others, topology const& where,
+                                                           placement_shape shape) {
+    for (auto& other : others) { other.begin(where, shape).or_throw(); }
+    return others;
   }
 
   [[nodiscard]] status check(topology const& where, placement const& from, index_t layer) const {
@@ -160,6 +191,8 @@ private:
   Tables host_;
   index_t first_slot_;
   index_t slots_;
+  std::vector<table_writer_ref> others_;
+  table_sink sink_;
   // The pinned memory outlives the device's, which is not given back before the stream is done with both.
   detail::mirror_rows mirror_;  // a row has one layer's part of all three
   device_memory<replica_range> ranges_;
