@@ -94,6 +94,10 @@ public:
                               epoch_t epoch) {
     return times_->committing.time([&] { return base::commit(layer, copies, tables, epoch); });
   }
+  [[nodiscard]] status commit_tables(std::span<index_t const> layers, placement const& tables,
+                                     std::span<epoch_t const> epochs) {
+    return times_->committing.time([&] { return base::commit_tables(layers, tables, epochs); });
+  }
 
 private:
   parts* times_;

@@ -25,6 +25,7 @@
 // expect 4: Schedule has a member for_each_option.*names_options
 // expect 5: Store has a member connect.*connecting_store
 // expect 5: Store has a member publish.*publishing_store
+// expect 5: Store has a member commit_tables.*joint_tables_store
 // expect 5: Store has a member set_topology.*topology_following_store
 // expect 5: Store has a member times_commits or take_commit_time.*commit_timer
 // expect 5: Store has a member balanced_batches.*batch_counting_store
@@ -138,6 +139,7 @@ struct store : ballast::host_store {
 #if BALLAST_EXPECT_FAILURE == 5
   [[nodiscard]] status connect(ballast::in_process_endpoint const&);
   [[nodiscard]] status publish(index_t, ballast::placement const&);
+  [[nodiscard]] status commit_tables(std::span<index_t const>, ballast::placement const&);
   [[nodiscard]] bool set_topology(ballast::topology const&);
   [[nodiscard]] nanoseconds_t take_commit_time();
   [[nodiscard]] ballast::batch_counters balanced_batches() const;

@@ -143,6 +143,21 @@ TEST_CASE("ids keep their type, shape and place") {
   dispatch_ids<std::int32_t>(tables.view(), 0, 2, none, none);
 }
 
+TEST_CASE("physical ids are of another type where it is named") {
+  topology const where{{2, 1, 2, 1}};
+  placement in;
+  REQUIRE(in.assign({1, 3, 4}, std::vector<index_t>{0, 1, 2, 0}).ok());
+  auto const tables = published(where, in, 1, dispatch_mode::nearest);
+  std::vector<std::int32_t> const narrow{0, 1, 2, 3, -1, 9};
+  std::vector<std::int64_t> wide(narrow.size());
+  dispatch_ids<std::int32_t, std::int64_t>(tables.view(), 0, 2, narrow, wide);
+  CHECK(wide == std::vector<std::int64_t>{4, 1, 3, 5, -1, -1});
+  std::vector<std::int64_t> const from{0, 1, 2, 3, -1, std::int64_t{1} << 32};
+  std::vector<std::uint32_t> to(from.size());
+  dispatch_ids<std::int64_t, std::uint32_t>(tables.view(), 0, 2, from, to);
+  CHECK(to == std::vector<std::uint32_t>{4, 1, 3, 5, 0xffffffffu, 0xffffffffu});
+}
+
 TEST_CASE("nearest takes this rank's replica, else one of this node, else any") {
   generator random{2};
   for (int i = 0; i < 100; ++i) {

@@ -35,6 +35,45 @@ static_assert(!batch_counting_store<host_store>);
 
 }  // namespace
 
+TEST_CASE("counters of two balancers add up, the longest wait is the longer one") {
+  batch_counters const one{.batches = 1,
+                           .exact = 2,
+                           .below = 3,
+                           .off = 4,
+                           .late = 5,
+                           .unlike = 6,
+                           .alone = 7,
+                           .mean = 8.5,
+                           .planned = 9,
+                           .realised = 10,
+                           .resident = 11,
+                           .bound = 12,
+                           .longest_wait = 13,
+                           .late_ranks = 5};
+  batch_counters const twice{.batches = 2,
+                             .exact = 4,
+                             .below = 6,
+                             .off = 8,
+                             .late = 10,
+                             .unlike = 12,
+                             .alone = 14,
+                             .mean = 17,
+                             .planned = 18,
+                             .realised = 20,
+                             .resident = 22,
+                             .bound = 24,
+                             .longest_wait = 14,
+                             .late_ranks = 7};
+  for (bool const first_waits_longer : {true, false}) {
+    auto a = one;
+    auto b = one;
+    (first_waits_longer ? a : b).longest_wait = 14;
+    b.late_ranks = 6;
+    a += b;
+    CHECK(a == twice);
+  }
+}
+
 TEST_CASE("counters that wrap tell what is new all the same, and where nothing was solved there is no balance") {
   struct counters_alone {
     batch_counters told;

@@ -412,7 +412,10 @@ TEST_CASE("ids go to replicas so that quotas are kept to the token, in the order
     for (std::size_t rank = 0; rank < ids.size(); ++rank) {
       sources.assign(row, solver.quotas(), of.by_source(), static_cast<index_t>(rank));
       auto physical = ids[rank];
+      std::vector<std::int32_t> narrow(physical.size());
+      dispatch.map<std::int64_t, std::int32_t>(row, sources.ends(), 1, 9000, physical, narrow);
       dispatch.map<std::int64_t>(row, sources.ends(), 1, 9000, physical, physical);
+      CHECK(std::equal(narrow.begin(), narrow.end(), physical.begin(), physical.end()));
       std::map<std::int64_t, std::int64_t> last;
       for (std::size_t n = 0; n < physical.size(); ++n) {
         auto const id = ids[rank][n];

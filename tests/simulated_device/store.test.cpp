@@ -5,6 +5,7 @@
 #include <ballast/transport/in_process.hpp>
 
 #include "simulated_device.hpp"
+#include "support/random.hpp"
 
 #include <doctest/doctest.h>
 
@@ -15,6 +16,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <type_traits>
 #include <vector>
 
 using namespace ballast;
@@ -93,6 +95,66 @@ TEST_CASE("three commits of a layer behind one pass that stands wait for nothing
     pass.reset();
     REQUIRE(cudaStreamSynchronize(self.compute.get()) == cudaSuccess);
     self.commit(0, initial, 8).or_throw();
+  });
+}
+
+TEST_CASE("tables of many layers go out in as many calls as those of one, and are the same") {
+  in_virtual_time([] {
+    constexpr index_t many = 58;
+    topology const group{{8, 1, 36, 1}};
+    ballast_test::generator random{3};
+    auto const old = ballast_test::random_placement({many, 256, group.num_slots()}, random);
+    auto fresh = ballast_test::random_placement(old.shape(), random);
+    fresh.make_shares_even();
+    auto const compute = cudart::stream::create();
+    cudart::device_store_options const options{
+        .compute_stream = compute.get(), .dispatch = dispatch_mode::by_share, .timed = true};
+    cudart::device_store<> together{group, 3, old, options};
+    cudart::device_store<> apart{group, 3, old, options};
+    std::vector<index_t> layers;
+    for (index_t layer = 0; layer < many; ++layer) {
+      if (layer % 5 != 2) { layers.push_back(layer); }
+    }
+    std::vector<epoch_t> const epochs(layers.size(), 1);
+    auto const calls = [] {
+      return simulated::num_calls("cudaMemcpyBatchAsync") + simulated::num_calls("cudaMemcpyAsync") +
+             simulated::num_calls("cudaEventRecord");
+    };
+    auto before = calls();
+    together.commit(0, {}, fresh, 1).or_throw();
+    auto const of_one = calls() - before;
+    before = calls();
+    together.commit_tables(layers, fresh, epochs).or_throw();
+    CHECK(calls() - before == of_one);
+    for (auto const layer : layers) { apart.commit(layer, {}, fresh, 1).or_throw(); }
+    REQUIRE(cudaStreamSynchronize(compute.get()) == cudaSuccess);
+    auto const read = [](auto const* from, index_t width) {
+      std::vector<std::remove_cvref_t<decltype(*from)>> all(static_cast<std::size_t>(many * width));
+      REQUIRE(cudaMemcpy(all.data(), from, all.size() * sizeof all[0], cudaMemcpyDeviceToHost) == cudaSuccess);
+      return all;
+    };
+    CHECK((read(together.view().ranges, 256) == read(apart.view().ranges, 256)));
+    CHECK((read(together.view().entries, group.num_slots()) == read(apart.view().entries, group.num_slots())));
+    CHECK((read(together.tables().local_map(), 36) == read(apart.tables().local_map(), 36)));
+    int times = 0;
+    while (together.take_commit_time() >= 0) { ++times; }
+    CHECK(times == 2);
+    // Copies of a transport start behind them.
+    auto const copies = cudart::stream::create();
+    plain_transport wires;
+    wires.stream = copies.get();
+    together.connect(wires).or_throw();
+    simulated::held_stream const pass{compute.get()};
+    together.commit_tables(layers, old, epochs).or_throw();
+    together.prepare().or_throw();
+    CHECK(copies.query() == cudaErrorNotReady);
+    // Nothing happens where one of them is wrong, or there are none.
+    before = calls();
+    layers.push_back(many);
+    CHECK(together.commit_tables(layers, old, std::vector<epoch_t>(layers.size(), 1)).code() ==
+          errc::invalid_placement);
+    CHECK(together.commit_tables({}, old, {}).ok());
+    CHECK(calls() == before);
   });
 }
 

@@ -8,6 +8,7 @@
 #include <ballast/types.hpp>
 
 #include <concepts>
+#include <span>
 
 BALLAST_BEGIN_NAMESPACE
 
@@ -32,6 +33,18 @@ template <class S>
 concept publishing_store = requires(S& s, index_t layer, placement const& tables, epoch_t epoch) {
   { s.publish(layer, tables, epoch) } -> std::same_as<status>;
 };
+
+/// A store that puts the tables of several layers in force for less than one after the other.
+///
+/// @par Semantics
+/// `commit_tables(layers, tables, epochs)` does what `commit(layers[i], {}, tables, epochs[i])` does for each i in
+/// turn. `layers` ascend and are not empty. When it fails, some of them may be in force. To a `commit_timer` it is one
+/// commit.
+template <class S>
+concept joint_tables_store =
+    requires(S& s, std::span<index_t const> layers, placement const& tables, std::span<epoch_t const> epochs) {
+      { s.commit_tables(layers, tables, epochs) } -> std::same_as<status>;
+    };
 
 /// A store whose tables depend on which ranks are alive.
 ///

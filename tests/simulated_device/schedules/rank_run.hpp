@@ -83,21 +83,30 @@ public:
   using device_store::device_store;
   [[nodiscard]] ballast::status commit(index_t layer, std::span<ballast::byte_copy const> copies,
                                        ballast::placement const& tables, ballast::epoch_t epoch) {
-    if (due_ == nullptr) {
-      simulated::failures_suspended const calm;
-      return device_store::commit(layer, copies, tables, epoch);
-    }
-    simulated::only_failure const its_own{due_->call, static_cast<cudaError_t>(due_->error), due_->skip};
-    auto result = device_store::commit(layer, copies, tables, epoch);
-    is_torn_ = !result.ok();
-    if (is_torn_) { due_ = nullptr; }
-    return result;
+    return tear_if_due([&] { return device_store::commit(layer, copies, tables, epoch); });
+  }
+  [[nodiscard]] ballast::status commit_tables(std::span<index_t const> layers, ballast::placement const& tables,
+                                              std::span<ballast::epoch_t const> epochs) {
+    return tear_if_due([&] { return device_store::commit_tables(layers, tables, epochs); });
   }
   /// Fail in one of the next commits. @param what  outlives them; null: in none
   void tear(mishap const* what) noexcept { due_ = what; }
   [[nodiscard]] bool is_torn() const noexcept { return is_torn_; }
 
 private:
+  template <class Commit>
+  [[nodiscard]] ballast::status tear_if_due(Commit commit) {
+    if (due_ == nullptr) {
+      simulated::failures_suspended const calm;
+      return commit();
+    }
+    simulated::only_failure const its_own{due_->call, static_cast<cudaError_t>(due_->error), due_->skip};
+    auto result = commit();
+    is_torn_ = !result.ok();
+    if (is_torn_) { due_ = nullptr; }
+    return result;
+  }
+
   mishap const* due_ = nullptr;
   bool is_torn_ = false;
 };

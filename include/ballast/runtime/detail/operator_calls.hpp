@@ -3,12 +3,14 @@
 #define BALLAST_RUNTIME_DETAIL_OPERATOR_CALLS_HPP
 
 #include <ballast/control/control.hpp>
+#include <ballast/detail/index.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/runtime/detail/fit.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/planning.hpp>
+#include <ballast/runtime/detail/share_refresh.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/rebalancer_state.hpp>
@@ -16,6 +18,7 @@
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
+#include <cstddef>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -111,13 +114,10 @@ template <class Core>
   books.open_commit();
   books.set_topology(where);
   core.next = in_force;
-  std::vector<index_t> layers;
-  for (index_t layer = 0; layer < books.num_layers(); ++layer) {
-    if (auto result = core.store->commit(layer, {}, core.next, books.epoch(layer) + 1); !result.ok()) {
-      return core.lose(std::move(result));
-    }
-    books.take_row(core.next, layer);
-    layers.push_back(layer);
+  auto const layers = numbers_below(books.num_layers());
+  std::size_t commits = 0;
+  if (auto result = commit_tables(*core.store, layers, core.next, books, commits); !result.ok()) {
+    return core.lose(std::move(result));
   }
   if (!core.next.has_shares()) { books.drop_shares(); }
   books.count_commit();
@@ -125,7 +125,7 @@ template <class Core>
   event const what{
       .kind = event_kind::commit, .step = books.step(), .layers = layers, .balancedness = books.balancedness()};
   core.events.tell(what);
-  core.mover.times().add_chunk(what, layers.size());
+  core.mover.times().add_chunk(what, commits);
   return {};
 }
 

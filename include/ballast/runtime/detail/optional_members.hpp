@@ -70,6 +70,10 @@ struct optional_store_members {
       "Store has a member publish, but is no publishing_store: status publish(index_t, placement const&, "
       "epoch_t)");
   static_assert(
+      joint_tables_store<Store> || !requires { &Store::commit_tables; },
+      "Store has a member commit_tables, but is no joint_tables_store: status commit_tables(std::span<index_t const>, "
+      "placement const&, std::span<epoch_t const>)");
+  static_assert(
       topology_following_store<Store> || !requires { &Store::set_topology; },
       "Store has a member set_topology, but is no topology_following_store: status or void "
       "set_topology(topology const&)");

@@ -12,11 +12,13 @@
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/teller.hpp>
 #include <ballast/runtime/observer.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -24,6 +26,32 @@
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
+
+/// Put the tables of some layers in force without moving bytes, all at once where the store can.
+///
+/// @param layers   ascending.
+/// @param commits  out: commits that the store counts, for their times.
+/// @return as `commit`; rows that are in force are noted down in `books`
+template <expert_store Store>
+[[nodiscard]] status commit_tables(Store& store, std::span<index_t const> layers, placement const& tables,
+                                   ledger<Store>& books, std::size_t& commits) {
+  commits = 0;
+  if constexpr (joint_tables_store<Store>) {
+    if (layers.empty()) { return {}; }
+    std::vector<epoch_t> epochs;
+    for (auto const layer : layers) { epochs.push_back(books.epoch(layer) + 1); }
+    if (auto result = store.commit_tables(layers, tables, epochs); !result.ok()) { return result; }
+    for (auto const layer : layers) { books.take_row(tables, layer); }
+    commits = 1;
+  } else {
+    for (auto const layer : layers) {
+      if (auto result = store.commit(layer, {}, tables, books.epoch(layer) + 1); !result.ok()) { return result; }
+      books.take_row(tables, layer);
+      ++commits;
+    }
+  }
+  return {};
+}
 
 /// The same map, another split of every expert's tokens: a commit of tables without bytes.
 template <expert_store Store>
@@ -63,11 +91,9 @@ public:
                                device_times<Store>& times, teller& events) {
     is_undecided_ = false;
     books.open_commit();
-    for (auto const layer : layers) {
-      if (auto result = store_->commit(layer, {}, next_, books.epoch(layer) + 1); !result.ok()) {
-        return {outcome::ending::torn, std::move(result)};
-      }
-      books.take_row(next_, layer);
+    std::size_t commits = 0;
+    if (auto result = commit_tables(*store_, layers, next_, books, commits); !result.ok()) {
+      return {outcome::ending::torn, std::move(result)};
     }
     books.count_commit();
     event const what{.kind = event_kind::shares,
@@ -76,7 +102,7 @@ public:
                      .balancedness = books.balancedness(),
                      .duration = now() - start};
     events.tell(what);
-    times.add_chunk(what, layers.size());
+    times.add_chunk(what, commits);
     return {};
   }
 

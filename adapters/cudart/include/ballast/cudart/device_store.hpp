@@ -23,6 +23,7 @@
 #include <ballast/runtime/batch_counters.hpp>
 #include <ballast/runtime/detail/expert_size.hpp>
 #include <ballast/runtime/detail/tensor_registry.hpp>
+#include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/store.hpp>
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
@@ -298,11 +299,33 @@ public:
     }
     if (auto result = tables_.collect(where_, tables, layer, batch_); !result.ok()) { return result; }
     if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
-    if (auto result = tell_follower(layer, tables); !result.ok()) { return result; }
-    if (auto result = timer_.stop(options_.compute_stream); !result.ok()) { return result; }
-    if (auto result = tables_.mark_published(options_.compute_stream); !result.ok()) { return result; }
-    ahead_ = tables_.published().get();
-    return compute_.release(tables_.published());
+    return finish({&layer, 1}, tables);
+  }
+
+  /// Change the tables of several layers, and no weights: see `joint_tables_store`. As so many calls of `commit`
+  /// without copies, but enqueued together.
+  ///
+  /// @return as `commit`; nothing is enqueued where one of the layers is not in [0, L).
+  /// @complexity as `device_tables::publish` for each layer; as many calls of the driver as a commit of one, of
+  /// launches
+  ///             one for each 42 layers. Followers and columns of an engine's own tables are enqueued layer by layer.
+  /// @throws std::bad_alloc
+  [[nodiscard]] status commit_tables(std::span<index_t const> layers, placement const& tables,
+                                     std::span<epoch_t const> /*epochs*/) {
+    for (auto const layer : layers) {
+      if (auto result = check_tables(layer, tables); !result.ok()) { return result; }
+    }
+    if (layers.empty()) { return {}; }
+    detail::capture_guard const guard;
+    profiler_range const range{"ballast tables"};
+    batch_.clear();  // of a commit that failed
+    if (auto result = compute_.gather(); !result.ok()) { return result; }
+    if (auto result = timer_.start(options_.compute_stream); !result.ok()) { return result; }
+    for (auto const layer : layers) {
+      if (auto result = tables_.collect(where_, tables, layer, batch_); !result.ok()) { return result; }
+    }
+    if (auto result = batch_.submit(options_.compute_stream); !result.ok()) { return result; }
+    return finish(layers, tables);
   }
 
   /// See `commit_timer`. With `timed`, a time waits for each commit until it is taken, as a rebalancer does.
@@ -469,6 +492,17 @@ private:
     return {};
   }
 
+  /// The end of a commit, behind its copies.
+  [[nodiscard]] status finish(std::span<index_t const> layers, placement const& tables) {
+    auto const on = options_.compute_stream;
+    for (auto const layer : layers) {
+      if (auto result = tell_follower(layer, tables); !result.ok()) { return result; }
+    }
+    if (auto result = tables_.mark_published(on); !result.ok()) { return result; }
+    if (auto result = timer_.stop(on); !result.ok()) { return result; }
+    ahead_ = tables_.published().get();
+    return compute_.release(tables_.published());
+  }
   [[nodiscard]] status tell_follower(index_t layer, placement const& in_force) {
     auto const& follower = options_.follower;
     return follower.call == nullptr ? status{} : follower.call(follower.context, where_, in_force, layer);
@@ -514,7 +548,7 @@ private:
 
 static_assert(expert_store<device_store<>>);
 static_assert(expert_store<device_store<invariant_dispatch_tables>>);
-static_assert(commit_timer<device_store<>>);
+static_assert(commit_timer<device_store<>> && joint_tables_store<device_store<>>);
 
 }  // namespace cudart
 BALLAST_END_NAMESPACE
