@@ -144,6 +144,7 @@ TEST_CASE("tables of many layers go out in as many calls as those of one, and ar
     plain_transport wires;
     wires.stream = copies.get();
     together.connect(wires).or_throw();
+    together.prepare().or_throw();
     simulated::held_stream const pass{compute.get()};
     together.commit_tables(layers, old, epochs).or_throw();
     together.prepare().or_throw();
