@@ -1,35 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // What NCCL's thread blocks buy and cost between two cards: whole layers by send and receive, over the number of blocks
 // and over kinds of memory, alone and beside an engine; and what moves without blocks.
-#include <ballast/cudart/handles.hpp>
-#include <ballast/detail/clock.hpp>
-#include <ballast/detail/text.hpp>
-#include <ballast/nccl/error.hpp>
-#include <ballast/posix/process_group.hpp>
-#include <ballast/transport/in_process.hpp>
-
-#include "expert_sizes.hpp"
-#include "rank_processes.hpp"
-#include "support.hpp"
-
-#include <benchmark/benchmark.h>
 #include <nccl.h>
 
-#include <algorithm>
-#include <array>
-#include <cstddef>
-#include <cstdint>
-#include <map>
-#include <span>
-#include <stdexcept>
-#include <string>
-#include <utility>
-#include <vector>
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0)  // windows and policies of thread blocks are new
 
-#define BALLAST_BENCH_HAS_WINDOWS (NCCL_VERSION_CODE >= NCCL_VERSION(2, 28, 0))
-#if BALLAST_BENCH_HAS_WINDOWS
+  #include <ballast/cudart/handles.hpp>
+  #include <ballast/detail/clock.hpp>
+  #include <ballast/detail/text.hpp>
+  #include <ballast/nccl/error.hpp>
+  #include <ballast/posix/process_group.hpp>
+  #include <ballast/transport/in_process.hpp>
+
+  #include "expert_sizes.hpp"
+  #include "rank_processes.hpp"
+  #include "support.hpp"
+
+  #include <benchmark/benchmark.h>
   #include <nccl_device.h>
-#endif
+
+  #include <algorithm>
+  #include <array>
+  #include <cstddef>
+  #include <cstdint>
+  #include <map>
+  #include <span>
+  #include <stdexcept>
+  #include <string>
+  #include <utility>
+  #include <vector>
 
 namespace {
 
@@ -81,9 +80,7 @@ constexpr int bytes_of_a_block = 160 * 1024;
 constexpr int rounds_of_a_block = 1500;
 constexpr int blocks_per_multiprocessor = 32;
 
-#if BALLAST_BENCH_HAS_WINDOWS
 __global__ void find_peer(ncclWindow_t window, int peer, void** out) { *out = ncclGetLsaPointer(window, 0, peer); }
-#endif
 
 // ---- ranks ------------------------------------------------------------------------------------------------------
 
@@ -203,31 +200,25 @@ public:
       config.minCTAs = blocks.least;
       config.maxCTAs = blocks.most;
     }
-#if BALLAST_BENCH_HAS_WINDOWS
     if (policy >= 0) { config.CTAPolicy = policy; }
-#endif
     check_nccl(ncclCommInitRankConfig(&comm_, control_.num_ranks(), id, control_.rank(), &config), "init");
     if (memory_.starts_with("registered")) {
       check_nccl(ncclCommRegister(comm_, from_.data(), span_, &handles_[0]), "ncclCommRegister");
       check_nccl(ncclCommRegister(comm_, to_.data(), span_, &handles_[1]), "ncclCommRegister");
     }
-#if BALLAST_BENCH_HAS_WINDOWS
     if (memory_ == "window") {
       auto const flags = NCCL_WIN_COLL_SYMMETRIC;
       check_nccl(ncclCommWindowRegister(comm_, from_.data(), span_, &windows_[0], flags), "ncclCommWindowRegister");
       check_nccl(ncclCommWindowRegister(comm_, to_.data(), span_, &windows_[1], flags), "ncclCommWindowRegister");
     }
-#endif
   }
   void disconnect() {
     if (memory_.starts_with("registered")) {
       for (auto* const handle : handles_) { check_nccl(ncclCommDeregister(comm_, handle), "ncclCommDeregister"); }
     }
-#if BALLAST_BENCH_HAS_WINDOWS
     if (memory_ == "window") {
       for (auto* const window : windows_) { check_nccl(ncclCommWindowDeregister(comm_, window), "deregister"); }
     }
-#endif
     meet(control_);
     check_nccl(ncclCommDestroy(comm_), "ncclCommDestroy");
   }
@@ -244,7 +235,6 @@ public:
     }
     check_nccl(ncclGroupEnd(), "ncclGroupEnd");
   }
-#if BALLAST_BENCH_HAS_WINDOWS
   /// Pull with the copy engines what the next rank's window shows.
   void find_next() {
     auto const out = ballast::cudart::device_memory<void*>::create(1);
@@ -266,7 +256,6 @@ public:
     auto const each = sizes.total() * num_experts / 16 * 16;
     check_nccl(ncclAlltoAll(from_.data(), to_.data(), each, ncclUint8, comm_, stream_.get()), "ncclAlltoAll");
   }
-#endif
 
   /// Host and device microseconds of a whole layer, under `name`, several times.
   template <class Move>
@@ -356,10 +345,8 @@ private:
   marks watch_;
   ncclComm_t comm_ = nullptr;
   std::array<void*, 2> handles_{};
-#if BALLAST_BENCH_HAS_WINDOWS
   std::array<ncclWindow_t, 2> windows_{};
   void* peer_ = nullptr;
-#endif
 };
 
 [[nodiscard]] double free_mebibytes() {
@@ -378,7 +365,6 @@ samples run_curve(Control& control, std::string const& memory) {
   samples result;
   engine kernels;
   if (memory == "one_sided") {
-#if BALLAST_BENCH_HAS_WINDOWS
     mover<Control> ends{control, "window"};
     for (int const policy : {NCCL_CTA_POLICY_DEFAULT, NCCL_CTA_POLICY_ZERO}) {
       bool const zero = policy == NCCL_CTA_POLICY_ZERO;
@@ -400,7 +386,6 @@ samples run_curve(Control& control, std::string const& memory) {
       }
       ends.disconnect();
     }
-#endif
     return result;
   }
   mover<Control> ends{control, memory};
@@ -444,43 +429,41 @@ samples run_curve(Control& control, std::string const& memory) {
   return at->second;
 }
 
+/// Whole layers of a model, the ranks all at once.
+void report_layers(benchmark::State& state, samples const& result, std::string const& way, std::string const& model) {
+  auto const& host = result.at(way + "/" + model + "/host");
+  std::size_t i = 0;
+  for (auto _ : state) { state.SetIterationTime(host[i++ % host.size()] * 1e-6); }
+  auto const payload = static_cast<double>(ballast_bench::sizes_named(model).total()) * num_experts;
+  state.counters["GBs"] = payload / median(host) * 1e-3;
+  state.counters["device_GBs"] = payload / median(result.at(way + "/" + model + "/device")) * 1e-3;
+}
+
+/// Experts that move while an engine's kernels run: how fast, and how much longer those take.
+void report_beside(benchmark::State& state, samples const& result, std::string const& way) {
+  auto const& beside = result.at(way + "/beside");
+  std::size_t i = 0;
+  for (auto _ : state) { state.SetIterationTime(beside[i++ % beside.size()] * 1e-6); }
+  auto const experts = way.starts_with("all_to_all") ? num_experts : experts_beside;
+  auto const payload = static_cast<double>(ballast_bench::sizes_named(models[0]).total() * experts);
+  state.counters["GBs"] = payload / median(beside) * 1e-3;
+  state.counters["lost_us_per_GB"] = median(result.at(way + "/lost")) / (payload * 1e-9);
+  if (auto const at = result.find(way + "/memory"); at != result.end()) {
+    state.counters["memory_MiB"] = at->second.front();
+  }
+}
+
 void add(std::string const& ranks, std::string const& memory, std::string const& way) {
   auto const head = "curve/" + ranks + "/" + memory + "/" + way + "/";
+  auto const finish = [](benchmark::internal::Benchmark* row, int iterations) {
+    row->UseManualTime()->Iterations(iterations)->Unit(benchmark::kMicrosecond);
+  };
   for (auto const& model : models) {
-    benchmark::RegisterBenchmark(
-        (head + model).c_str(),
-        [=](benchmark::State& state) {
-          auto const& result = results_of(ranks, memory);
-          auto const& host = result.at(way + "/" + model + "/host");
-          std::size_t i = 0;
-          for (auto _ : state) { state.SetIterationTime(host[i++ % host.size()] * 1e-6); }
-          auto const payload = static_cast<double>(ballast_bench::sizes_named(model).total()) * num_experts;
-          state.counters["GBs"] = payload / median(host) * 1e-3;
-          state.counters["device_GBs"] = payload / median(result.at(way + "/" + model + "/device")) * 1e-3;
-        })
-        ->UseManualTime()
-        ->Iterations(repetitions)
-        ->Unit(benchmark::kMicrosecond);
+    auto const report = [=](benchmark::State& state) { report_layers(state, results_of(ranks, memory), way, model); };
+    finish(benchmark::RegisterBenchmark((head + model).c_str(), report), repetitions);
   }
-  benchmark::RegisterBenchmark((head + "beside_engine").c_str(),
-                               [=](benchmark::State& state) {
-                                 auto const& result = results_of(ranks, memory);
-                                 auto const& beside = result.at(way + "/beside");
-                                 std::size_t i = 0;
-                                 for (auto _ : state) { state.SetIterationTime(beside[i++ % beside.size()] * 1e-6); }
-                                 auto const experts = way.starts_with("all_to_all") ? num_experts : experts_beside;
-                                 auto const payload =
-                                     static_cast<double>(ballast_bench::sizes_named(models[0]).total() * experts);
-                                 state.counters["GBs"] = payload / median(beside) * 1e-3;
-                                 // Multiprocessors of the whole card for as long as the engine lost, for each gigabyte.
-                                 state.counters["lost_us_per_GB"] = median(result.at(way + "/lost")) / (payload * 1e-9);
-                                 if (auto const at = result.find(way + "/memory"); at != result.end()) {
-                                   state.counters["memory_MiB"] = at->second.front();
-                                 }
-                               })
-      ->UseManualTime()
-      ->Iterations(beside_repetitions)
-      ->Unit(benchmark::kMicrosecond);
+  auto const report = [=](benchmark::State& state) { report_beside(state, results_of(ranks, memory), way); };
+  finish(benchmark::RegisterBenchmark((head + "beside_engine").c_str(), report), beside_repetitions);
 }
 
 int const registered = [] {
@@ -492,14 +475,13 @@ int const registered = [] {
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices < ballast_bench::rank_count(2)) { return 0; }
   for (std::string const ranks : {"processes", "threads"}) {
     for (std::string const memory : {"plain", "registered", "registered_cuda", "window"}) {
-      if (memory == "window" && !BALLAST_BENCH_HAS_WINDOWS) { continue; }
       for (auto const& blocks : all_blocks) { add(ranks, memory, blocks.name); }
     }
-    if (BALLAST_BENCH_HAS_WINDOWS) {
-      for (auto const* const way : {"all_to_all", "all_to_all_zero", "pull"}) { add(ranks, "one_sided", way); }
-    }
+    for (auto const* const way : {"all_to_all", "all_to_all_zero", "pull"}) { add(ranks, "one_sided", way); }
   }
   return 0;
 }();
 
 }  // namespace
+
+#endif
