@@ -57,13 +57,14 @@ struct transport_options {
 
   /// Thread blocks that an engine can spare at any time: 3 % of the multiprocessors of a card that has 132.
   static constexpr int ctas_beside_engine = 4;
-  /// What is asked of NCCL: `communicator`, and where that leaves the thread blocks open, all that NCCL takes while the
-  /// engine waits, and `ctas_beside_engine` beside it (`allow_sm_overlap`). For those who make the first one
-  /// themselves.
+  /// What is asked of NCCL: `communicator`, and where that leaves the thread blocks open, as many as NCCL takes while
+  /// the engine waits, but `ctas_beside_engine` where its kernels may meet the engine's (`allow_sm_overlap`, or no
+  /// `compute_stream` to start behind). For those who make the first communicator themselves.
   [[nodiscard]] communicator_options communicator_in_force() const {
     auto result = communicator;
     bool const is_open = result.max_ctas == 0 && result.min_ctas == 0;
-    if (allow_sm_overlap && is_open) { result.max_ctas = ctas_beside_engine; }
+    bool const may_meet = allow_sm_overlap || compute_stream == nullptr;
+    if (is_open && may_meet) { result.max_ctas = ctas_beside_engine; }
     return result;
   }
 };
