@@ -116,7 +116,7 @@ void takes_blocks_as_the_engine_can_spare_them(Endpoint& self, law_log& log) {
   auto const gather = [&](std::span<std::uint64_t const> mine, std::span<std::uint64_t> all, nanoseconds_t timeout) {
     return self.control.all_gather(mine, all, timeout);
   };
-  for (auto const& [options, least, most] :
+  for (auto const& wanted :
        {expected{{.compute_stream = stream.get()}, 0, 0},
         expected{{.compute_stream = stream.get(), .allow_sm_overlap = true}, 0, few}, expected{{}, 0, few},
         expected{{.allow_sm_overlap = true, .communicator = {.max_ctas = 16}}, 0, 16},
@@ -124,10 +124,10 @@ void takes_blocks_as_the_engine_can_spare_them(Endpoint& self, law_log& log) {
         expected{{.communicator = {.max_ctas = 2, .min_ctas = 1}}, 1, 2}}) {
     auto const expect_blocks = [&](char const* what) {
       auto const [at_least, at_most] = blocks_of_the_last(self.rank());
-      log.expect(at_least == least && at_most == most, what, ": ", at_least, " to ", at_most, " blocks, not ", least,
-                 " to ", most);
+      log.expect(at_least == wanted.least && at_most == wanted.most, what, ": ", at_least, " to ", at_most,
+                 " blocks, not ", wanted.least, " to ", wanted.most);
     };
-    nccl::cohort cohort{engine.get(), gather, options};
+    nccl::cohort cohort{engine.get(), gather, wanted.options};
     expect_blocks("a cohort's");
     log.expect_ok(cohort.wires().repair(self.control, patience), "repair");
     expect_blocks("after a repair");

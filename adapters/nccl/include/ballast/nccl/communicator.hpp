@@ -27,11 +27,11 @@ class transport;
 
 /// Options of a communicator that we make.
 struct communicator_options {
-  /// Thread blocks of its kernels, at most and at least, the same on every rank; 0 leaves it to NCCL, which takes as
-  /// many as it thinks that the links need. Each is a multiprocessor that the engine lacks while a batch moves, and
-  /// memory for each peer of the host: see `transport_options::communicator_in_force` and docs/gpu.md.
+  /// Thread blocks of its kernels at most, the same on every rank; 0 leaves it to NCCL, which takes as many as it
+  /// thinks that the links need. Each is a multiprocessor that the engine lacks while a batch moves, and memory for
+  /// each peer of the host: see `transport_options::communicator_in_force` and docs/gpu.md.
   int max_ctas = 0;
-  int min_ctas = 0;
+  int min_ctas = 0;                        ///< at least, also where NCCL would take fewer; 0 leaves it to NCCL
   nanoseconds_t timeout = 60'000'000'000;  ///< of making it, all in all, and of a transport's `warm_up`
   /// The parent of a split was made with `splitShare` = 0, and NCCL_COMM_SPLIT_SHARE_RESOURCES is not set: what is
   /// split off may be aborted. Where the two share resources NCCL gives both one flag to abort by, and so aborting the
