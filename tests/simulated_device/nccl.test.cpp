@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/cudart/handles.hpp>
+#include <ballast/nccl/cohort.hpp>
 #include <ballast/nccl/communicator.hpp>
 #include <ballast/nccl/transport.hpp>
 
@@ -98,6 +99,64 @@ void outlives_late_ranks(Endpoint& self, law_log& log) {
   meet(self, log);
 }
 
+/// Thread blocks of the communicator that a rank made last.
+[[nodiscard]] simulated::thread_blocks blocks_of_the_last(index_t rank) {
+  return simulated::blocks_of(simulated::living_communicators(rank).back());
+}
+
+/// NCCL takes what blocks it likes where the engine waits, few where it may not, and what somebody asked for always.
+template <class Endpoint>
+void takes_blocks_as_the_engine_can_spare_them(Endpoint& self, law_log& log) {
+  struct expected {
+    nccl::transport_options options;
+    int least;
+    int most;
+  };
+  constexpr auto few = nccl::transport_options::ctas_beside_engine;
+  auto const stream = ballast::cudart::stream::create();
+  nccl_law::engine_communicator const engine{self.control, false, false};
+  auto const gather = [&](std::span<std::uint64_t const> mine, std::span<std::uint64_t> all, nanoseconds_t timeout) {
+    return self.control.all_gather(mine, all, timeout);
+  };
+  for (auto const& wanted :
+       {expected{{.compute_stream = stream.get()}, 0, 0},
+        expected{{.compute_stream = stream.get(), .allow_sm_overlap = true}, 0, few}, expected{{}, 0, few},
+        expected{{.allow_sm_overlap = true, .communicator = {.max_ctas = 16}}, 0, 16},
+        expected{{.allow_sm_overlap = true, .communicator = {.min_ctas = 32}}, 32, 0},
+        expected{{.communicator = {.max_ctas = 2, .min_ctas = 1}}, 1, 2}}) {
+    auto const expect_blocks = [&](char const* what) {
+      auto const [at_least, at_most] = blocks_of_the_last(self.rank());
+      log.expect(at_least == wanted.least && at_most == wanted.most, what, ": ", at_least, " to ", at_most,
+                 " blocks, not ", wanted.least, " to ", wanted.most);
+    };
+    nccl::cohort cohort{engine.get(), gather, wanted.options};
+    expect_blocks("a cohort's");
+    log.expect_ok(cohort.wires().repair(self.control, patience), "repair");
+    expect_blocks("after a repair");
+    meet(self, log);
+  }
+  nccl::communicator made;
+  log.expect_ok(nccl::communicator::create(self.control, made), "create");
+  auto const [least, most] = blocks_of_the_last(self.rank());
+  log.expect(least == 0 && most == 0, "made with ", least, " to ", most, " blocks where nobody said");
+  meet(self, log);
+}
+
+/// Ranks whose options ask for different numbers of blocks hear of it before anything moves.
+template <class Endpoint>
+void compares_blocks(Endpoint& self, law_log& log) {
+  nccl::communicator own;
+  if (!log.expect_ok(nccl::communicator::create(self.control, own), "create")) { return; }
+  bool const odd = self.rank() == 1;
+  nccl::transport wires{std::move(own), {.communicator = {.max_ctas = odd ? 8 : 4}}};
+  topology const where{{self.num_ranks(), 1, 6, 0}};
+  gpu_member<nccl::transport, in_process_endpoint> member{
+      where, spread_placement(where, 2), wires, self.control, {}, {.interval = 2}};
+  auto const result = member.moved.start();
+  log.expect(!result.ok() && result.message().find("thread blocks at most") != std::string::npos, result.message());
+  meet(self, log);
+}
+
 }  // namespace
 
 TEST_CASE("batches over simulated NCCL arrive byte for byte") {
@@ -145,6 +204,14 @@ TEST_CASE("NCCL's kernels start behind every stream of the passes") {
       meet(self, log);
     }
   });
+}
+
+TEST_CASE("NCCL's thread blocks are as many as the engine can spare") {
+  check({1, 2}, [](auto& self, law_log& log) { takes_blocks_as_the_engine_can_spare_them(self, log); });
+}
+
+TEST_CASE("ranks that ask NCCL for different numbers of thread blocks hear of it") {
+  check({2}, [](auto& self, law_log& log) { compares_blocks(self, log); });
 }
 
 TEST_CASE("a rebalancer over NCCL outlives late ranks") {

@@ -319,10 +319,10 @@ template <class Endpoint>
 void fails_together(Endpoint& self, law_log& log) {
   nccl::communicator made;
   for (index_t const odd : {index_t{0}, index_t{1}}) {
-    nccl::communicator_options const options{.max_ctas = self.rank() == odd ? 0 : 4};
+    nccl::communicator_options const options{.max_ctas = self.rank() == odd ? -1 : 4};
     auto const begin = ballast::detail::now();
     auto const result = nccl::communicator::create(self.control, made, options);
-    log.expect(!result.ok(), "made with 0 thread blocks on rank ", odd);
+    log.expect(!result.ok(), "made with -1 thread blocks on rank ", odd);
     log.expect(ballast::detail::now() - begin < slack, "rank ", odd, " is waited for");
   }
   log.expect_ok(nccl::communicator::create(self.control, made), "create");
@@ -426,6 +426,9 @@ void refuses_options(Endpoint& self, law_log& log) {
   }
   auto const blocks = nccl::transport::validate(fine, {.communicator = {.max_ctas = -1}});
   log.expect_failure(blocks, {errc::invalid_option}, "-1", "thread blocks");
+  auto const crossed = nccl::validate({.max_ctas = 4, .min_ctas = 5});
+  log.expect_failure(crossed, {errc::invalid_option}, "5", "more blocks at least than at most");
+  log.expect_ok(nccl::validate({.min_ctas = 5}), "blocks at least");
   log.expect(!nccl::transport{std::move(fine)}.moves_in_poll(), "bytes move in poll by default");
   meet(self, log);
 }

@@ -50,6 +50,7 @@ struct split_call {
   ncclComm_t* out = nullptr;
   int blocking = 1;
   bool shares = false;
+  thread_blocks blocks = {};
 };
 
 /// What the ranks of a communicator share.
@@ -69,6 +70,7 @@ struct communicator {
   bool blocking = true;
   bool shares = false;  ///< its flag to abort by and the order of its kernels, with what is split off it
   bool gone = false;
+  thread_blocks blocks = {};
   ncclResult_t state = ncclSuccess;
   std::shared_ptr<bool> aborted = std::make_shared<bool>(false);
   /// Kernels of those that share resources run one after the other, as they were launched.
@@ -380,6 +382,7 @@ void finish_split(machine& all, std::shared_ptr<world> const& parent) {
       made = &add_communicator(all, part, part->arrived++, call.blocking != 0);
       part->members.push_back(made);
       made->device = call.by->device;
+      made->blocks = call.blocks;
       if (call.shares) {
         made->aborted = call.by->aborted;
         made->kernels = call.by->kernels;
@@ -392,6 +395,18 @@ void finish_split(machine& all, std::shared_ptr<world> const& parent) {
 }
 
 [[nodiscard]] bool is_set(int value) { return value != NCCL_CONFIG_UNDEF_INT; }
+[[nodiscard]] thread_blocks blocks_in(ncclConfig_t const* config) {
+  if (config == nullptr) { return {}; }
+  return {is_set(config->minCTAs) ? config->minCTAs : 0, is_set(config->maxCTAs) ? config->maxCTAs : 0};
+}
+/// What NCCL refuses.
+[[nodiscard]] bool makes_sense(ncclConfig_t const* config) {
+  if (config == nullptr) { return true; }
+  bool const has_least = is_set(config->minCTAs);
+  bool const has_most = is_set(config->maxCTAs);
+  if (has_least && has_most && config->minCTAs > config->maxCTAs) { return false; }
+  return (!has_least || config->minCTAs > 0) && (!has_most || config->maxCTAs > 0);
+}
 
 void destroy(communicator& which) { which.gone = true; }
 
@@ -417,6 +432,12 @@ std::vector<ncclComm_t> living_communicators(int rank) {
     if (each->rank == rank && !each->gone) { result.push_back(to_handle(*each)); }
   }
   return result;
+}
+thread_blocks blocks_of(ncclComm_t handle) {
+  auto& all = machine::get();
+  auto const lock = all.time.lock();
+  auto const* const which = to_communicator(all, handle);
+  return which == nullptr ? thread_blocks{} : which->blocks;
 }
 void raise_async_error(ncclComm_t handle, ncclResult_t error) {
   auto& all = machine::get();
@@ -460,7 +481,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* out, int size, ncclUniqueId id, 
   return nccl_call_frame("ncclCommInitRankConfig", [&](machine& all, thread_state&, lock_type& lock) {
     std::uint64_t number = 0;
     std::memcpy(&number, &id, sizeof number);
-    if (size < 1 || rank < 0 || rank >= size || number == 0) { return ncclInvalidArgument; }
+    if (size < 1 || rank < 0 || rank >= size || number == 0 || !makes_sense(config)) { return ncclInvalidArgument; }
     bool const blocking = config == nullptr || !is_set(config->blocking) || config->blocking != 0;
     auto& of = state_of(all).worlds[number];
     if (of == nullptr) {
@@ -470,6 +491,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* out, int size, ncclUniqueId id, 
     auto& made = add_communicator(all, of, rank, blocking);
     of->members[static_cast<std::size_t>(rank)] = &made;
     made.shares = config != nullptr && is_set(config->splitShare) && config->splitShare != 0;
+    made.blocks = blocks_in(config);
     *out = to_handle(made);
     if (++of->arrived == size) {
       constexpr nanoseconds longest_init = 2'000'000;
@@ -493,7 +515,9 @@ ncclResult_t ncclCommSplit(ncclComm_t parent, int color, int key, ncclComm_t* ou
     if (auto const usable = check_usable(all, by); usable != ncclSuccess) { return usable; }
     // The parent's word counts, not the child's.
     split_call call{by, color, key, out, by->blocking ? 1 : 0, by->shares};
+    if (!makes_sense(config)) { return ncclInvalidArgument; }
     if (config != nullptr && is_set(config->blocking)) { call.blocking = config->blocking; }
+    call.blocks = config == nullptr ? by->blocks : blocks_in(config);
     *out = nullptr;
     by->state = ncclInProgress;
     by->all->splits.push_back(call);

@@ -139,6 +139,12 @@ private:
 [[nodiscard]] int num_planned_failures();
 /// Communicators that a rank of theirs has and that are not aborted or destroyed.
 [[nodiscard]] std::vector<ncclComm_t> living_communicators(int rank);
+/// Least and most thread blocks that a communicator was made with; 0 where that was left to NCCL.
+struct thread_blocks {
+  int least = 0;
+  int most = 0;
+};
+[[nodiscard]] thread_blocks blocks_of(ncclComm_t communicator);
 /// Let a communicator tell an error that came from its own threads.
 void raise_async_error(ncclComm_t communicator, ncclResult_t error);
 /// NCCL must write nothing there from now on: the variable is gone.

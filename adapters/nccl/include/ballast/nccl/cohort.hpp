@@ -66,7 +66,7 @@ private:
   }
   [[nodiscard]] static communicator split(ncclComm_t engine, control_type& control, transport_options const& options) {
     communicator own;
-    communicator::split(engine, control, own, options.communicator).or_throw();
+    communicator::split(engine, control, own, options.communicator_in_force()).or_throw();
     return own;
   }
 

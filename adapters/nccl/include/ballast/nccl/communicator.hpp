@@ -27,7 +27,11 @@ class transport;
 
 /// Options of a communicator that we make.
 struct communicator_options {
-  int max_ctas = 4;                        ///< thread blocks that its kernels may take from the engine, at least 1
+  /// Thread blocks of its kernels at most, the same on every rank; 0 leaves it to NCCL, which takes as many as it
+  /// thinks that the links need. Each is a multiprocessor that the engine lacks while a batch moves, and memory for
+  /// each peer of the host: see `transport_options::communicator_in_force` and docs/gpu.md.
+  int max_ctas = 0;
+  int min_ctas = 0;                        ///< at least, also where NCCL would take fewer; 0 leaves it to NCCL
   nanoseconds_t timeout = 60'000'000'000;  ///< of making it, all in all, and of a transport's `warm_up`
   /// The parent of a split was made with `splitShare` = 0, and NCCL_COMM_SPLIT_SHARE_RESOURCES is not set: what is
   /// split off may be aborted. Where the two share resources NCCL gives both one flag to abort by, and so aborting the
@@ -40,9 +44,14 @@ struct communicator_options {
 
 /// Say whether the options make sense, naming the first value that does not. @return `errc::invalid_option`
 [[nodiscard]] inline status validate(communicator_options const& options) {
-  if (options.max_ctas >= 1) { return {}; }
-  return {errc::invalid_option,
-          ballast::detail::concat("communicator: thread blocks is ", options.max_ctas, ", must be at least 1")};
+  for (auto const blocks : {options.max_ctas, options.min_ctas}) {
+    if (blocks >= 0) { continue; }
+    return {errc::invalid_option, ballast::detail::concat("communicator: thread blocks is ", blocks,
+                                                          ", must be at least 0, which leaves it to NCCL")};
+  }
+  if (options.max_ctas == 0 || options.min_ctas <= options.max_ctas) { return {}; }
+  return {errc::invalid_option, ballast::detail::concat("communicator: thread blocks are at least ", options.min_ctas,
+                                                        ", must be at most ", options.max_ctas)};
 }
 
 /// An NCCL communicator: made by us, and then never waited for longer than a deadline, or borrowed from the engine.
@@ -182,7 +191,8 @@ private:
   [[nodiscard]] static ncclConfig_t config_of(communicator_options const& options) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    config.maxCTAs = options.max_ctas;
+    if (options.max_ctas > 0) { config.maxCTAs = options.max_ctas; }
+    if (options.min_ctas > 0) { config.minCTAs = options.min_ctas; }
     config.splitShare = 0;
     return config;
   }

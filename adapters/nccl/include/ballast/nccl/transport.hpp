@@ -53,11 +53,24 @@ struct transport_options {
   /// Rounds that are launched as one group, the same on every rank.
   index_t rounds_per_group = 32;
   bool timed = false;  ///< measure batches on the device, see `receive_timer`: an event record for each
-  /// Of the communicator that `repair` makes; its timeout also bounds `warm_up`.
+  /// Of the communicator that `repair` and `cohort` make; its timeout also bounds `warm_up`.
   communicator_options communicator = {};
   /// What forward passes run on besides, such as the second of two batches that overlap: NCCL's kernels start behind
   /// what these hold, too.
   std::vector<cudaStream_t> more_compute_streams = {};  // NOLINT(readability-redundant-member-init): may be left out
+
+  /// Thread blocks that an engine can spare at any time: 3 % of the multiprocessors of a card that has 132.
+  static constexpr int ctas_beside_engine = 4;
+  /// What is asked of NCCL: `communicator`, and where that leaves the thread blocks open, as many as NCCL takes while
+  /// the engine waits, but `ctas_beside_engine` where its kernels may meet the engine's (`allow_sm_overlap`, or no
+  /// `compute_stream` to start behind). For those who make the first communicator themselves.
+  [[nodiscard]] communicator_options communicator_in_force() const {
+    auto result = communicator;
+    bool const is_open = result.max_ctas == 0 && result.min_ctas == 0;
+    bool const may_meet = allow_sm_overlap || compute_stream == nullptr;
+    if (is_open && may_meet) { result.max_ctas = ctas_beside_engine; }
+    return result;
+  }
 };
 
 /// Sends experts with NCCL, two-sided, on a stream of its own.
@@ -132,6 +145,9 @@ public:
   template <class Visit>
   void for_each_option(Visit visit) const {
     visit("rounds per group", ballast::detail::option_bits(options_.rounds_per_group));
+    auto const made = options_.communicator_in_force();
+    visit("thread blocks at most", ballast::detail::option_bits(made.max_ctas));
+    visit("thread blocks at least", ballast::detail::option_bits(made.min_ctas));
   }
   /// Bytes move while the batch is polled; else only inside of `wait`, and asynchronous moves cannot work.
   [[nodiscard]] bool moves_in_poll() const noexcept { return options_.allow_sm_overlap; }
@@ -184,7 +200,7 @@ public:
   ///             aborted, and another until its kernels have ended.
   template <control_plane Control>
   [[nodiscard]] status repair(Control& control, nanoseconds_t timeout) {
-    auto options = options_.communicator;
+    auto options = options_.communicator_in_force();
     options.timeout = timeout;
     return reconnect(control, options);
   }
