@@ -247,13 +247,14 @@ template <class Kind, std::size_t n>
 
 // ---- the run ----
 
-[[nodiscard]] status run_ranks(options const& given, engine::settings const& how, engine::rank_function const& body) {
+[[nodiscard]] status run_ranks(options const& given, engine::settings const& how, engine::model const& of,
+                               engine::rank_function const& body) {
   if (given.transport == "threads") {
-    engine::run_as_threads(how, body);
+    engine::run_as_threads(how, of, body);
     return {};
   }
 #if ENGINE_HAS_PROCESSES
-  engine::run_as_processes(how, body);
+  engine::run_as_processes(how, of, body);
   return {};
 #else
   return refuse("--transport processes is not built in: configure with -DBALLAST_ENABLE_POSIX=ON");
@@ -282,10 +283,8 @@ template <class Kind, std::size_t n>
   if (requests.empty()) { return refuse("no request arrives in ", how.traffic.passes, " passes: give more --passes"); }
   auto const expected = engine::prove_batch_invariance(model, requests);
   engine::serve_record seen;
-  auto const body = [&](engine::rank_links& links) {
-    engine::serve(how, model, requests, expected.outcomes, links, seen);
-  };
-  if (auto result = run_ranks(given, how, body); !result.ok()) { return result; }
+  auto const body = [&](engine::rank_links& links) { engine::serve(how, requests, expected.outcomes, links, seen); };
+  if (auto result = run_ranks(given, how, model, body); !result.ok()) { return result; }
   good = engine::print_report(how, requests.size(), seen);
   if (auto result = write_files(given, how, requests.size(), seen); !result.ok()) { return result; }
   return ballast_tools::flush_standard_output();
