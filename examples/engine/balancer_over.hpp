@@ -22,7 +22,7 @@ namespace engine {
   options.share_interval = parts.of.refreshes_shares ? 1 : 0;
   options.timeout = parts.how.timeout;
   options.asynchronous = parts.of.asynchronous;
-  options.verify = true;
+  options.verify = parts.how.verifies;
   return options;
 }
 

@@ -49,8 +49,6 @@ public:
   /// Compare the replicas of all experts, on all ranks together.
   void check_replicas();
   [[nodiscard]] mode_record& record() noexcept { return record_; }
-  /// Whether outputs are meant to be right.
-  [[nodiscard]] bool is_comparable() const noexcept { return of_.split != split_kind::perfect; }
 
 private:
   /// The calls that close a pass, and the message between the ranks.
