@@ -25,6 +25,8 @@ public:
 
   [[nodiscard]] int device() const noexcept { return device_; }
   [[nodiscard]] cudaStream_t stream() const noexcept { return stream_; }
+  /// Whether others have the rest of the card.
+  [[nodiscard]] bool is_part() const noexcept { return context_ != nullptr; }
   [[nodiscard]] int multiprocessors() const noexcept { return multiprocessors_; }
 
 private:

@@ -67,7 +67,8 @@ public:
   [[nodiscard]] balancer* own_balancer() override { return balancer_.get(); }
 
   [[nodiscard]] status launch(std::span<token const> tokens, std::function<void()> const&) override {
-    return pass_->launch(tokens);
+    auto result = pass_->launch(tokens);
+    return result.ok() && card_.is_shared() ? meet() : result;
   }
   [[nodiscard]] status finish() override { return pass_->finish(parts_.how.timeout); }
   [[nodiscard]] std::span<std::uint64_t const> work() const override { return pass_->work(); }
@@ -94,6 +95,13 @@ private:
     auto made = std::make_unique<device_balancer>(parts, std::move(recorder), *store_, copies_, control);
     counters_ = made->recorder().view();
     balancer_ = std::move(made);
+  }
+  /// Streams of a card share its queues. What ballast enqueues when the pass has been set off may wait for a peer's
+  /// pass, and must not stand in a queue before one that this peer waits for.
+  [[nodiscard]] status meet() {
+    std::uint64_t const word = 0;
+    met_.resize(static_cast<std::size_t>(ranks_.num_ranks()));
+    return ranks_.all_gather({&word, 1}, met_);
   }
   [[nodiscard]] status connect_boards() {
     auto const mine = batches_->board();
@@ -138,6 +146,7 @@ private:
   cudart::record_view counters_{};
   std::unique_ptr<balancer> balancer_;
   std::optional<device_pass> pass_;
+  std::vector<std::uint64_t> met_;  ///< [R]
 };
 
 }  // namespace

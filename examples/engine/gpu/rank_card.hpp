@@ -46,6 +46,7 @@ public:
   [[nodiscard]] device_model const& model() const noexcept { return model_; }
   [[nodiscard]] index_t rank() const noexcept { return view_.rank; }
   [[nodiscard]] int device() const noexcept { return share_.device(); }
+  [[nodiscard]] bool is_shared() const noexcept { return share_.is_part(); }
   [[nodiscard]] cudaStream_t stream() const noexcept { return share_.stream(); }
   [[nodiscard]] pass_view const& view() const noexcept { return view_; }
   [[nodiscard]] pass_stream on(int padded_tokens) const noexcept {
