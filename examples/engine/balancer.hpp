@@ -6,7 +6,6 @@
 #include <ballast/load/history.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/placement/survivors.hpp>
-#include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/rebalancer_state.hpp>
 #include <ballast/status.hpp>
@@ -62,11 +61,10 @@ public:
                                              std::function<void(ballast::slot_reload const&)> const& reload) = 0;
 };
 
-/// What a balancer works on; all of it outlives the balancer.
+/// What a balancer is told; all of it outlives the balancer.
 struct balanced_parts {
   settings const& how;
   mode const& of;
-  ballast::host_store& store;
   ballast::observer& watcher;
 };
 

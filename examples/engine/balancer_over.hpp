@@ -8,7 +8,9 @@
 #include "balancer.hpp"
 
 #include <functional>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace engine {
@@ -20,30 +22,33 @@ namespace engine {
   options.share_interval = parts.of.refreshes_shares ? 1 : 0;
   options.timeout = parts.how.timeout;
   options.asynchronous = parts.of.asynchronous;
-  options.verify = true;
+  options.verify = parts.how.verifies;
   return options;
 }
 
-/// The rebalancer of one rank over a transport and a control plane.
-template <class Transport, class Control>
+/// How long the recorder of a mode remembers.
+[[nodiscard]] inline ballast::window_options window_of(balanced_parts const& parts) {
+  return {.passes = options_of(parts).interval, .buckets = parts.of.plans_once ? 8 : 1};
+}
+
+/// The rebalancer of one rank: a recorder and a store over a transport and a control plane.
+template <class Recorder, class Store, class Transport, class Control>
 class balancer_over final : public balancer {
 public:
   /// @throws std::system_error for options that make no sense
-  balancer_over(balanced_parts const& parts, Transport& wires, Control& control)
+  balancer_over(balanced_parts const& parts, Recorder recorder, Store& store, Transport& wires, Control& control)
       : control_{control},
-        rebalancer_{
-            parts.how.where,
-            parts.how.initial,
-            {ballast::window_recorder{parts.how.shape.num_layers,
-                                      parts.how.shape.num_experts,
-                                      {.passes = options_of(parts).interval, .buckets = parts.of.plans_once ? 8 : 1}},
-             parts.of.policy,
-             ballast::layers_per_chunk<>{parts.of.layers_per_chunk > 0 ? parts.of.layers_per_chunk
-                                                                       : parts.how.shape.num_layers},
-             options_of(parts), &parts.watcher},
-            parts.store,
-            wires,
-            control} {}
+        rebalancer_{parts.how.where,
+                    parts.how.initial,
+                    {std::move(recorder), parts.of.policy,
+                     ballast::layers_per_chunk<>{parts.of.layers_per_chunk > 0 ? parts.of.layers_per_chunk
+                                                                               : parts.how.shape.num_layers},
+                     options_of(parts), &parts.watcher},
+                    store,
+                    wires,
+                    control} {}
+
+  [[nodiscard]] Recorder const& recorder() const { return rebalancer_.recorder(); }
 
   [[nodiscard]] status start() override { return rebalancer_.start(); }
   void record(index_t layer, std::span<index_t const> ids) override { rebalancer_.record_top_k(layer, ids); }
@@ -86,10 +91,18 @@ public:
 
 private:
   Control& control_;
-  ballast::rebalancer<ballast::window_recorder, ballast::any_policy, ballast::layers_per_chunk<>, Transport,
-                      ballast::host_store, Control>
+  ballast::rebalancer<Recorder, ballast::any_policy, ballast::layers_per_chunk<>, Transport, Store, Control>
       rebalancer_;
 };
+
+/// The same for weights and loads in host memory.
+template <class Transport, class Control>
+[[nodiscard]] std::unique_ptr<balancer> make_host_balancer(balanced_parts const& parts, ballast::host_store& store,
+                                                           Transport& wires, Control& control) {
+  ballast::window_recorder recorder{parts.how.shape.num_layers, parts.how.shape.num_experts, window_of(parts)};
+  return std::make_unique<balancer_over<ballast::window_recorder, ballast::host_store, Transport, Control>>(
+      parts, std::move(recorder), store, wires, control);
+}
 
 }  // namespace engine
 

@@ -17,9 +17,16 @@
 
 #include <nlohmann/json.hpp>
 
+#ifdef ENGINE_HAS_GPUS
+  #include "gpu/gpu_ranks.hpp"
+#endif
+
+#include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstdio>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -33,6 +40,7 @@ using ballast::status;
 struct options {
   index_t ranks = 4, nodes = 1, spare_slots = 2;
   index_t layers = 4, top_k = 6, hidden = 32, intermediate = 16;
+  index_t longest_prompt = 48, longest_output = 24;
   index_t passes = 160, requests = 2, tokens = 32, interval = 4, patience = 8, timeout_ms = 10'000;
   std::optional<index_t> switch_at;
   index_t seed = 1, schedule = 1;
@@ -40,11 +48,14 @@ struct options {
   std::optional<std::string> transport = "threads";
   std::optional<std::string> damage, stop_in;
   std::optional<index_t> slow_rank, stop_rank, stop_at;
+  index_t verify = 1, turn = 1, cards = 0, small_pass = 128, least_batch = 0;
 
   void add_to(CLI::App& app) {
     using namespace ballast_tools;
     add_text(app, "--modes", modes, "Which to serve in, separated by commas (all of them)");
-    add_text(app, "--transport", transport, "threads: ranks are threads; processes: each is a process (threads)");
+    add_text(
+        app, "--transport", transport,
+        "threads: ranks are threads; processes: each is a process; gpus: each has a card, or a part of one (threads)");
     add_integer(app, "--ranks", ranks, "R, ranks (4)");
     add_integer(app, "--nodes", nodes, "N, nodes that they are spread over (1)");
     add_integer(app, "--spare-slots", spare_slots, "Slots of a rank beyond the experts' own (2)");
@@ -57,6 +68,8 @@ struct options {
     add_integer(app, "--passes", passes, "Passes in which requests arrive (160)");
     add_integer(app, "--switch-at", switch_at, "Pass from which on the traffic is the other (half of --passes)");
     add_integer(app, "--requests", requests, "That arrive in a pass, in the mean (2)");
+    add_integer(app, "--longest-prompt", longest_prompt, "Tokens of a request, at most; at least a sixth of them (48)");
+    add_integer(app, "--longest-output", longest_output, "Tokens that a request generates, at most (24)");
     add_integer(app, "--tokens", tokens, "Of a rank and pass, at most (32)");
     add_integer(app, "--interval", interval, "Passes between plans (4)");
     add_integer(app, "--patience", patience, "Passes that the central scheduler waits for a layer (8)");
@@ -64,6 +77,12 @@ struct options {
     add_integer(app, "--seed", seed, "Of the requests (1)");
     add_integer(app, "--schedule", schedule, "Seed of where requests are served, and in what order (1)");
     add_integer(app, "--timeout-ms", timeout_ms, "Milliseconds that ranks wait for each other (10000)");
+    add_integer(app, "--verify", verify, "1: compare every move with its source; 0: do not (1)");
+    add_integer(app, "--turn", turn, "Passes of a mode before the next mode's (1)");
+    add_integer(app, "--cards", cards, "GPUs that are used at most; with --transport gpus (0: all)");
+    add_integer(app, "--small-pass", small_pass, "Tokens of a rank up to which a pass is a small one, on GPUs (128)");
+    add_integer(app, "--least-batch", least_batch,
+                "Choices of all ranks below which a batch is not balanced, on GPUs (0)");
     add_text(app, "--json", json, "Write the results for programs", "FILE");
     add_text(app, "--trace", trace, "Write the routing as a trace of loads, a step for each pass", "FILE");
     add_text(app, "--damage", damage, "Spoil something on rank 1, to see that it shows: weight, table or move");
@@ -84,14 +103,27 @@ struct options {
     char const* name;
     index_t value, least, most;
   };
-  for (auto const& one :
-       {range{"--ranks", given.ranks, 2, 64}, range{"--spare-slots", given.spare_slots, 0, 1'000},
-        range{"--layers", given.layers, 1, 1'000}, range{"--hidden", given.hidden, 8, 65'536},
-        range{"--intermediate", given.intermediate, 1, 65'536}, range{"--top-k", given.top_k, 1, 64},
-        range{"--passes", given.passes, 1, 1'000'000}, range{"--requests", given.requests, 1, 1'000},
-        range{"--tokens", given.tokens, 1, 65'536}, range{"--interval", given.interval, 1, 100'000},
-        range{"--patience", given.patience, 1, 100'000}, range{"--seed", given.seed, 0, 1'000'000},
-        range{"--schedule", given.schedule, 0, 1'000'000}, range{"--timeout-ms", given.timeout_ms, 1, 3'600'000}}) {
+  for (auto const& one : {range{"--ranks", given.ranks, 2, 64},
+                          range{"--spare-slots", given.spare_slots, 0, 1'000},
+                          range{"--layers", given.layers, 1, 1'000},
+                          range{"--hidden", given.hidden, 8, 65'536},
+                          range{"--intermediate", given.intermediate, 1, 65'536},
+                          range{"--top-k", given.top_k, 1, 64},
+                          range{"--passes", given.passes, 1, 1'000'000},
+                          range{"--requests", given.requests, 1, 1'000},
+                          range{"--tokens", given.tokens, 1, 65'536},
+                          range{"--longest-prompt", given.longest_prompt, 1, 8'192},
+                          range{"--longest-output", given.longest_output, 1, 8'192},
+                          range{"--interval", given.interval, 1, 100'000},
+                          range{"--patience", given.patience, 1, 100'000},
+                          range{"--seed", given.seed, 0, 1'000'000},
+                          range{"--schedule", given.schedule, 0, 1'000'000},
+                          range{"--verify", given.verify, 0, 1},
+                          range{"--turn", given.turn, 1, 1'000},
+                          range{"--cards", given.cards, 0, 64},
+                          range{"--small-pass", given.small_pass, 1, 65'536},
+                          range{"--least-batch", given.least_batch, 0, 1'000'000'000},
+                          range{"--timeout-ms", given.timeout_ms, 1, 3'600'000}}) {
     if (one.value >= one.least && one.value <= one.most) { continue; }
     return refuse(one.name, " is ", one.value, ", must be from ", one.least, " to ", one.most);
   }
@@ -137,7 +169,7 @@ struct options {
     names.emplace_back(rest.substr(0, end));
     rest.remove_prefix(std::min(end + 1, rest.size()));
   }
-  return engine::choose_modes(names, out);
+  return engine::choose_modes(names, given.transport == "gpus", out);
 }
 
 /// @param out  out: which of the names was given; unchanged without one
@@ -191,6 +223,21 @@ template <class Kind, std::size_t n>
   return {};
 }
 
+/// What only some kinds of ranks can.
+[[nodiscard]] status check_gpus(options const& given) {
+  if (given.transport != "gpus") { return {}; }
+#ifndef ENGINE_HAS_GPUS
+  return refuse("--transport gpus is not built in: configure with -DBALLAST_ENABLE_CUDART=ON, where nvcc is");
+#endif
+  if (given.damage) { return refuse("--damage is for ranks that are threads or processes"); }
+  if (given.slow_rank) { return refuse("--slow-rank is for ranks that are threads or processes"); }
+  if (given.hidden % 128 != 0 || given.intermediate % 64 != 0) {
+    return refuse("--hidden is ", given.hidden, " and --intermediate ", given.intermediate,
+                  ": on GPUs tiles are 128 and 64 wide, and these must be multiples of them");
+  }
+  return {};
+}
+
 [[nodiscard]] status check_outputs(options const& given, std::vector<std::string> const& inputs) {
   std::vector<ballast_tools::named_file> read{{"--traffic", inputs[0]}};
   if (inputs[1] != inputs[0]) { read.push_back({"--then", inputs[1]}); }
@@ -204,9 +251,10 @@ template <class Kind, std::size_t n>
 [[nodiscard]] status make_settings(options const& given, engine::settings& how,
                                    std::vector<engine::routing_skew>& skews) {
   if (auto result = check_sizes(given); !result.ok()) { return result; }
-  if (given.transport != "threads" && given.transport != "processes") {
-    return refuse("--transport is '", given.transport.value_or(""), "', must be threads or processes");
+  if (given.transport != "threads" && given.transport != "processes" && given.transport != "gpus") {
+    return refuse("--transport is '", given.transport.value_or(""), "', must be threads, processes or gpus");
   }
+  if (auto result = check_gpus(given); !result.ok()) { return result; }
   std::string const traces{ENGINE_TRACES};
   std::vector<std::string> const inputs{given.traffic.value_or(traces + "/translation_512tok.csv"),
                                         given.then.value_or(traces + "/intent_512tok.csv")};
@@ -235,6 +283,9 @@ template <class Kind, std::size_t n>
   how.traffic.passes = given.passes;
   how.traffic.switch_at = given.switch_at.value_or(given.passes / 2);
   how.traffic.requests_a_pass = given.requests;
+  how.traffic.shortest_prompt = std::max(1, given.longest_prompt / 6);
+  how.traffic.longest_prompt = given.longest_prompt;
+  how.traffic.longest_output = given.longest_output;
   how.traffic.seed = static_cast<std::uint64_t>(given.seed);
   how.schedule = {given.ranks, given.tokens, static_cast<std::uint64_t>(given.schedule)};
   how.interval = given.interval;
@@ -242,21 +293,45 @@ template <class Kind, std::size_t n>
   how.slow_rank = given.slow_rank.value_or(-1);
   how.timeout = ballast::nanoseconds_t{1'000'000} * given.timeout_ms;
   how.keeps_routing = given.trace.has_value();
+  how.verifies = given.verify != 0;
+  how.turn = given.turn;
+  how.bytes_a_number = given.transport == "gpus" ? 2 : sizeof(float);
+  how.cards = given.cards;
+  how.small_pass = std::min(given.small_pass, given.tokens);
+  how.least_batch = static_cast<std::uint32_t>(given.least_batch);
   return {};
 }
 
 // ---- the run ----
 
-[[nodiscard]] status run_ranks(options const& given, engine::settings const& how, engine::rank_function const& body) {
+/// Serve with ranks that are threads or processes, with the model in host memory.
+[[nodiscard]] status serve_on_host(options const& given, engine::settings const& how,
+                                   std::span<engine::routing_skew const> skews,
+                                   std::span<engine::request const> requests, engine::serve_record& seen) {
+  engine::model const model{how.shape, skews};
+  auto const expected = engine::prove_batch_invariance(model, requests);
+  auto const body = [&](engine::rank_links& links) { engine::serve(how, requests, expected.outcomes, links, seen); };
   if (given.transport == "threads") {
-    engine::run_as_threads(how, body);
+    engine::run_as_threads(how, model, body);
     return {};
   }
 #if ENGINE_HAS_PROCESSES
-  engine::run_as_processes(how, body);
+  engine::run_as_processes(how, model, body);
   return {};
 #else
   return refuse("--transport processes is not built in: configure with -DBALLAST_ENABLE_POSIX=ON");
+#endif
+}
+
+/// Serve with ranks that have cards, or parts of one.
+void serve_on_gpus([[maybe_unused]] engine::settings const& how,
+                   [[maybe_unused]] std::span<engine::routing_skew const> skews,
+                   [[maybe_unused]] std::span<engine::request const> requests,
+                   [[maybe_unused]] engine::serve_record& seen) {
+#ifdef ENGINE_HAS_GPUS
+  auto const expected = engine::prove_batch_invariance_on_card(how, skews, requests);
+  engine::run_on_gpus(how, skews,
+                      [&](engine::rank_links& links) { engine::serve(how, requests, expected, links, seen); });
 #endif
 }
 
@@ -277,15 +352,14 @@ template <class Kind, std::size_t n>
   engine::settings how;
   std::vector<engine::routing_skew> skews;
   if (auto result = make_settings(given, how, skews); !result.ok()) { return result; }
-  engine::model const model{how.shape, skews};
   auto const requests = engine::make_requests(how.traffic);
   if (requests.empty()) { return refuse("no request arrives in ", how.traffic.passes, " passes: give more --passes"); }
-  auto const expected = engine::prove_batch_invariance(model, requests);
   engine::serve_record seen;
-  auto const body = [&](engine::rank_links& links) {
-    engine::serve(how, model, requests, expected.outcomes, links, seen);
-  };
-  if (auto result = run_ranks(given, how, body); !result.ok()) { return result; }
+  if (given.transport == "gpus") {
+    serve_on_gpus(how, skews, requests, seen);
+  } else if (auto result = serve_on_host(given, how, skews, requests, seen); !result.ok()) {
+    return result;
+  }
   good = engine::print_report(how, requests.size(), seen);
   if (auto result = write_files(given, how, requests.size(), seen); !result.ok()) { return result; }
   return ballast_tools::flush_standard_output();

@@ -28,6 +28,7 @@ struct step_record {
 /// What a mode came to.
 struct mode_record {
   std::string name;
+  bool is_nonsense = false;  ///< outputs are not compared
   std::vector<step_record> steps;
   std::int64_t rebalances = 0;     ///< plans that moved something
   std::int64_t dropped = 0;        ///< layers that were late and left out

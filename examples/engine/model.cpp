@@ -32,6 +32,31 @@ void clear_columns(std::size_t width, std::size_t first, std::span<float> matrix
 
 }  // namespace
 
+void fit_bias(std::span<double const> wanted, std::span<float const> logits, index_t top_k, std::span<float> out) {
+  constexpr int rounds = 24;
+  auto const width = out.size();
+  auto const choices = static_cast<std::size_t>(top_k);
+  auto const samples = logits.size() / width;
+  auto const sum = std::accumulate(wanted.begin(), wanted.end(), 0.0);
+  std::fill(out.begin(), out.end(), 0.0F);
+  std::vector<float> shifted(width);
+  std::vector<index_t> ids(choices);
+  std::vector<float> weights(choices);
+  std::vector<double> chosen(width);
+  for (int round = 0; round < rounds; ++round) {
+    std::fill(chosen.begin(), chosen.end(), 0.0);
+    for (std::size_t sample = 0; sample < samples; ++sample) {
+      for (std::size_t e = 0; e < width; ++e) { shifted[e] = logits[sample * width + e] + out[e]; }
+      choose_experts(shifted, ids, weights);
+      for (auto const id : ids) { ++chosen[static_cast<std::size_t>(id)]; }
+    }
+    for (std::size_t e = 0; e < width; ++e) {
+      auto const target = wanted[e] / sum * static_cast<double>(samples * choices);
+      out[e] += 0.5F * static_cast<float>(std::log((target + 0.5) / (chosen[e] + 0.5)));
+    }
+  }
+}
+
 model::model(model_shape const& shape, std::span<routing_skew const> skews)
     : shape_{shape}, layers_(static_cast<std::size_t>(shape.num_layers)) {
   auto const hidden = static_cast<std::size_t>(shape.hidden);
@@ -64,7 +89,7 @@ void model::fill_experts(index_t number, layer_weights& out) const {
   out.experts.resize(static_cast<std::size_t>(shape_.num_experts) + 1);
   for (std::size_t expert = 0; expert < out.experts.size(); ++expert) {
     auto& weights = out.experts[expert];
-    weights.resize(shape_.expert_floats());
+    weights.resize(shape_.expert_numbers());
     auto const in = std::span{weights}.first(2 * hidden * inner);
     auto const back = std::span{weights}.subspan(2 * hidden * inner);
     fill_matrix(seed_of(part::expert_in, static_cast<std::uint64_t>(number), expert), hidden, 1, in);
@@ -86,33 +111,8 @@ void model::fill_gate(index_t number, std::span<routing_skew const> skews, layer
   std::vector<float> logits(samples * width);
   multiply(rows, free_width(), free, logits);
   for (std::size_t kind = 0; kind < skews.size(); ++kind) {
-    fit_to(std::span{skews[kind]}.subspan(static_cast<std::size_t>(number) * width, width), logits,
-           std::span{out.gate}.subspan((free_width() + kind) * width, width));
-  }
-}
-
-void model::fit_to(std::span<double const> wanted, std::span<float const> logits, std::span<float> out) const {
-  constexpr int rounds = 24;
-  auto const width = out.size();
-  auto const top_k = static_cast<std::size_t>(shape_.top_k);
-  auto const samples = logits.size() / width;
-  auto const sum = std::accumulate(wanted.begin(), wanted.end(), 0.0);
-  std::fill(out.begin(), out.end(), 0.0F);
-  std::vector<float> shifted(width);
-  std::vector<index_t> ids(top_k);
-  std::vector<float> weights(top_k);
-  std::vector<double> chosen(width);
-  for (int round = 0; round < rounds; ++round) {
-    std::fill(chosen.begin(), chosen.end(), 0.0);
-    for (std::size_t sample = 0; sample < samples; ++sample) {
-      for (std::size_t e = 0; e < width; ++e) { shifted[e] = logits[sample * width + e] + out[e]; }
-      choose_experts(shifted, ids, weights);
-      for (auto const id : ids) { ++chosen[static_cast<std::size_t>(id)]; }
-    }
-    for (std::size_t e = 0; e < width; ++e) {
-      auto const target = wanted[e] / sum * static_cast<double>(samples * top_k);
-      out[e] += 0.5F * static_cast<float>(std::log((target + 0.5) / (chosen[e] + 0.5)));
-    }
+    fit_bias(std::span{skews[kind]}.subspan(static_cast<std::size_t>(number) * width, width), logits, shape_.top_k,
+             std::span{out.gate}.subspan((free_width() + kind) * width, width));
   }
 }
 

@@ -25,13 +25,19 @@ struct model_shape {
   index_t attention = 16;     ///< A
   index_t num_kinds = 2;      ///< kinds of text
 
-  [[nodiscard]] std::size_t expert_floats() const noexcept {
+  [[nodiscard]] std::size_t expert_numbers() const noexcept {
     return std::size_t{3} * static_cast<std::size_t>(hidden) * static_cast<std::size_t>(intermediate);
   }
 };
 
 /// How a kind of text is routed: [L, E] how often each expert is chosen, in any unit.
 using routing_skew = std::vector<double>;
+
+/// Of what is added to these logits experts are chosen as often as `wanted` says.
+/// @param wanted  [E] in any unit
+/// @param logits  [samples, E]
+/// @param out     out: [E]
+void fit_bias(std::span<double const> wanted, std::span<float const> logits, index_t top_k, std::span<float> out);
 
 /// The model, all of it: what a checkpoint is to an engine. Weights depend on the layer and the expert alone.
 ///
@@ -67,8 +73,6 @@ public:
 private:
   void fill_experts(index_t number, layer_weights& out) const;
   void fill_gate(index_t number, std::span<routing_skew const> skews, layer_weights& out) const;
-  /// Of which logits experts are chosen as often as `wanted` says. @param out  [E]
-  void fit_to(std::span<double const> wanted, std::span<float const> logits, std::span<float> out) const;
 
   model_shape shape_;
   std::vector<layer_weights> layers_;

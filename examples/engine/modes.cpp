@@ -39,8 +39,11 @@ std::vector<mode> all_modes() {
   };
 }
 
-status choose_modes(std::span<std::string const> names, std::vector<mode>& out) {
-  auto const all = all_modes();
+mode limit_mode() { return {.name = "limit", .driver = driver_kind::nobody, .split = split_kind::perfect}; }
+
+status choose_modes(std::span<std::string const> names, bool may_be_nonsense, std::vector<mode>& out) {
+  auto all = all_modes();
+  if (may_be_nonsense && !names.empty()) { all.push_back(limit_mode()); }
   std::vector<mode> chosen;
   for (auto const& one : all) {
     if (names.empty() || std::ranges::find(names, one.name) != names.end()) { chosen.push_back(one); }

@@ -6,6 +6,7 @@
 
 #include "balancer_over.hpp"
 #include "exchange_over.hpp"
+#include "host_runner.hpp"
 #include "rank_links.hpp"
 
 #include <sys/wait.h>
@@ -15,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,21 +43,25 @@ struct cohort {
 
 class process_links final : public rank_links {
 public:
-  process_links(settings const& how, std::string name, index_t rank)
-      : name_{std::move(name)},
+  process_links(settings const& how, model const& of, std::string name, index_t rank)
+      : model_{of},
+        name_{std::move(name)},
         rank_{rank},
         tokens_{name_, rank, how.where.num_ranks()},
         exchange_{*tokens_.wires, tokens_.group, how.outbox_floats(), how.timeout},
         cohorts_(how.modes.size()) {}
 
   [[nodiscard]] token_exchange& exchange() override { return exchange_; }
-  [[nodiscard]] std::unique_ptr<balancer> make_balancer(std::size_t number, balanced_parts const& parts) override {
-    auto& own = cohorts_[number];
-    own = std::make_unique<cohort>(ballast::detail::concat(name_, '-', number), rank_, exchange_.num_ranks());
-    return std::make_unique<balancer_over<peer_copy, process_group>>(parts, *own->wires, own->group);
+  [[nodiscard]] std::unique_ptr<model_runner> make_runner(runner_parts const& parts) override {
+    return std::make_unique<host_runner>(parts, model_, exchange_, [this, parts](ballast::host_store& store) {
+      auto& own = cohorts_[parts.number];
+      own = std::make_unique<cohort>(ballast::detail::concat(name_, '-', parts.number), rank_, exchange_.num_ranks());
+      return make_host_balancer({parts.how, parts.of(), parts.watcher}, store, *own->wires, own->group);
+    });
   }
 
 private:
+  model const& model_;
   std::string name_;
   index_t rank_;
   cohort tokens_;
@@ -63,10 +69,11 @@ private:
   std::vector<std::unique_ptr<cohort>> cohorts_;
 };
 
-[[noreturn]] void be_rank(settings const& how, std::string const& name, index_t rank, rank_function const& body) {
+[[noreturn]] void be_rank(settings const& how, model const& of, std::string const& name, index_t rank,
+                          rank_function const& body) {
   int code = 0;
   try {
-    process_links links{how, name, rank};
+    process_links links{how, of, name, rank};
     body(links);
   } catch (std::exception const& error) {
     std::fprintf(stderr, "engine: rank %d: %s\n", rank, error.what());
@@ -78,10 +85,11 @@ private:
 /// The processes of ranks 1 and up.
 class children {
 public:
-  children(settings const& how, std::string const& name, rank_function const& body) : stopped_{how.stop.rank} {
+  children(settings const& how, model const& of, std::string const& name, rank_function const& body)
+      : stopped_{how.stop.rank} {
     for (index_t rank = 1; rank < how.where.num_ranks(); ++rank) {
       auto const child = ::fork();
-      if (child == 0) { be_rank(how, name, rank, body); }
+      if (child == 0) { be_rank(how, of, name, rank, body); }
       if (child < 0) { ballast::status{ballast::errc::internal, "no process for a rank"}.or_throw(); }
       processes_.push_back(child);
     }
@@ -119,12 +127,12 @@ private:
 
 }  // namespace
 
-void run_as_processes(settings const& how, rank_function const& body) {
+void run_as_processes(settings const& how, model const& of, rank_function const& body) {
   auto const name = ballast::detail::concat("ballast-engine-", static_cast<std::int64_t>(::getpid()));
   std::fflush(nullptr);
-  children others{how, name, body};
+  children others{how, of, name, body};
   {
-    process_links links{how, name, 0};
+    process_links links{how, of, name, 0};
     body(links);
   }
   others.join();

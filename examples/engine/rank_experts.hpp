@@ -24,7 +24,7 @@ public:
   rank_experts(model const& of, ballast::topology const& where, ballast::placement const& initial, index_t rank)
       : model_{of},
         slots_{where.slots_per_rank()},
-        matrix_{of.shape().expert_floats() / num_tensors},
+        matrix_{of.shape().expert_numbers() / num_tensors},
         layers_(static_cast<std::size_t>(of.shape().num_layers)) {
     for (auto& tensors : layers_) {
       for (auto& tensor : tensors) { tensor.resize(static_cast<std::size_t>(slots_ + 1) * matrix_); }

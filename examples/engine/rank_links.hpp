@@ -2,11 +2,11 @@
 #ifndef BALLAST_EXAMPLES_ENGINE_RANK_LINKS_HPP
 #define BALLAST_EXAMPLES_ENGINE_RANK_LINKS_HPP
 
-#include "balancer.hpp"
 #include "exchange.hpp"
+#include "model.hpp"
+#include "model_runner.hpp"
 #include "settings.hpp"
 
-#include <cstddef>
 #include <functional>
 #include <memory>
 
@@ -21,17 +21,17 @@ public:
   virtual ~rank_links() = default;
 
   [[nodiscard]] virtual token_exchange& exchange() = 0;
-  /// A balancer over links of its own. @param number  of the mode
-  [[nodiscard]] virtual std::unique_ptr<balancer> make_balancer(std::size_t number, balanced_parts const& parts) = 0;
+  /// The model in one mode, with a balancer over links of its own.
+  [[nodiscard]] virtual std::unique_ptr<model_runner> make_runner(runner_parts const& parts) = 0;
 };
 
 using rank_function = std::function<void(rank_links&)>;
 
 /// Run a function on every rank, each a thread of this process. @throws what it throws
-void run_as_threads(settings const& how, rank_function const& body);
+void run_as_threads(settings const& how, model const& of, rank_function const& body);
 /// Run a function on every rank: rank 0 is this process, the others are its children.
 /// @throws what it throws on rank 0; std::system_error naming a child that failed
-void run_as_processes(settings const& how, rank_function const& body);
+void run_as_processes(settings const& how, model const& of, rank_function const& body);
 
 }  // namespace engine
 

@@ -42,13 +42,17 @@ struct totals {
 }
 
 [[nodiscard]] bool is_right(mode_record const& of) { return of.wrong.empty() && of.replicas.empty(); }
+[[nodiscard]] char const* of_outputs(mode_record const& of) {
+  return of.is_nonsense ? "nonsense" : is_right(of) ? "right" : "WRONG";
+}
 
 void print_setup(settings const& how, std::size_t num_requests, serve_record const& seen) {
   auto const& shape = how.shape;
   std::printf("%d ranks on %d node(s), %d slots each and one for the shared expert\n", how.where.num_ranks(),
               how.where.num_nodes(), how.where.slots_per_rank());
   std::printf("%d layers of %d experts, top %d, hidden %d, intermediate %d: %zu bytes an expert\n", shape.num_layers,
-              shape.num_experts, shape.top_k, shape.hidden, shape.intermediate, shape.expert_floats() * sizeof(float));
+              shape.num_experts, shape.top_k, shape.hidden, shape.intermediate,
+              shape.expert_numbers() * how.bytes_a_number);
   std::printf(
       "%zu requests in %zu passes, at most %d tokens a rank; from pass %d on requests are of the other kind\n\n",
       num_requests, seen.modes.front().steps.size(), how.schedule.tokens_a_rank, how.traffic.switch_at);
@@ -88,7 +92,7 @@ void print_moves(settings const& how, serve_record const& seen) {
     std::printf("%-18s %10lld %8lld %8.2f   %8s %8.2f    %s\n", one.name.c_str(),
                 static_cast<long long>(one.rebalances), static_cast<long long>(sum.moves),
                 static_cast<double>(sum.bytes) / bytes_a_mebibyte, passes.c_str(),
-                static_cast<double>(answer.bytes) / bytes_a_mebibyte, is_right(one) ? "right" : "WRONG");
+                static_cast<double>(answer.bytes) / bytes_a_mebibyte, of_outputs(one));
   }
 }
 

@@ -25,9 +25,10 @@ namespace engine {
 
 /// How an expert's tokens are split over its replicas.
 enum class split_kind : std::uint8_t {
-  even,    ///< by a hash of the token
-  shares,  ///< by a hash, in proportion to the shares in force
-  quotas,  ///< by quotas that are worked out for every batch
+  even,     ///< by a hash of the token
+  shares,   ///< by a hash, in proportion to the shares in force
+  quotas,   ///< by quotas that are worked out for every batch
+  perfect,  ///< to any expert, alike many to each: what no balancer could beat, and nonsense
 };
 
 /// Turns the gate's choices into physical ids.

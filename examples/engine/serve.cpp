@@ -16,12 +16,15 @@ namespace {
 
 class serving_rank {
 public:
-  serving_rank(settings const& how, model const& of, std::span<request const> requests, rank_links& links)
-      : ranks_{links.exchange()} {
+  serving_rank(settings const& how, std::span<request const> requests, rank_links& links)
+      : ranks_{links.exchange()}, turn_{how.turn}, may_lose_rank_{how.stop.rank >= 0} {
     for (std::size_t number = 0; number < how.modes.size(); ++number) {
-      modes_.emplace_back(how, of, requests, number, links);
+      modes_.emplace_back(how, requests, number, links);
     }
     for (auto& one : modes_) { one.start().or_throw(); }
+    // Nobody serves while another rank still gets memory.
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(ranks_.num_ranks()));
+    ranks_.all_gather(std::vector<std::uint64_t>{1}, all).or_throw();
   }
 
   void serve_all() {
@@ -37,6 +40,7 @@ public:
   void compare(std::span<std::uint64_t const> expected) {
     std::vector<std::int64_t> outcomes(expected.size());
     for (auto& one : modes_) {
+      if (one.record().is_nonsense) { continue; }
       one.write_outcomes(outcomes);
       ranks_.all_reduce(outcomes).or_throw();
       for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -54,12 +58,12 @@ public:
 private:
   /// Modes take turns, and another one begins each time.
   [[nodiscard]] served_mode* next_mode() {
-    auto const fewest = std::ranges::min_element(modes_, {}, [](auto const& one) {
-                          return std::pair{one.is_done(), one.num_steps()};
-                        })->num_steps();
+    auto const turns_of = [this](auto const& one) { return one.num_steps() / turn_; };
+    auto const fewest = turns_of(*std::ranges::min_element(
+        modes_, {}, [&](auto const& one) { return std::pair{one.is_done(), turns_of(one)}; }));
     for (std::size_t i = 0; i < modes_.size(); ++i) {
       auto& one = modes_[(i + static_cast<std::size_t>(fewest)) % modes_.size()];
-      if (!one.is_done() && one.num_steps() == fewest) { return &one; }
+      if (!one.is_done() && turns_of(one) == fewest) { return &one; }
     }
     return nullptr;
   }
@@ -67,6 +71,7 @@ private:
   /// A rank does not answer: the others meet, take back what only some of them have finished, and serve without it.
   void go_on_after(ballast::status const& why, index_t pass, ballast::nanoseconds_t began) {
     auto const told = ballast::detail::now();
+    if (!may_lose_rank_) { why.or_throw(); }
     if (why.rank() == ballast::status::no_rank || why.rank() == ranks_.rank() || stop_.rank >= 0) { why.or_throw(); }
     stop_ = {why.rank(), pass - 1, why.message(), told - began, 0};
     ranks_.go_on_without(stop_.rank).or_throw();
@@ -85,15 +90,17 @@ private:
   }
 
   token_exchange& ranks_;
+  index_t turn_;
+  bool may_lose_rank_;
   std::deque<served_mode> modes_;
   stop_record stop_;
 };
 
 }  // namespace
 
-void serve(settings const& how, model const& of, std::span<request const> requests,
-           std::span<std::uint64_t const> expected, rank_links& links, serve_record& out) {
-  serving_rank rank{how, of, requests, links};
+void serve(settings const& how, std::span<request const> requests, std::span<std::uint64_t const> expected,
+           rank_links& links, serve_record& out) {
+  serving_rank rank{how, requests, links};
   rank.serve_all();
   rank.compare(expected);
   if (how.keeps_routing) { rank.add_routing_up(); }

@@ -5,7 +5,6 @@
 #include <ballast/types.hpp>
 
 #include "mode_record.hpp"
-#include "model.hpp"
 #include "rank_links.hpp"
 #include "settings.hpp"
 #include "traffic.hpp"
@@ -38,8 +37,8 @@ struct serve_record {
 /// @param expected  [requests] bits of the outputs, of the reference.
 /// @param out       out: rank 0 writes it.
 /// @throws std::system_error for what ends the engine
-void serve(settings const& how, model const& of, std::span<request const> requests,
-           std::span<std::uint64_t const> expected, rank_links& links, serve_record& out);
+void serve(settings const& how, std::span<request const> requests, std::span<std::uint64_t const> expected,
+           rank_links& links, serve_record& out);
 
 }  // namespace engine
 

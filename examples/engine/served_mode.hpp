@@ -2,20 +2,14 @@
 #ifndef BALLAST_EXAMPLES_ENGINE_SERVED_MODE_HPP
 #define BALLAST_EXAMPLES_ENGINE_SERVED_MODE_HPP
 
-#include <ballast/placement/placement.hpp>
-#include <ballast/runtime/host_store.hpp>
 #include <ballast/topology.hpp>
 
 #include "balancer.hpp"
 #include "central_driver.hpp"
-#include "forward_pass.hpp"
 #include "mode_record.hpp"
-#include "model.hpp"
-#include "rank_experts.hpp"
+#include "model_runner.hpp"
 #include "rank_links.hpp"
-#include "router.hpp"
 #include "scheduler.hpp"
-#include "sequences.hpp"
 #include "settings.hpp"
 
 #include <cstddef>
@@ -32,8 +26,7 @@ class served_mode {
 public:
   /// @param number  of the mode
   /// @throws std::system_error for parts that do not fit together
-  served_mode(settings const& how, model const& of, std::span<request const> requests, std::size_t number,
-              rank_links& links);
+  served_mode(settings const& how, std::span<request const> requests, std::size_t number, rank_links& links);
 
   [[nodiscard]] status start();
   [[nodiscard]] bool is_done() const noexcept { return passes_.is_done(); }
@@ -60,43 +53,27 @@ public:
 private:
   /// The calls that close a pass, and the message between the ranks.
   [[nodiscard]] status end_step(pass_plan const& plan, step_record& facts);
-  /// Route by what has been committed since the last pass.
-  void publish_commits();
-  [[nodiscard]] status route(index_t layer, std::span<index_t const> ids, std::span<index_t> physical);
   [[nodiscard]] status exchange_message(step_record& facts);
   [[nodiscard]] status heal();
   void note_moves(step_record& facts);
-  void keep_routing(index_t layer, std::span<index_t const> ids);
-
-  /// Spoil what was asked for. @param layer  that is published
-  void spoil_move(index_t layer);
+  void keep_routing();
   void stop_if_ordered(stop_place place) const;
-  template <class Call>
-  auto timed(Call call);
 
   settings const& how_;
   mode const& of_;
   std::size_t number_;
   token_exchange& ranks_;
   ballast::topology where_;
-  std::span<request const> requests_;
   scheduler passes_;
   scheduler before_;  ///< the last step
-  rank_experts experts_;
-  ballast::host_store store_;
-  router router_;
-  sequences kept_;
-  forward_pass forward_;
   move_counter counter_;
-  std::unique_ptr<balancer> balancer_;  ///< null where nothing moves
+  ballast_clock clock_;
+  std::unique_ptr<model_runner> runner_;
+  balancer* balancer_;  ///< null where nothing moves
   std::optional<central_driver> central_;
 
-  ballast::placement routed_by_;             ///< [L, P] what the tables are of
-  std::vector<ballast::epoch_t> published_;  ///< [L]
   std::int64_t noted_moves_ = 0;
   std::int64_t noted_bytes_ = 0;
-  bool is_spoiled_ = false;
-  ballast::nanoseconds_t in_ballast_ = 0;
   mode_record record_;
   std::vector<std::int64_t> routing_;
 };

@@ -50,9 +50,16 @@ struct settings {
   index_t patience = 8;    ///< passes that the central scheduler waits for a layer
   index_t slow_rank = -1;  ///< lets bytes travel at the end of its passes only; -1: none does
   ballast::nanoseconds_t timeout = 10'000'000'000;
-  bool keeps_routing = false;  ///< count what the gate chooses in every pass
+  bool keeps_routing = false;                  ///< count what the gate chooses in every pass
+  bool verifies = true;                        ///< moves are compared with their source
+  index_t turn = 1;                            ///< passes of a mode before the next mode's
+  std::size_t bytes_a_number = sizeof(float);  ///< of weights
   damage_kind damage = damage_kind::none;
   stop_order stop;
+  // On GPUs:
+  int cards = 0;                  ///< at most; 0: all that there are
+  int small_pass = 128;           ///< tokens of a rank up to which a pass is a small one
+  std::uint32_t least_batch = 0;  ///< choices of all ranks below which a batch is not balanced
 
   /// Numbers that an outbox must hold: all rows of all ranks may go to one.
   [[nodiscard]] std::size_t outbox_floats() const noexcept {

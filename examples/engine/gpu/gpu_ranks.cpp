@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include "gpu_ranks.hpp"
+
+#include <ballast/cudart/error.hpp>
+#include <ballast/cudart/peer_directory.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/status.hpp>
+#include <ballast/transport/in_process.hpp>
+
+#include "../exchange_over.hpp"
+#include "card_share.hpp"
+#include "device_pass.hpp"
+#include "device_runner.hpp"
+#include "rank_card.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <deque>
+#include <exception>
+#include <utility>
+
+namespace engine {
+
+namespace {
+
+using ballast::in_process_endpoint;
+
+void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
+
+[[nodiscard]] int count_cards(int wanted) {
+  int found = 0;
+  check(cudaGetDeviceCount(&found), "cudaGetDeviceCount");
+  return wanted > 0 ? std::min(wanted, found) : found;
+}
+
+[[nodiscard]] std::vector<std::uint64_t> serve_alone_on_card(device_model const& of, std::span<request const> requests,
+                                                             schedule_options const& how,
+                                                             ballast::nanoseconds_t timeout) {
+  auto const experts = of.shape.num_experts;
+  ballast::topology const where{{1, 1, experts, 1}};
+  auto share = std::move(card_share::cut(0, 1).front());
+  rank_card card{of, std::move(share), where, 0, how.tokens_a_rank, timeout};
+  card.connect({&card.own_mailbox(), 1});
+  auto const initial = ballast::trivial_placement({of.shape.num_layers, experts, where.num_slots()});
+  device_experts weights{of.shape, where, initial, 0, card.stream()};
+  auto const size = static_cast<int>(how.tokens_a_rank);
+  // Each expert is in the slot of its number, and the shared one behind them.
+  device_pass pass{card,       requests, how, weights, [&](index_t, pass_stream const&) { return card.view().logical; },
+                   {&size, 1}, false};
+  scheduler passes{requests, how};
+  while (!passes.is_done()) {
+    auto const plan = passes.next();
+    pass.launch(plan.tokens.front()).or_throw();
+    pass.finish(timeout).or_throw();
+  }
+  std::vector<std::uint64_t> outcomes;
+  for (std::size_t i = 0; i < requests.size(); ++i) { outcomes.push_back(pass.outcome_of(i)); }
+  return outcomes;
+}
+
+/// Ranks of different cards write to each other.
+void enable_peer_access(int num_cards) {
+  for (int card = 0; card < num_cards; ++card) {
+    check(cudaSetDevice(card), "cudaSetDevice");
+    for (int peer = 0; peer < num_cards; ++peer) {
+      if (peer == card) { continue; }
+      auto const result = cudaDeviceEnablePeerAccess(peer, 0);
+      if (result == cudaErrorPeerAccessAlreadyEnabled) {
+        static_cast<void>(cudaGetLastError());
+      } else {
+        check(result, "cudaDeviceEnablePeerAccess");
+      }
+    }
+  }
+}
+
+class gpu_links final : public rank_links {
+public:
+  gpu_links(settings const& how, in_process_endpoint& tokens, rank_card& card,
+            std::deque<ballast::in_process_group>& groups, std::deque<ballast::cudart::local_peers>& peers)
+      : card_{card}, exchange_{tokens, tokens, 0, how.timeout}, groups_{groups}, peers_{peers} {}
+
+  [[nodiscard]] token_exchange& exchange() override { return exchange_; }
+  [[nodiscard]] std::unique_ptr<model_runner> make_runner(runner_parts const& parts) override {
+    return make_device_runner(parts, card_, exchange_, groups_[parts.number].endpoint(exchange_.rank()),
+                              peers_[parts.number]);
+  }
+
+private:
+  rank_card& card_;
+  exchange_over<in_process_endpoint, in_process_endpoint> exchange_;
+  std::deque<ballast::in_process_group>& groups_;
+  std::deque<ballast::cudart::local_peers>& peers_;
+};
+
+}  // namespace
+
+std::vector<std::uint64_t> prove_batch_invariance_on_card(settings const& how, std::span<routing_skew const> skews,
+                                                          std::span<request const> requests) {
+  auto const model = make_device_model(how.shape, skews);
+  auto const tokens = how.schedule.tokens_a_rank;
+  auto const first = serve_alone_on_card(model, requests, {1, tokens, 1}, how.timeout);
+  auto const other = serve_alone_on_card(model, requests, {1, std::max(1, tokens / 3), 2}, how.timeout);
+  auto const found = std::ranges::mismatch(first, other).in1;
+  if (found == first.end()) { return first; }
+  ballast::status{ballast::errc::internal,
+                  ballast::detail::concat("the model is not batch-invariant on this card: request ",
+                                          found - first.begin(), " comes out otherwise in batches of ", tokens / 3)}
+      .or_throw();
+  return {};
+}
+
+void run_on_gpus(settings const& how, std::span<routing_skew const> skews, rank_function const& body) {
+  auto const ranks = how.where.num_ranks();
+  auto const cards = std::min(count_cards(how.cards), static_cast<int>(ranks));
+  enable_peer_access(cards);
+  auto const model = make_device_model(how.shape, skews);
+  std::deque<rank_card> own;
+  std::vector<mailbox> mailboxes;
+  std::vector<std::vector<card_share>> shares;
+  for (int card = 0; card < cards; ++card) {
+    shares.push_back(card_share::cut(card, (ranks - card + cards - 1) / cards));
+  }
+  for (index_t rank = 0; rank < ranks; ++rank) {
+    check(cudaSetDevice(static_cast<int>(rank) % cards), "cudaSetDevice");
+    auto& share = shares[static_cast<std::size_t>(rank % cards)][static_cast<std::size_t>(rank / cards)];
+    own.emplace_back(model, std::move(share), how.where, rank, how.schedule.tokens_a_rank, how.timeout);
+    mailboxes.push_back(own.back().own_mailbox());
+  }
+  for (auto& one : own) { one.connect(mailboxes); }
+
+  ballast::in_process_group tokens{ranks};
+  std::deque<ballast::in_process_group> groups;
+  std::deque<ballast::cudart::local_peers> peers;
+  for (std::size_t i = 0; i < how.modes.size(); ++i) {
+    groups.emplace_back(ranks);
+    peers.emplace_back(ranks);
+  }
+  tokens.run([&](in_process_endpoint& endpoint) {
+    auto& card = own[static_cast<std::size_t>(endpoint.rank())];
+    check(cudaSetDevice(card.device()), "cudaSetDevice");
+    gpu_links links{how, endpoint, card, groups, peers};
+    try {
+      body(links);
+    } catch (std::exception const& error) {
+      std::fprintf(stderr, "engine: rank %d: %s\n", endpoint.rank(), error.what());
+      for (auto& group : groups) { group.kill(endpoint.rank()); }  // the others need not wait for it
+      throw;
+    }
+  });
+}
+
+}  // namespace engine
