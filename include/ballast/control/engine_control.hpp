@@ -164,7 +164,7 @@ public:
     std::transform(values.begin(), values.end(), mine.begin(), [](auto v) { return static_cast<std::uint64_t>(v); });
     std::vector<std::uint64_t> sums(values.size());
     auto result = call({activity::reduces, 0, values.size()}, mine, timeout,
-                       [&](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
+                       [this, &sums](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
                          if (!is_live(rank)) { return; }
                          for (std::size_t i = 0; i < words.size(); ++i) { sums[first + i] += words[i]; }
                        });
@@ -182,7 +182,7 @@ public:
                                                    mine.size(), " of each of ", num_ranks_, " ranks")};
     }
     return call({activity::gathers, 0, mine.size()}, mine, timeout,
-                [&](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
+                [&mine, &all](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
                   auto const at = static_cast<std::size_t>(rank) * mine.size() + first;
                   std::copy(words.begin(), words.end(), all.begin() + static_cast<std::ptrdiff_t>(at));
                 });
@@ -197,12 +197,13 @@ public:
     if (rank_ == root && !bytes.empty()) { std::memcpy(words.data(), bytes.data(), bytes.size()); }
     auto const mine = words;
     bool is_root_live = true;
-    auto result = call({activity::broadcasts, root, bytes.size()}, mine, timeout,
-                       [&](index_t rank, std::size_t first, std::span<std::uint64_t const> part) {
-                         if (rank != root) { return; }
-                         is_root_live = is_live(root);
-                         std::copy(part.begin(), part.end(), words.begin() + static_cast<std::ptrdiff_t>(first));
-                       });
+    auto result = call(
+        {activity::broadcasts, root, bytes.size()}, mine, timeout,
+        [this, &root, &is_root_live, &words](index_t rank, std::size_t first, std::span<std::uint64_t const> part) {
+          if (rank != root) { return; }
+          is_root_live = is_live(root);
+          std::copy(part.begin(), part.end(), words.begin() + static_cast<std::ptrdiff_t>(first));
+        });
     if (result.ok() && !is_root_live) {
       return {errc::peer_lost, detail::concat("broadcast: root rank ", root, " was expelled"), root};
     }

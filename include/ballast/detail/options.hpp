@@ -43,7 +43,7 @@ template <std::integral T>
 /// Mix a part's options into a digest. Names count too.
 template <names_options T>
 void describe_options(T const& part, digest& out) {
-  part.for_each_option([&](std::string_view name, std::uint64_t bits) { out.add(name).add(bits); });
+  part.for_each_option([&out](std::string_view name, std::uint64_t bits) { out.add(name).add(bits); });
 }
 
 /// Visit the options of a part that belongs to another part: `name.option` for each, if it names them, and at last
@@ -51,7 +51,7 @@ void describe_options(T const& part, digest& out) {
 template <class T, class Visit>
 void for_each_option_of(std::string_view name, T const& part, Visit& visit) {
   if constexpr (names_options<T>) {
-    part.for_each_option([&](std::string_view option, std::uint64_t bits) {
+    part.for_each_option([&name, &visit](std::string_view option, std::uint64_t bits) {
       auto const full_name = concat(name, '.', option);
       visit(std::string_view{full_name}, bits);
     });

@@ -49,7 +49,7 @@ BALLAST_BEGIN_NAMESPACE
                   where.num_slots());
   }
   auto const held = from.logical_of_slot(layer);
-  auto const expert_in = [&](index_t rank, index_t slot) {
+  auto const expert_in = [&held, &where](index_t rank, index_t slot) {
     return held[static_cast<std::size_t>(where.first_slot(rank) + slot)];
   };
   std::vector<index_t> home(static_cast<std::size_t>(from.num_logical()), -1);

@@ -90,7 +90,7 @@ struct recorder_survey {
 
   [[nodiscard]] status take(std::span<std::uint64_t const> words, bool tells_passes) {
     auto const ranks = words.size() / recorder_summary::num_words;
-    auto const of = [&](std::size_t rank) {
+    auto const of = [&words](std::size_t rank) {
       return recorder_summary::read(words.subspan(rank * recorder_summary::num_words));
     };
     for (std::size_t rank = 0; rank < ranks; ++rank) {

@@ -84,7 +84,7 @@ struct pass_gate {
     visit(std::string_view{"gate min_tokens"}, detail::option_bits(min_tokens));
   }
   constexpr void describe(digest& out) const noexcept {
-    for_each_option([&](std::string_view name, std::uint64_t bits) { out.add(name).add(bits); });
+    for_each_option([&out](std::string_view name, std::uint64_t bits) { out.add(name).add(bits); });
   }
 
   bool operator==(pass_gate const&) const = default;

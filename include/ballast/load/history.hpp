@@ -141,9 +141,9 @@ inline void fit_layers(std::span<load_t> tokens, index_t num_buckets, index_t nu
                                        static_cast<std::size_t>(num_logical),
                   "fit_layers: element count is not H * L * E");
   static_cast<void>(num_buckets);
-  auto const fits = [&](index_t layer, int shift) {
+  auto const fits = [&tokens, &num_layers, &num_logical](index_t layer, int shift) {
     load_t left = max_layer_tokens;
-    detail::visit_layer(tokens, num_layers, num_logical, layer, [&](load_t cell) {
+    detail::visit_layer(tokens, num_layers, num_logical, layer, [&left, &shift](load_t cell) {
       left -= std::clamp<load_t>(detail::fitted(cell, shift), 0, max_layer_tokens + 1);
       return left >= 0;
     });
@@ -153,7 +153,7 @@ inline void fit_layers(std::span<load_t> tokens, index_t num_buckets, index_t nu
     int shift = 0;
     while (shift < 63 && !fits(layer, shift)) { ++shift; }
     if (shift == 0) { continue; }
-    detail::visit_layer(tokens, num_layers, num_logical, layer, [&](load_t& cell) {
+    detail::visit_layer(tokens, num_layers, num_logical, layer, [&shift](load_t& cell) {
       cell = detail::fitted(cell, shift);
       return true;
     });

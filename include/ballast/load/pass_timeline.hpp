@@ -70,7 +70,7 @@ public:
   /// The first stretch that ends with `pass` or later.
   [[nodiscard]] std::size_t stretch_at(std::int64_t pass) const noexcept {
     auto const at = std::partition_point(stretches_.begin(), stretches_.end(),
-                                         [&](pass_span const& stretch) { return stretch.last < pass; });
+                                         [&pass](pass_span const& stretch) { return stretch.last < pass; });
     return static_cast<std::size_t>(at - stretches_.begin());
   }
   /// Passes of a stretch and of all later ones.
@@ -120,8 +120,8 @@ private:
     std::vector<std::size_t> before(size, 0);     // candidates that end before this one starts
     for (std::size_t i = 0; i < size; ++i) {
       auto const end = candidates.begin() + static_cast<std::ptrdiff_t>(i);
-      auto const fits = std::partition_point(candidates.begin(), end,
-                                             [&](pass_span const& one) { return one.last < candidates[i].first; });
+      auto const fits = std::partition_point(
+          candidates.begin(), end, [&candidates, &i](pass_span const& one) { return one.last < candidates[i].first; });
       before[i] = static_cast<std::size_t>(fits - candidates.begin());
       most[i + 1] = std::max(most[i], most[before[i]] + candidates[i].passes);
     }

@@ -164,7 +164,8 @@ public:
     if (auto result = check_layer(layer); !result.ok()) { return result; }
     if (auto result = check_size(layer, values.size(), num_logical_, "[E]"); !result.ok()) { return result; }
     return add(
-        layer, "expert", values.size(), [&](std::size_t e) { return values[e]; }, [](std::size_t e) { return e; });
+        layer, "expert", values.size(), [&values](std::size_t e) { return values[e]; },
+        [](std::size_t e) { return e; });
   }
 
   /// Add tokens per physical expert of one layer, as seen by the senders of an all-to-all.
@@ -187,8 +188,8 @@ public:
     auto const slots = static_cast<std::size_t>(where.slots_per_rank());
     auto const stride = slots + static_cast<std::size_t>(where.reserved_slots());
     return add(
-        layer, "physical expert", values.size(), [&](std::size_t id) { return values[id]; },
-        [&](std::size_t id) {
+        layer, "physical expert", values.size(), [&values](std::size_t id) { return values[id]; },
+        [&stride, &slots, &logical_of_slot](std::size_t id) {
           return id % stride < slots ? expert_in(logical_of_slot, id / stride * slots + id % stride) : ignored;
         });
   }
@@ -207,7 +208,8 @@ public:
                                     std::span<index_t const> logical_of_slot, topology const& where) {
     auto const values = std::span{counts};
     if (auto result = check_local(layer, values.size(), rank, logical_of_slot, where); !result.ok()) { return result; }
-    return add_local(layer, values.size(), [&](std::size_t i) { return values[i]; }, rank, logical_of_slot, where);
+    return add_local(
+        layer, values.size(), [&values](std::size_t i) { return values[i]; }, rank, logical_of_slot, where);
   }
 
   /// As `record_local`, from running sums over the rank's slots: slot i received `sums[i] - sums[i - 1]`.
@@ -228,7 +230,7 @@ public:
     if (!values.empty() && std::cmp_less(values[0], 0)) {
       return refuse(layer, "the prefix sum at local slot 0 is ", values[0], ", must not be negative");
     }
-    auto const count_of = [&](std::size_t i) {
+    auto const count_of = [&values](std::size_t i) {
       return static_cast<std::uint64_t>(values[i]) - (i == 0 ? 0 : static_cast<std::uint64_t>(values[i - 1]));
     };
     return add_local(layer, values.size(), count_of, rank, logical_of_slot, where);
@@ -310,8 +312,9 @@ private:
                                  std::span<index_t const> logical_of_slot, topology const& where) {
     auto const slots = static_cast<std::size_t>(where.slots_per_rank());
     auto const first = static_cast<std::size_t>(where.first_slot(rank));
-    return add(layer, "local slot", size, count_of,
-               [&](std::size_t i) { return i < slots ? expert_in(logical_of_slot, first + i) : ignored; });
+    return add(layer, "local slot", size, count_of, [&slots, &logical_of_slot, &first](std::size_t i) {
+      return i < slots ? expert_in(logical_of_slot, first + i) : ignored;
+    });
   }
 
   /// Add `size` counts to the experts they belong to, or nothing at all when one is negative.

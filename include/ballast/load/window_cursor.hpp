@@ -116,7 +116,7 @@ public:
     spans(mine);
     auto const first = static_cast<std::size_t>(
         std::partition_point(counted.stretches().begin(), counted.stretches().end(),
-                             [&](pass_span const& stretch) { return is_too_old(counted, stretch.last); }) -
+                             [this, &counted](pass_span const& stretch) { return is_too_old(counted, stretch.last); }) -
         counted.stretches().begin());
     auto const bucket_of = buckets_of_stretches(counted, first);
     for (std::size_t i = 0; i < mine.size(); ++i) {
@@ -141,7 +141,7 @@ public:
 private:
   /// Passes that a bucket holds: W / H, rounded so that all of them together hold W.
   [[nodiscard]] index_t length_of(index_t bucket) const noexcept {
-    auto const end_of = [&](index_t b) {
+    auto const end_of = [this](index_t b) {
       return static_cast<index_t>(static_cast<std::int64_t>(b) * options_.passes / num_buckets());
     };
     return end_of(bucket + 1) - end_of(bucket);

@@ -92,7 +92,8 @@ struct transfer_scratch {
   return where.is_live(source) && (!near_only || where.node_of_rank(source) == where.node_of_rank(rank));
 }
 [[nodiscard]] inline bool has_near_holder(topology const& where, std::span<index_t const> holders, index_t rank) {
-  return std::any_of(holders.begin(), holders.end(), [&](index_t slot) { return may_send(where, slot, rank, true); });
+  return std::any_of(holders.begin(), holders.end(),
+                     [&where, &rank](index_t slot) { return may_send(where, slot, rank, true); });
 }
 
 /// The holder that sends to `rank`: same node before other nodes, then the one with the fewest sends so far, then the
@@ -100,7 +101,9 @@ struct transfer_scratch {
 [[nodiscard]] inline index_t choose_source(topology const& where, std::span<index_t const> holders, index_t rank,
                                            std::span<index_t const> sends_of_rank) {
   bool const near_only = has_near_holder(where, holders, rank);
-  auto const sends = [&](index_t slot) { return sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(slot))]; };
+  auto const sends = [&sends_of_rank, &where](index_t slot) {
+    return sends_of_rank[static_cast<std::size_t>(where.rank_of_slot(slot))];
+  };
   index_t best = -1;
   for (auto const slot : holders) {
     if (may_send(where, slot, rank, near_only) && (best < 0 || sends(slot) < sends(best))) { best = slot; }
@@ -174,7 +177,7 @@ private:
       auto const giver = where_.rank_of_slot(move.source_slot);
       auto const holders = from_.replicas_of(layer_, move.expert);
       move.source_slot = *std::find_if(holders.begin(), holders.end(),
-                                       [&](index_t slot) { return where_.rank_of_slot(slot) == rank; });
+                                       [this, &rank](index_t slot) { return where_.rank_of_slot(slot) == rank; });
       rank = giver;
     }
   }
@@ -193,12 +196,13 @@ namespace detail {
 /// Let the first rank of a node that receives an expert from another node pass it on to the others.
 inline void relay_inside_nodes(topology const& where, layer_transfer& transfer) {
   auto& moves = transfer.moves;
-  auto const node_of = [&](expert_move const& move) { return where.node_of_slot(move.target_slot); };
+  auto const node_of = [&where](expert_move const& move) { return where.node_of_slot(move.target_slot); };
   for (std::size_t i = 0; i < moves.size(); ++i) {
     if (where.node_of_slot(moves[i].source_slot) == node_of(moves[i])) { continue; }
-    auto const first = std::find_if(
-        moves.begin(), moves.begin() + static_cast<std::ptrdiff_t>(i),
-        [&](expert_move const& m) { return m.expert == moves[i].expert && node_of(m) == node_of(moves[i]); });
+    auto const first = std::find_if(moves.begin(), moves.begin() + static_cast<std::ptrdiff_t>(i),
+                                    [&moves, &i, &node_of](expert_move const& m) {
+                                      return m.expert == moves[i].expert && node_of(m) == node_of(moves[i]);
+                                    });
     if (first != moves.begin() + static_cast<std::ptrdiff_t>(i)) {
       moves[i].via = static_cast<index_t>(first - moves.begin());
     }
@@ -210,7 +214,7 @@ inline void assign_rounds(topology const& where, transfer_scratch& scratch, laye
   transfer.num_rounds = 0;
   for (bool const relayed : {false, true}) {
     transfer.first_relay_round = transfer.num_rounds;
-    auto const in_stage = [&](expert_move const& move) { return (move.via >= 0) == relayed; };
+    auto const in_stage = [&relayed](expert_move const& move) { return (move.via >= 0) == relayed; };
     scratch.ends.clear();
     for (auto const& move : transfer.moves) {
       if (in_stage(move)) {
@@ -277,7 +281,7 @@ inline void assign_rounds(topology const& where, transfer_scratch& scratch, laye
         continue;
       }
       auto const arriving = std::find_if(out.moves.begin() + static_cast<std::ptrdiff_t>(first_move), out.moves.end(),
-                                         [&](expert_move const& move) { return move.expert == expert; });
+                                         [&expert](expert_move const& move) { return move.expert == expert; });
       if (arriving != out.moves.end()) {
         out.repeats.push_back({arriving->target_slot, slot});
         continue;

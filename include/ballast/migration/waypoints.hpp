@@ -106,7 +106,7 @@ private:
   /// expert is to lie, or else the first that holds it.
   [[nodiscard]] bool keeps(index_t slot, index_t first, index_t last, std::span<index_t const> wanted) {
     auto const expert = expert_in(slot);
-    auto const in_place = [&](index_t s) {
+    auto const in_place = [this, &expert, &wanted, &first](index_t s) {
       return expert_in(s) == expert && wanted[static_cast<std::size_t>(s - first)] == expert;
     };
     if (std::find(wanted.begin(), wanted.end(), expert) == wanted.end()) { return false; }
@@ -135,7 +135,7 @@ private:
       auto const next = needer(expert);
       if (next.rank < 0) { return false; }
       auto const earlier =
-          std::find_if(chain_.begin(), chain_.end(), [&](link const& l) { return l.rank == next.rank; });
+          std::find_if(chain_.begin(), chain_.end(), [&next](link const& l) { return l.rank == next.rank; });
       if (earlier != chain_.end()) {
         // The chain closes: what lies before the cycle waits for another step, and its first rank receives this expert.
         earlier->pending = next.pending;

@@ -58,7 +58,7 @@ private:
     return best;
   }
   [[nodiscard]] std::size_t next_with_room(std::size_t& table) const {
-    auto const take = [&] { return table++ % ranks_.size(); };
+    auto const take = [this, &table] { return table++ % ranks_.size(); };
     auto at = take();
     while (filled_[at] == where_.slots_per_rank()) { at = take(); }
     return at;

@@ -127,7 +127,7 @@ private:
     void describe(digest& out) const override { policy_.describe(out); }
     void for_each_option([[maybe_unused]] void* to, [[maybe_unused]] visit_option visit) const override {
       if constexpr (detail::names_options<Policy>) {
-        policy_.for_each_option([&](std::string_view name, std::uint64_t bits) { visit(to, name, bits); });
+        policy_.for_each_option([&visit, &to](std::string_view name, std::uint64_t bits) { visit(to, name, bits); });
       }
     }
 

@@ -198,7 +198,7 @@ private:
     auto least = dearest(out);
     if (least <= total / static_cast<load_t>(live_ranks_.size())) { return; }
     trial_.assign(out.begin(), out.end());
-    auto const take_if_better = [&] {
+    auto const take_if_better = [this, &least, &out] {
       auto const price = dearest(trial_) + price_of_traffic(trial_);
       if (price >= least) { return; }
       least = price;
@@ -223,7 +223,7 @@ private:
     counts_.assign(loads_.size(), 0);
     for_each_live_slot(map, [this](index_t /*rank*/, std::size_t expert) { ++counts_[expert]; });
     tokens_.assign(group_loads_.size() * num_nodes, 0);
-    for_each_live_slot(map, [&](index_t rank, std::size_t expert) {
+    for_each_live_slot(map, [this, &group_size, &num_nodes](index_t rank, std::size_t expert) {
       tokens_[expert / group_size * num_nodes + static_cast<std::size_t>(where_.node_of_rank(rank))] +=
           loads_[expert] / counts_[expert];
     });

@@ -61,7 +61,7 @@ struct balanced_shares_placement {
     std::vector<load_t> on_rank(static_cast<std::size_t>(where.num_ranks()));
     for (index_t layer = 0; layer < history.num_layers(); ++layer) {
       sum_buckets(history, layer, loads);
-      auto const busiest = [&](placement const& in) {
+      auto const busiest = [&where, &layer, &loads, &on_rank](placement const& in) {
         rank_loads(where, in, layer, loads, on_rank);
         return *std::max_element(on_rank.begin(), on_rank.end());
       };

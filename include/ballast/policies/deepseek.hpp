@@ -331,7 +331,7 @@ private:
 
   void write_node(std::size_t lane, index_t first_slot, std::span<index_t const> experts, placement::layer_writer out) {
     auto const slots = slots_to_ranks_.slots(lane);
-    auto const write = [&](index_t expert, index_t rank, index_t slot) {
+    auto const write = [&out, &first_slot](index_t expert, index_t rank, index_t slot) {
       out.logical_of_slot[static_cast<std::size_t>(first_slot + slot)] = expert;
       out.replica_slots[static_cast<std::size_t>(out.replica_offsets[static_cast<std::size_t>(expert)] + rank)] =
           first_slot + slot;

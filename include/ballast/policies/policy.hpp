@@ -264,7 +264,7 @@ namespace detail {
 template <placement_policy Policy>
 [[nodiscard]] status validate_question(Policy const& policy, load_history_view history, placement const& current,
                                        topology const& where) {
-  if (auto result = guarded([&] { return validate_policy(policy); }); !result.ok()) { return result; }
+  if (auto result = guarded([&policy] { return validate_policy(policy); }); !result.ok()) { return result; }
   return validate_plan_inputs(history, current, where);
 }
 
@@ -273,7 +273,7 @@ template <placement_policy Policy>
 [[nodiscard]] status ask_policy(Policy const& policy, load_history_view history, placement const& current,
                                 topology const& where, placement& next) {
   if (auto result = validate_question(policy, history, current, where); !result.ok()) { return result; }
-  return guarded([&] { return policy.plan(history, current, where, next); });
+  return guarded([&policy, &history, &current, &where, &next] { return policy.plan(history, current, where, next); });
 }
 
 }  // namespace detail

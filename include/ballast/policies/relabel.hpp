@@ -215,7 +215,7 @@ private:
     pending_.clear();
     for (index_t i = 0; i < where_.slots_per_rank(); ++i) { pending_.push_back(first + i); }
     for (std::size_t slot = 0; slot < held.size(); ++slot) {
-      auto const found = std::find_if(pending_.begin(), pending_.end(), [&](index_t candidate) {
+      auto const found = std::find_if(pending_.begin(), pending_.end(), [this, &held, &slot](index_t candidate) {
         return old_map_[static_cast<std::size_t>(candidate)] == held[slot];
       });
       if (found == pending_.end()) { continue; }

@@ -101,11 +101,11 @@ public:
   ///         `errc::invalid_topology` or `errc::out_of_memory` for a store that does not fit; `errc::corrupted` when
   ///         replicas of an expert hold different bytes.
   [[nodiscard]] status start(nanoseconds_t timeout) {
-    return call("start", [&] { return detail::start(*core_, timeout); });
+    return call("start", [this, &timeout] { return detail::start(*core_, timeout); });
   }
   /// As above, with the timeout of the options.
   [[nodiscard]] status start() {
-    return call("start", [&] { return detail::start(*core_, core_->options.timeout); });
+    return call("start", [this] { return detail::start(*core_, core_->options.timeout); });
   }
 
   /// Bring the group back after a failure: the ranks number their calls, votes, groups and tags anew, in agreement, and
@@ -115,7 +115,7 @@ public:
   /// @return why the ranks could not meet; then all call it again. `errc::disagreement` when they hold other
   ///         placements. In the state `cohort_lost` the failure again: that state ends with `settle` only.
   [[nodiscard]] status resume() {
-    return call("resume", [&] { return detail::resume(*core_); });
+    return call("resume", [this] { return detail::resume(*core_); });
   }
 
   /// Layers of whose commit this rank does not know the outcome (`cohort_lost`), ascending: what `settle` can mend.
@@ -125,7 +125,7 @@ public:
   ///
   /// @return success when the state is `failed` now; `errc::invalid_option` when there is nothing to settle.
   [[nodiscard]] status settle(decision outcome) {
-    return call("settle", [&] { return detail::settle(*core_, outcome); });
+    return call("settle", [this, &outcome] { return detail::settle(*core_, outcome); });
   }
 
   /// Stop planning. In mid-cycle the chunks that are still to come are dropped: layers already moved stay moved, the
@@ -165,7 +165,7 @@ public:
   /// @return `errc::invalid_load` for a pass out of range, or one too long ago: the layer's last four maps are kept.
   template <class Counts>
   [[nodiscard]] status record_physical(index_t layer, Counts const& counts, std::uint64_t pass) {
-    return under_map(layer, pass, [&](std::span<index_t const> map) {
+    return under_map(layer, pass, [this, &layer, &counts](std::span<index_t const> map) {
       return own().recorder.record_physical(layer, counts, map, where());
     });
   }
@@ -177,7 +177,7 @@ public:
   /// The same for counts that come late; see `record_physical`.
   template <class Counts>
   [[nodiscard]] status record_local(index_t layer, Counts const& counts, std::uint64_t pass) {
-    return under_map(layer, pass, [&](std::span<index_t const> map) {
+    return under_map(layer, pass, [this, &layer, &counts](std::span<index_t const> map) {
       return own().recorder.record_local(layer, counts, rank(), map, where());
     });
   }
@@ -189,7 +189,7 @@ public:
   /// The same for sums that come late; see `record_physical`.
   template <class Sums>
   [[nodiscard]] status record_local_prefix_sums(index_t layer, Sums const& sums, std::uint64_t pass) {
-    return under_map(layer, pass, [&](std::span<index_t const> map) {
+    return under_map(layer, pass, [this, &layer, &sums](std::span<index_t const> map) {
       return own().recorder.record_local_prefix_sums(layer, sums, rank(), map, where());
     });
   }
@@ -208,13 +208,13 @@ public:
   /// @return success, or why the cycle failed; the same failure again on every call until `resume`.
   /// @complexity while recording O(L E) and no allocation.
   [[nodiscard]] status on_forward_pass_end(pass_info const& pass = {}) {
-    return call("on_forward_pass_end", [&] { return detail::end_pass(*core_, pass); });
+    return call("on_forward_pass_end", [this, &pass] { return detail::end_pass(*core_, pass); });
   }
 
   /// Look after bytes that travel in asynchronous mode, without waiting: any rank may, between the calls that all make.
   /// Those of host transports move in calls only. What goes wrong is told by `on_forward_pass_end`.
   [[nodiscard]] status progress() {
-    return call("progress", [&] { return detail::progress(*core_); });
+    return call("progress", [this] { return detail::progress(*core_); });
   }
 
   // ---- the words of the engine's exchange ----
@@ -230,7 +230,7 @@ public:
   /// @return success, or why the cycle failed. `errc::invalid_option` for words that are not of this exchange; nothing
   ///         has changed then, as if the exchange had been missed.
   [[nodiscard]] status incoming(std::span<std::uint64_t const> words) {
-    return call("incoming", [&] { return detail::hear_words(*core_, words); });
+    return call("incoming", [this, &words] { return detail::hear_words(*core_, words); });
   }
 
   /// Put another placement in force at once, such as an offline plan. Call on every rank between two steps.
@@ -240,7 +240,7 @@ public:
   /// @return `errc::busy` while a cycle runs, `errc::invalid_placement` for a target of another shape or one that is no
   ///         placement, otherwise as a cycle. After a failure every layer is at its last agreed epoch.
   [[nodiscard]] status apply(placement const& target, std::span<index_t const> layers) {
-    return call("apply", [&] { return detail::apply(*core_, target, layers); });
+    return call("apply", [this, &target, &layers] { return detail::apply(*core_, target, layers); });
   }
   /// As above, for all layers.
   [[nodiscard]] status apply(placement const& target) {
@@ -249,7 +249,7 @@ public:
   /// The same over the steps that follow, also while disabled: for engines that plan by themselves. In asynchronous
   /// mode bytes set off now, else each `on_forward_pass_end` moves a chunk. `disable` drops what is not committed.
   [[nodiscard]] status begin_apply(placement const& target, std::span<index_t const> layers) {
-    return call("begin_apply", [&] { return detail::begin_apply(*core_, target, layers); });
+    return call("begin_apply", [this, &target, &layers] { return detail::begin_apply(*core_, target, layers); });
   }
 
   /// Work out what a rebalance on the loads so far would bring, and do nothing. Call on every rank between two steps.
@@ -257,7 +257,7 @@ public:
   /// @return `errc::busy` while a cycle runs, otherwise the failure of reduction or policy. When the ranks could not
   ///         reduce the loads the state is `failed`.
   [[nodiscard]] status predict(prediction& out) {
-    return call("predict", [&] { return detail::predict(*core_, out); });
+    return call("predict", [this, &out] { return detail::predict(*core_, out); });
   }
 
   /// Compare the bytes of all replicas of every expert, on demand. Call on every rank between two steps.
@@ -265,7 +265,7 @@ public:
   ///         every rank; the state stays as it is then.
   /// @complexity reads every slot that has a replica, and one all-gather of L * S words.
   [[nodiscard]] status check_replicas() {
-    return call("check_replicas", [&] { return detail::check_all_replicas(*core_); });
+    return call("check_replicas", [this] { return detail::check_all_replicas(*core_); });
   }
 
   /// Go on with another set of live ranks and the placement that belongs to it, after the engine has brought the lost
@@ -277,7 +277,7 @@ public:
   /// @return `errc::busy` in mid-cycle, `errc::invalid_topology`, `errc::invalid_placement`, `errc::missing_expert`,
   ///         `errc::disagreement`.
   [[nodiscard]] status set_topology(topology const& where, placement const& in_force) {
-    return call("set_topology", [&] { return detail::set_topology(*core_, where, in_force); });
+    return call("set_topology", [this, &where, &in_force] { return detail::set_topology(*core_, where, in_force); });
   }
 
   // ---- what is so ----

@@ -178,8 +178,8 @@ private:
       ++degree_[pair.rank_a];
       ++degree_[pair.rank_b];
     }
-    auto const crowd = [&](quota_pair const& pair) { return std::max(degree_[pair.rank_a], degree_[pair.rank_b]); };
-    std::sort(pairs_.begin(), pairs_.end(), [&](quota_pair const& x, quota_pair const& y) {
+    auto const crowd = [this](quota_pair const& pair) { return std::max(degree_[pair.rank_a], degree_[pair.rank_b]); };
+    std::sort(pairs_.begin(), pairs_.end(), [&crowd](quota_pair const& x, quota_pair const& y) {
       if (crowd(x) != crowd(y)) { return crowd(x) > crowd(y); }
       return x.a != y.a ? x.a < y.a : x.b < y.b;
     });

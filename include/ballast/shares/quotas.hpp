@@ -106,7 +106,7 @@ public:
     row_ = row;
     from_ = {row.share(), movable};
     start(tokens, options);
-    auto const accepted = [&] { return balance_.bound + (balance_.bound >> options.tolerance_bits); };
+    auto const accepted = [this, &options] { return balance_.bound + (balance_.bound >> options.tolerance_bits); };
     balance_.resident = max_load();
     if (!from.empty()) {
       from_ = from;
@@ -301,7 +301,7 @@ private:
       auto const group = row_.holders()[to].group;
       for (index_t from = row_.group_first()[group]; from < row_.group_first()[group + 1]; ++from) {
         if (!hands_over(from, detail::at(level_, rank) - 1)) { continue; }
-        auto const key = [&](index_t position) { return std::pair{row_.holders()[position].rank, position}; };
+        auto const key = [this](index_t position) { return std::pair{row_.holders()[position].rank, position}; };
         if (best.from == none || key(from) < key(best.from)) { best = {from, to}; }
       }
     }

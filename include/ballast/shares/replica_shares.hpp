@@ -289,7 +289,7 @@ private:
   }
   [[nodiscard]] index_t count_replicas(index_t head) const {
     index_t count = 0;
-    for_each_replica(head, [&](index_t) { ++count; });
+    for_each_replica(head, [&count](index_t) { ++count; });
     return count;
   }
   void split_evenly(index_t expert) {
@@ -297,7 +297,7 @@ private:
     if (detail::at(next_, head) == head) { return add_flow(head, units(expert)); }
     auto const count = load_t{count_replicas(head)};
     auto rest = units(expert) % count;
-    for_each_replica(head, [&](index_t slot) {
+    for_each_replica(head, [this, &expert, &count, &rest](index_t slot) {
       add_flow(slot, units(expert) / count + (rest > 0 ? 1 : 0));
       rest -= rest > 0 ? 1 : 0;
     });
@@ -306,7 +306,7 @@ private:
     auto const head = detail::at(head_, expert);
     auto rest = units(expert);
     if (detail::at(next_, head) == head) { return add_flow(head, rest); }
-    for_each_replica(head, [&](index_t slot) {
+    for_each_replica(head, [this, &expert, &shares, &rest](index_t slot) {
       auto const wanted = detail::shared_load(detail::at(tokens_, expert), shares[static_cast<std::size_t>(slot)]);
       auto const load = std::min(rest, wanted);
       add_flow(slot, load);
@@ -543,7 +543,7 @@ private:
       }
       auto rest = share_one;
       auto lightest = head;
-      for_each_replica(head, [&](index_t slot) {
+      for_each_replica(head, [this, &out, &rest, &lightest](index_t slot) {
         auto const share = share_of(slot);
         out[static_cast<std::size_t>(slot)] = share;
         rest -= share;
@@ -560,7 +560,7 @@ private:
   void write_even(index_t head, std::span<share_t> out) const {
     auto const count = static_cast<share_t>(count_replicas(head));
     auto rest = share_one % count;
-    for_each_replica(head, [&](index_t slot) {
+    for_each_replica(head, [&out, &count, &rest](index_t slot) {
       out[static_cast<std::size_t>(slot)] = share_one / count + (rest > 0 ? 1 : 0);
       rest -= rest > 0 ? 1 : 0;
     });
@@ -573,7 +573,7 @@ private:
     std::copy(rank_load_.begin(), rank_load_.end(), scratch_.begin());
     for (auto const head : replicated_) {
       auto const part = units(detail::at(logical_of_slot_, head)) / count_replicas(head);
-      for_each_replica(head, [&](index_t slot) {
+      for_each_replica(head, [this, &part](index_t slot) {
         detail::at(scratch_, detail::at(rank_of_slot_, slot)) += part - detail::at(flow_, slot);
       });
     }

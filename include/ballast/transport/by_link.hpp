@@ -138,7 +138,7 @@ public:
     requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
   {
     status result;
-    for_each_copier([&](auto& link) {
+    for_each_copier([&result, &regions, &first](auto& link) {
       if (result.ok()) { result = link.expose(regions, first); }
     });
     return result;
@@ -146,7 +146,7 @@ public:
   void retract(std::uint32_t first) noexcept
     requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
   {
-    for_each_copier([&](auto& link) { link.retract(first); });
+    for_each_copier([&first](auto& link) { link.retract(first); });
   }
   [[nodiscard]] std::uint32_t next_region() const noexcept
     requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
@@ -169,7 +169,7 @@ public:
   void for_each_copy_stream(Visit visit) const
     requires(detail::tells_copy_streams<Same> || detail::tells_copy_streams<Node> || detail::tells_copy_streams<Remote>)
   {
-    for_each_link([&](auto const& link) {
+    for_each_link([&visit](auto const& link) {
       if constexpr (detail::tells_copy_streams<std::remove_cvref_t<decltype(link)>>) {
         link.for_each_copy_stream(visit);
       }
@@ -181,7 +181,7 @@ public:
     requires(warming_part<Same> || warming_part<Node> || warming_part<Remote>)
   {
     status result;
-    for_each_link([&](auto& link) { keep_first(result, detail::warm_up(link), link_name(link)); });
+    for_each_link([this, &result](auto& link) { keep_first(result, detail::warm_up(link), this->link_name(link)); });
     return result;
   }
   /// Whether a link may still write, for a batch that was given up, where these are received.
@@ -189,19 +189,19 @@ public:
     requires(late_writer<Same> || late_writer<Node> || late_writer<Remote>)
   {
     bool any = false;
-    for_each_link([&](auto& link) { any = any || detail::may_write(link, receives); });
+    for_each_link([&any, &receives](auto& link) { any = any || detail::may_write(link, receives); });
     return any;
   }
   /// Whether bytes move on all links while they are polled; a link that does not say moves them.
   [[nodiscard]] bool moves_in_poll() const noexcept {
     bool all = true;
-    for_each_link([&](auto const& link) { all = all && detail::moves_in_poll(link); });
+    for_each_link([&all](auto const& link) { all = all && detail::moves_in_poll(link); });
     return all;
   }
   /// Whether a link cannot open a batch until `repair`.
   [[nodiscard]] bool needs_repair() const noexcept {
     bool any = false;
-    for_each_link([&](auto const& link) {
+    for_each_link([&any](auto const& link) {
       if constexpr (requires { link.needs_repair(); }) { any = any || link.needs_repair(); }
     });
     return any;
@@ -214,13 +214,13 @@ public:
   [[nodiscard]] status repair(Control& control, nanoseconds_t timeout) {
     auto const deadline = detail::deadline_after(timeout);
     status result;
-    for_each_link([&](auto& link) {
+    for_each_link([this, &result, &control, &deadline](auto& link) {
       if (!result.ok()) { return; }
       if (link.num_ranks() == num_ranks()) {
         keep_first(result, detail::repair(link, control, detail::time_until(deadline)), {});
       } else {
         detail::node_plane<Control> node{control, first_of_node_, link.num_ranks()};
-        keep_first(result, detail::repair(link, node, detail::time_until(deadline)), link_name(link));
+        keep_first(result, detail::repair(link, node, detail::time_until(deadline)), this->link_name(link));
       }
     });
     return result;
@@ -233,7 +233,7 @@ public:
     to_node_.clear();
     to_remote_.clear();
     status result;
-    auto const route_all = [&](auto const& messages, auto list) {
+    auto const route_all = [this, &result](auto const& messages, auto list) {
       for (auto const& message : messages) {
         if (message.peer < 0 || message.peer >= num_ranks()) {
           result = {errc::transport_failed, detail::concat("by_link: rank ", rank(), " has a message for rank ",
@@ -260,7 +260,7 @@ public:
     bool failed = false;
     bool pending = false;
     bool done = false;
-    for_each_link([&](auto& link) {
+    for_each_link([&failed, &pending, &done](auto& link) {
       auto const state = link.poll();
       failed = failed || state == transfer_state::failed;
       pending = pending || state == transfer_state::pending;
@@ -302,9 +302,9 @@ public:
     if (!failure_.ok()) { return std::exchange(failure_, {}); }
     status result;
     // A link that failed tells the cause; those that are still at work are only told to stop.
-    for_each_link([&](auto& link) {
+    for_each_link([this, &result, &deadline](auto& link) {
       if (link.poll() != transfer_state::failed) { return; }
-      keep_first(result, link.wait(detail::time_until(deadline)), link_name(link));
+      keep_first(result, link.wait(detail::time_until(deadline)), this->link_name(link));
     });
     close(result);
     return result;
@@ -351,7 +351,7 @@ private:
   [[nodiscard]] status begin_batch() {
     status result;
     index_t begun = 0;
-    auto const begin_on = [&](auto& link, batch const& messages) {
+    auto const begin_on = [&result, &begun](auto& link, batch const& messages) {
       if (!result.ok()) { return; }
       result = link.start(messages.sends, messages.receives);
       begun += result.ok() ? 1 : 0;
@@ -360,7 +360,7 @@ private:
     begin_on(*node_, to_node_);
     begin_on(*remote_, to_remote_);
     if (result.ok()) { return result; }
-    for_each_link([&](auto& link) {
+    for_each_link([&begun](auto& link) {
       if (begun-- > 0) { static_cast<void>(link.wait(0)); }
     });
     return result;
@@ -381,7 +381,7 @@ private:
 
   template <class Function>
   void for_each_copier(Function function) {
-    for_each_link([&](auto& link) {
+    for_each_link([&function](auto& link) {
       if constexpr (peer_copier<std::remove_cvref_t<decltype(link)>>) { function(link); }
     });
   }
@@ -419,7 +419,7 @@ private:
   static void visit_options([[maybe_unused]] char const* name, [[maybe_unused]] Link const& link,
                             [[maybe_unused]] Visit& visit) {
     if constexpr (detail::names_options<Link>) {
-      link.for_each_option([&](std::string_view option, std::uint64_t bits) {
+      link.for_each_option([&name, &visit](std::string_view option, std::uint64_t bits) {
         auto const full_name = detail::concat(name, ": ", option);
         visit(std::string_view{full_name}, bits);
       });
@@ -438,7 +438,7 @@ private:
 
   // End the batch on every link, so that nothing touches its memory.
   void close(status& result) {
-    for_each_link([&](auto& link) { keep_first(result, link.wait(0), link_name(link)); });
+    for_each_link([this, &result](auto& link) { keep_first(result, link.wait(0), this->link_name(link)); });
   }
 
   topology where_;

@@ -198,7 +198,7 @@ public:
 
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
     auto const mine = std::as_bytes(values);
-    return meet("all_reduce", mine, timeout, [&](collective const& meeting) -> status {
+    return meet("all_reduce", mine, timeout, [this, &mine, &values](collective const& meeting) -> status {
       if (auto result = compare_sizes(meeting, mine.size()); !result.ok()) { return result; }
       std::fill(values.begin(), values.end(), std::int64_t{0});
       for (auto const& theirs : meeting.contributions) {
@@ -216,7 +216,7 @@ public:
                                   nanoseconds_t timeout) {
     BALLAST_EXPECTS(all.size() == mine.size() * static_cast<std::size_t>(num_ranks()),
                     "all_gather: output is not R x words");
-    return meet("all_gather", std::as_bytes(mine), timeout, [&](collective const& meeting) -> status {
+    return meet("all_gather", std::as_bytes(mine), timeout, [this, &mine, &all](collective const& meeting) -> status {
       if (auto result = compare_sizes(meeting, mine.size_bytes()); !result.ok()) { return result; }
       auto const first_live = static_cast<std::size_t>(std::find(meeting.expected.begin(), meeting.expected.end(), 1) -
                                                        meeting.expected.begin());
@@ -231,7 +231,7 @@ public:
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
     BALLAST_EXPECTS_BELOW(root, num_ranks(), "broadcast: root");
     auto const mine = rank_ == root ? std::span<std::byte const>{bytes} : std::span<std::byte const>{};
-    return meet("broadcast", mine, timeout, [&](collective const& meeting) -> status {
+    return meet("broadcast", mine, timeout, [this, &root, &bytes](collective const& meeting) -> status {
       if (meeting.expected[static_cast<std::size_t>(root)] == 0) {
         return {errc::peer_lost, detail::concat("broadcast: root rank ", root, " was expelled"), root};
       }
@@ -291,7 +291,9 @@ public:
     auto const since = ++state_->regroup_clock;
     self.regroups = true;
     complete_regroup();
-    auto const settled = [&] { return state_->generation != before || self.expelled || lost_rank() >= 0; };
+    auto const settled = [this, &before, &self] {
+      return state_->generation != before || self.expelled || lost_rank() >= 0;
+    };
     bool const in_time = self.wake.wait_until(lock, deadline, settled);
     if (state_->generation != before) { return {}; }
     auto result = in_time ? lost("regroup", lost_rank()) : late_to_regroup(since);
@@ -363,7 +365,8 @@ private:
   // has been away for longest is to blame.
   [[nodiscard]] status late_to_regroup(std::uint64_t since) const {
     auto const is_away = [](rank_state const& rank) { return !rank.expelled && !rank.regroups; };
-    auto missing = missing_ranks([&](rank_state const& rank) { return is_away(rank) && rank.left_regroup < since; });
+    auto missing = missing_ranks(
+        [&is_away, &since](rank_state const& rank) { return is_away(rank) && rank.left_regroup < since; });
     if (missing.names.empty()) { missing = missing_ranks(is_away); }
     auto culprit = missing.first;
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
@@ -392,7 +395,8 @@ private:
     if (!open_) { return transfer_state::idle; }
     auto& mailbox = state_->at(rank_).mailbox;
     while (failure_.ok() && num_received_ < receives_.size()) {
-      auto const found = std::find_if(mailbox.begin(), mailbox.end(), [&](parcel* p) { return wanted(*p) != nullptr; });
+      auto const found =
+          std::find_if(mailbox.begin(), mailbox.end(), [this](parcel* p) { return wanted(*p) != nullptr; });
       if (found == mailbox.end()) { break; }
       auto& arrival = **found;
       auto const& receive = *wanted(arrival);
@@ -454,7 +458,7 @@ private:
     for (auto& sent : parcels_) {
       if (sent.state == parcel::posted) { std::erase(state_->at(sent.message->peer).mailbox, &sent); }
     }
-    state_->at(rank_).wake.wait(lock, [&] {
+    state_->at(rank_).wake.wait(lock, [this] {
       return std::none_of(parcels_.begin(), parcels_.end(), [](parcel const& p) { return p.state == parcel::copying; });
     });
     parcels_.clear();
@@ -545,12 +549,13 @@ private:
     auto const call = ++state_->at(rank_).calls;
     auto const shared = join(call, kind, mine);
     auto& meeting = *shared;
-    auto const settled = [&] {
+    auto const settled = [this, &meeting] {
       if (!meeting.broken && meeting.num_missing > 0) { break_if_in_vain(meeting); }
       return meeting.broken || meeting.num_missing == 0;
     };
     if (!state_->at(rank_).wake.wait_until(lock, deadline, settled)) {
-      auto const missing = missing_ranks([&](rank_state const& rank) { return is_missing(meeting, rank); });
+      auto const missing =
+          missing_ranks([this, &meeting](rank_state const& rank) { return is_missing(meeting, rank); });
       fail(meeting, {errc::deadline_exceeded, detail::concat(kind, ": ", missing.names, " did not come in time"),
                      missing.first});
     }
@@ -680,7 +685,7 @@ public:
     std::vector<std::thread> threads;
     threads.reserve(endpoints_.size());
     for (std::size_t r = 0; r < endpoints_.size(); ++r) {
-      threads.emplace_back([&, r] {
+      threads.emplace_back([this, &body, &first_error, r] {
 #if defined(__cpp_exceptions)
         try {
           body(endpoints_[r]);
@@ -690,6 +695,7 @@ public:
           state_.bury(static_cast<index_t>(r));
         }
 #else
+        static_cast<void>(first_error);  // captured either way: a closure has one layout, whatever the flags
         body(endpoints_[r]);
 #endif
       });

@@ -87,10 +87,10 @@ private:
   [[nodiscard]] index_t nearest_replica(topology const& where, index_t layer, index_t expert, index_t rank) {
     std::sort(replicas_.begin(), replicas_.end());
     auto const own = std::find_if(replicas_.begin(), replicas_.end(),
-                                  [&](index_t slot) { return where.rank_of_slot(slot) == rank; });
+                                  [&where, &rank](index_t slot) { return where.rank_of_slot(slot) == rank; });
     if (own != replicas_.end()) { return *own; }
     auto const node = where.node_of_rank(rank);
-    auto const on_node = [&](index_t slot) { return where.node_of_slot(slot) == node; };
+    auto const on_node = [&where, &node](index_t slot) { return where.node_of_slot(slot) == node; };
     auto const first = std::find_if(replicas_.begin(), replicas_.end(), on_node);
     auto const last = std::find_if_not(first, replicas_.end(), on_node);
     auto const near = first != last ? std::span<index_t const>{first, last} : std::span<index_t const>{replicas_};
@@ -134,12 +134,12 @@ private:
   /// @return number of entries, replicas without a share left out
   [[nodiscard]] index_t split_by_share(topology const& where, std::span<share_t const> shares,
                                        std::span<dispatch_entry> out) {
-    auto const share_of = [&](index_t slot) { return shares[static_cast<std::size_t>(slot)]; };
+    auto const share_of = [&shares](index_t slot) { return shares[static_cast<std::size_t>(slot)]; };
     std::uint64_t sum = 0;
     for (auto const slot : replicas_) { sum += share_of(slot); }
     if (sum > 0) {
       replicas_.erase(
-          std::remove_if(replicas_.begin(), replicas_.end(), [&](index_t slot) { return share_of(slot) == 0; }),
+          std::remove_if(replicas_.begin(), replicas_.end(), [&share_of](index_t slot) { return share_of(slot) == 0; }),
           replicas_.end());
     }
     auto const count = static_cast<std::uint64_t>(replicas_.size());

@@ -94,7 +94,7 @@ public:
   /// The waypoints of a layer that has any.
   [[nodiscard]] layer_split const* split_of(index_t layer) const noexcept {
     auto const found =
-        std::find_if(splits_.begin(), splits_.end(), [&](layer_split const& s) { return s.layer == layer; });
+        std::find_if(splits_.begin(), splits_.end(), [&layer](layer_split const& s) { return s.layer == layer; });
     return found == splits_.end() ? nullptr : &*found;
   }
 
@@ -114,7 +114,7 @@ public:
   }
   /// First round of a spread layer after those that one step may carry from `round` on.
   [[nodiscard]] index_t round_after_step(layer_transfer const& transfer, index_t round) const {
-    auto const moves_in = [&](index_t r) {
+    auto const moves_in = [&transfer](index_t r) {
       return std::count_if(transfer.moves.begin(), transfer.moves.end(),
                            [r](expert_move const& move) { return move.round == r; });
     };

@@ -112,7 +112,7 @@ private:
   [[nodiscard]] chunk* find(std::uint64_t number) noexcept {
     if (open_.number == number) { return &open_; }
     auto const found =
-        std::find_if(ended_.begin(), ended_.end(), [&](chunk const& ended) { return ended.number == number; });
+        std::find_if(ended_.begin(), ended_.end(), [&number](chunk const& ended) { return ended.number == number; });
     return found == ended_.end() ? nullptr : &*found;
   }
 

@@ -234,7 +234,7 @@ private:
     auto end = limits_.rounds_per_batch > 0 ? std::min(first + limits_.rounds_per_batch, last) : last;
     // What is passed on has to be here first.
     auto const relay =
-        std::find_if(relay_rounds_.begin(), relay_rounds_.end(), [&](index_t round) { return round > first; });
+        std::find_if(relay_rounds_.begin(), relay_rounds_.end(), [&first](index_t round) { return round > first; });
     return relay != relay_rounds_.end() ? std::min(end, *relay) : end;
   }
 
@@ -410,10 +410,11 @@ private:
     auto const from = move.via < 0
                           ? expert_location{expert_location::slot, move.source_slot - where_->first_slot(rank_)}
                           : expert_location{expert_location::staged, place_of(item, move.via)};
-    for_each_part(item, piece,
-                  [&](expert_tensor const& tensor, std::size_t offset, std::size_t first, std::size_t bytes) {
-                    segments_.push_back({locate(item, tensor, offset, from) + first, bytes});
-                  });
+    for_each_part(
+        item, piece,
+        [this, &item, &from](expert_tensor const& tensor, std::size_t offset, std::size_t first, std::size_t bytes) {
+          segments_.push_back({locate(item, tensor, offset, from) + first, bytes});
+        });
     sends_.push_back({target, round_of(item, move, piece), tag, std::span{segments_}.subspan(begin)});
   }
 
@@ -431,7 +432,9 @@ private:
     auto const begin_remote = remotes_.size();
     auto const slot = static_cast<std::size_t>(move.source_slot - where_->first_slot(source));
     for_each_part(
-        item, piece, [&](expert_tensor const& tensor, std::size_t offset, std::size_t first, std::size_t bytes) {
+        item, piece,
+        [this, &item, &place, &move, &slot](expert_tensor const& tensor, std::size_t offset, std::size_t first,
+                                            std::size_t bytes) {
           segments_.push_back({locate(item, tensor, offset, {expert_location::staged, place}) + first, bytes});
           // Staging is not registered memory: what is passed on reaches two-sided transports only.
           if (move.via < 0) {

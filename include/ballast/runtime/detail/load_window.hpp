@@ -65,7 +65,7 @@ private:
   /// This rank's part, of the same passes on every rank whichever each of them has counted.
   template <class Recorder, class Control>
   [[nodiscard]] status read(Recorder& recorder, Control& control, nanoseconds_t timeout) {
-    auto const gather = [&](std::span<std::uint64_t const> mine, std::vector<std::uint64_t>& all) {
+    auto const gather = [&control, &timeout](std::span<std::uint64_t const> mine, std::vector<std::uint64_t>& all) {
       all.resize(mine.size() * static_cast<std::size_t>(control.num_ranks()));
       return control.all_gather(mine, all, timeout);
     };

@@ -33,7 +33,9 @@ template <class Policy>
 [[nodiscard]] status plan_rows(Policy const& policy, load_history_view history, placement const& in_force,
                                topology const& where, std::span<index_t const> layers, row_options const& options,
                                placement& next) {
-  auto planned = guarded([&] { return policy.plan_layers(history, in_force, where, layers, next); });
+  auto planned = guarded([&policy, &history, &in_force, &where, &layers, &next] {
+    return policy.plan_layers(history, in_force, where, layers, next);
+  });
   if (!planned.ok()) { return planned; }
   if (options.splits_anew) { next.drop_shares(); }
   if (auto result = validate_layers(next, in_force.shape(), layers); !result.ok()) {

@@ -319,7 +319,7 @@ template <class Core>
   if constexpr (recorder::clears_on_dump) { core.recorder.clear(); }
   books.measure();
   core.notify({.kind = event_kind::dump, .balancedness = books.balancedness(), .duration = now() - start});
-  core.batches.tell_new(*core.store, [&](event const& what) { core.notify(what); });
+  core.batches.tell_new(*core.store, [&core](event const& what) { core.notify(what); });
   // Without a token there is nothing to plan on: after a warm-up, or where nobody asks anything.
   if (plans_from_loads(core.policy) && books.window().is_empty()) {
     core.notify({.kind = event_kind::skip, .balancedness = books.balancedness()});

@@ -106,7 +106,7 @@ private:
   }
 
   [[nodiscard]] status compare_all(std::span<std::uint64_t const> all, std::size_t words_of_rank) const {
-    auto const sum_of = [&](index_t layer, index_t slot) {
+    auto const sum_of = [this, &all, &words_of_rank](index_t layer, index_t slot) {
       auto const rank = static_cast<std::size_t>(where_->rank_of_slot(slot));
       auto const in_rank = static_cast<std::size_t>(slot) - rank * slots();
       return all[rank * words_of_rank + static_cast<std::size_t>(layer) * slots() + in_rank];
@@ -124,7 +124,7 @@ private:
     return {};
   }
   [[nodiscard]] status differ(index_t layer, index_t expert, index_t a, index_t b) const {
-    auto const place = [&](index_t slot) {
+    auto const place = [this](index_t slot) {
       auto const rank = where_->rank_of_slot(slot);
       return concat("slot ", slot - where_->first_slot(rank), " of rank ", rank);
     };

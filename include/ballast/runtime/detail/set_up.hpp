@@ -46,7 +46,8 @@ public:
   template <class Part>
   void add_options(std::string_view name, Part const& part) {
     if constexpr (names_options<Part>) {
-      part.for_each_option([&](std::string_view option, std::uint64_t bits) { add(concat(name, ": ", option), bits); });
+      part.for_each_option(
+          [this, &name](std::string_view option, std::uint64_t bits) { add(concat(name, ": ", option), bits); });
     }
   }
 

@@ -50,7 +50,7 @@ template <class Core>
 [[nodiscard]] status close_pass(Core& core, pass_info const& pass) {
   core.books.begin_step();
   core.recorder.end_pass(core.options.gate.admits(pass));
-  core.mover.times().tell_known([&](event const& what) { core.events.tell(what); });
+  core.mover.times().tell_known([&core](event const& what) { core.events.tell(what); });
   if (!core.is_recording() && !core.is_planning() && !core.is_moving()) { return core.failure; }
   if (auto result = std::exchange(core.recording, {}); !result.ok()) { return core.fail(std::move(result)); }
   if (core.books.num_layers() == 0) { return {}; }

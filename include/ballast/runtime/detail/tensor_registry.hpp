@@ -34,7 +34,7 @@ public:
   /// Register one tensor; see `host_store::add`. Nothing changes on failure.
   [[nodiscard]] status add(index_t layer, std::string_view name, std::byte* base, std::size_t bytes,
                            slot_stride given_stride = {}) {
-    auto const refuse = [&](auto const&... parts) {
+    auto const refuse = [&name, &layer](auto const&... parts) {
       return status{errc::invalid_weights, concat("tensor '", name, "' of layer ", layer, ": ", parts...)};
     };
     if (layer < 0 || layer >= num_layers()) { return refuse("there are ", layers_.size(), " layers"); }

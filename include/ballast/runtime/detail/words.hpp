@@ -101,12 +101,13 @@ public:
 
   /// A rank that has committed more groups than this one, -1 if there is none.
   [[nodiscard]] index_t rank_ahead(std::uint64_t committed) const {
-    return first_rank([&](step_word word) { return word.committed() > committed; });
+    return first_rank([&committed](step_word word) { return word.committed() > committed; });
   }
   /// Whether the next group has arrived on every rank.
   [[nodiscard]] bool all_ready(std::uint64_t committed) const {
-    return first_rank(
-               [&](step_word word) { return word.stands() != standing::ready || word.committed() != committed; }) < 0;
+    return first_rank([&committed](step_word word) {
+             return word.stands() != standing::ready || word.committed() != committed;
+           }) < 0;
   }
   /// Of the ranks that have given their moves up the one that knows most of why, -1 if there is none: one with a reason
   /// of its own, then one that blames a rank which blames nobody else, then any that blames another.
@@ -137,12 +138,12 @@ public:
   /// A rank that does not move where this one does, -1 if there is none.
   [[nodiscard]] index_t idle_rank(std::uint64_t committed) const {
     return first_other(
-        [&](step_word word) { return word.stands() == standing::recording && word.committed() == committed; });
+        [&committed](step_word word) { return word.stands() == standing::recording && word.committed() == committed; });
   }
   /// Whether the others have stopped without committing the group in question, and never will. @param asynchronous  in
   /// synchronous mode a rank may have told that it records before a vote that it makes late
   [[nodiscard]] bool everybody_stands(bool asynchronous) const {
-    return first_other([&](step_word word) {
+    return first_other([&asynchronous](step_word word) {
              return word.moves() || (word.stands() == standing::recording && !asynchronous);
            }) < 0;
   }

@@ -56,7 +56,7 @@ void for_each_run(std::span<segment const> from, std::span<segment const> to, Co
   segment_cursor source;
   for (auto const& target : to) {
     auto* next = target.data;
-    source.advance(from, target.size, [&](segment const& part, std::size_t at, std::size_t run) {
+    source.advance(from, target.size, [&copy, &next](segment const& part, std::size_t at, std::size_t run) {
       copy(next, part.data + at, run);
       next += run;
     });

@@ -183,7 +183,9 @@ public:
   void disconnect(Transport& transport) noexcept {
     detail::capture_guard const guard;
     auto const deadline = ballast::detail::deadline_after(timeout_);
-    if (!ballast::detail::poll_until(deadline, [&] { return !may_write(transport); })) { staging_.abandon(); }
+    if (!ballast::detail::poll_until(deadline, [this, &transport] { return !may_write(transport); })) {
+      staging_.abandon();
+    }
     streams_ = options_.copy_streams;
   }
   /// Bound the waits of `checksum` and of the destructor, in nanoseconds. A rebalancer sets its own timeout.

@@ -164,7 +164,7 @@ private:
     shared_.assign(counts_.size(), 0);
     std::fill(counts_.begin(), counts_.end(), 0);
     auto const has_shares = in_force.has_shares();
-    for_each_replica(where, in_force, layer, [&](index_t expert, index_t slot) {
+    for_each_replica(where, in_force, layer, [this, &has_shares, &in_force, &layer](index_t expert, index_t slot) {
       ++ballast::detail::at(counts_, expert);
       bool const takes = !has_shares || in_force.shares(layer)[static_cast<std::size_t>(slot)] > 0;
       ballast::detail::at(shared_, expert) += takes ? 1 : 0;
@@ -184,7 +184,7 @@ private:
     auto const out = to.add_columns(begin, counts_.size(), pitch, width);
     std::fill(out.begin(), out.end(), Id{-1});
     next_.assign(counts_.size(), 0);
-    for_each_replica(where, in_force, layer, [&](index_t expert, index_t slot) {
+    for_each_replica(where, in_force, layer, [this, &in_force, &layer, &out, &width, &where](index_t expert, index_t slot) {
       bool const takes = !in_force.has_shares() || in_force.shares(layer)[static_cast<std::size_t>(slot)] > 0;
       if (!takes && ballast::detail::at(shared_, expert) > 0) { return; }
       auto& position = ballast::detail::at(next_, expert);

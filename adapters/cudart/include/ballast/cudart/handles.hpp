@@ -228,7 +228,7 @@ private:
     auto result = cudaMemsetAsync(data_, 0, bytes, own.get());
     if (result != cudaSuccess) { return to_status(result, "cudaMemsetAsync"); }
     constexpr nanoseconds_t patience = 10'000'000'000;
-    auto const has_answered = [&] { return (result = own.query()) != cudaErrorNotReady; };
+    auto const has_answered = [&result, &own] { return (result = own.query()) != cudaErrorNotReady; };
     if (ballast::detail::poll_until(ballast::detail::deadline_after(patience), has_answered)) {
       return to_status(result, "cudaMemsetAsync");
     }

@@ -108,7 +108,7 @@ inline void from_words(std::span<std::uint64_t const> words, exported_memory& me
     words = words.subspan(count);
     return taken;
   };
-  auto const take_handle = [&] {
+  auto const take_handle = [&take] {
     ipc_words handle{};
     std::ranges::copy(take(handle_words), handle.begin());
     return handle;
@@ -595,8 +595,10 @@ private:
       if (static_cast<index_t>(r) == rank()) { continue; }
       set.memory[r] = std::make_unique<detail::imported_memory>(std::move(memory), device_);
     }
-    auto const make = [&](std::size_t i, detail::owned_descriptor& out) { return exporter.make_descriptor(i, out); };
-    auto const import = [&](index_t peer, std::size_t i, int descriptor) {
+    auto const make = [&exporter](std::size_t i, detail::owned_descriptor& out) {
+      return exporter.make_descriptor(i, out);
+    };
+    auto const import = [&set](index_t peer, std::size_t i, int descriptor) {
       return of_peer(peer, set.memory[static_cast<std::size_t>(peer)]->import_piece(i, descriptor));
     };
     auto result = detail::exchange_descriptors(*control_, plan, make, import, deadline);

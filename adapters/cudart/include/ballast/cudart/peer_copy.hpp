@@ -391,7 +391,7 @@ private:
     auto const now = ballast::detail::now();
     if (!all && now < next_submit_) { return; }
     next_submit_ = now + options_.gathering;
-    auto const is_offered = [&](std::size_t i) { return at(receives_[i].peer).offers; };
+    auto const is_offered = [this](std::size_t i) { return at(receives_[i].peer).offers; };
     for (auto const i : waiting_) {
       if (failure_.ok() && is_offered(i)) { collect(receives_[i], lane_of(i)); }
     }
@@ -495,10 +495,11 @@ private:
         return;
       }
       std::byte const* from = region.data + source.offset;
-      to.advance(receive.segments, source.size, [&](segment const& target, std::size_t at, std::size_t run) {
-        copies.add(target.data + at, from, run);
-        from += run;
-      });
+      to.advance(receive.segments, source.size,
+                 [&copies, &from](segment const& target, std::size_t at, std::size_t run) {
+                   copies.add(target.data + at, from, run);
+                   from += run;
+                 });
     }
     refuse_other_size(receive);
   }
@@ -565,7 +566,7 @@ private:
   }
   [[nodiscard]] bool readers_finished() const {
     return std::all_of(sends_.begin(), sends_.end(),
-                       [&](outgoing_message const& send) { return has_taken(send.peer); });
+                       [this](outgoing_message const& send) { return has_taken(send.peer); });
   }
 
   [[nodiscard]] status given_up(index_t peer) const {

@@ -324,8 +324,8 @@ private:
   /// Compare a set with those that other ranks have exposed, and let it be compared with.
   [[nodiscard]] status compare(index_t rank, detail::region_numbers const& numbers) {
     std::lock_guard const lock{mutex_};
-    auto const known =
-        std::find_if(agreed_.begin(), agreed_.end(), [&](agreed_set const& set) { return set.numbers.meets(numbers); });
+    auto const known = std::find_if(agreed_.begin(), agreed_.end(),
+                                    [&numbers](agreed_set const& set) { return set.numbers.meets(numbers); });
     if (known == agreed_.end()) {
       agreed_.push_back({numbers, rank});
     } else if (known->numbers != numbers) {

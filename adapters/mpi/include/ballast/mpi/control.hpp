@@ -173,14 +173,15 @@ public:
     if (outcome == decision::commit) { return {decision::commit, {}}; }
     if (outcome == decision::drop) { return {decision::drop, nobody_committed(number)}; }
     promised_ = std::max(promised_, number);
-    for_each_peer([&, vote = number](index_t peer) { send(peer, {letter_kind::query, vote, 0, 0}); });
+    for_each_peer([this, vote = number](index_t peer) { send(peer, {letter_kind::query, vote, 0, 0}); });
     vote_result result;
-    auto const is_silent = [&, vote = number](index_t peer) {
+    auto const is_silent = [this, vote = number](index_t peer) {
       return knowledge_of(box_of(peer), vote) == detail::vote_knowledge::none;
     };
-    auto const settled = [&, vote = number] {
+    auto const settled = [this, &result, &is_silent, vote = number] {
       result = settle(vote);
-      bool const is_vain = !is_any_missing([&](index_t peer) { return is_silent(peer) && !mailbox_.has_gone(peer); });
+      bool const is_vain =
+          !is_any_missing([this, &is_silent](index_t peer) { return is_silent(peer) && !mailbox_.has_gone(peer); });
       return result.outcome != decision::undecided || is_vain;
     };
     if (!wait(settled, timeout) || result.outcome == decision::undecided) {
@@ -202,8 +203,8 @@ public:
     ++attempt_;
     regrouping_ = true;
     propose(next_proposal());
-    auto const is_vain = [&](index_t peer) { return !box_of(peer).confirmed && mailbox_.has_gone(peer); };
-    static_cast<void>(wait([&] { return !regrouping_ || is_any_missing(is_vain); }, timeout));
+    auto const is_vain = [this](index_t peer) { return !box_of(peer).confirmed && mailbox_.has_gone(peer); };
+    static_cast<void>(wait([this, &is_vain] { return !regrouping_ || is_any_missing(is_vain); }, timeout));
     if (regrouping_) {
       regrouping_ = false;
       gave_up_ = late("regroup", missing_at_regroup());
@@ -315,12 +316,12 @@ private:
     mailbox_.send(std::move(what));
   }
   void collect() {
-    mailbox_.collect([&](letter what) { take(std::move(what)); });
+    mailbox_.collect([this](letter what) { take(std::move(what)); });
   }
   template <class Settled>
   [[nodiscard]] bool wait(Settled settled, nanoseconds_t timeout) {
     auto const deadline = ballast::detail::deadline_after(timeout);
-    return mailbox_.collect_until([&](letter what) { take(std::move(what)); }, settled, deadline);
+    return mailbox_.collect_until([this](letter what) { take(std::move(what)); }, settled, deadline);
   }
 
   void take(letter what) {
@@ -353,11 +354,11 @@ private:
     if (auto refusal = refuse(name); !refusal.ok()) { return refusal; }
     ++calls_;
     letter::header const head{mine.kind, calls_, mine.bytes, static_cast<std::uint64_t>(mine.root)};
-    for_each_peer([&](index_t peer) { send(peer, head, bytes); });
+    for_each_peer([this, &head, &bytes](index_t peer) { send(peer, head, bytes); });
     forget_parts_before(calls_);
-    auto const absent = [&](index_t peer) { return box_of(peer).parts.empty(); };
+    auto const absent = [this](index_t peer) { return box_of(peer).parts.empty(); };
     status cause;
-    auto const settled = [&] {
+    auto const settled = [this, &cause, &name, &absent] {
       cause = find_in_vain(name);
       return !cause.ok() || !is_any_missing(absent);
     };
@@ -384,7 +385,7 @@ private:
   }
   void forget_parts_before(std::uint64_t id) {
     for (auto& from : inbox_) {
-      std::erase_if(from.parts, [&](letter const& part) { return part.head().id < id; });
+      std::erase_if(from.parts, [&id](letter const& part) { return part.head().id < id; });
     }
   }
 
@@ -444,9 +445,11 @@ private:
     bool const recalled = promised_ >= number;
     yes = yes && !recalled;
     auto const reason = yes || why.ok() ? 0 : reason_word(why);
-    for_each_peer([&](index_t peer) { send(peer, {letter_kind::ballot, number, yes ? 1u : 0u, reason}); });
+    for_each_peer([this, &number, &yes, &reason](index_t peer) {
+      send(peer, {letter_kind::ballot, number, yes ? 1u : 0u, reason});
+    });
     for (auto& from : inbox_) {
-      std::erase_if(from.ballots, [&](ballot const& old) { return old.vote < number; });
+      std::erase_if(from.ballots, [&number](ballot const& old) { return old.vote < number; });
     }
     record_.add(number, yes ? decision::undecided : decision::drop);
     why_dropped_ = {};
@@ -456,12 +459,13 @@ private:
     }
     voting_ = true;
     vote_result result;
-    auto const settled = [&] {
+    auto const settled = [this, &result, &number] {
       result = judge(number);
       return result.outcome != decision::undecided || !result.reason.ok();
     };
     if (!wait(settled, timeout)) {
-      result.reason = late("vote", missing([&](index_t peer) { return ballot_of(box_of(peer), number) == nullptr; }));
+      result.reason =
+          late("vote", missing([this, &number](index_t peer) { return ballot_of(box_of(peer), number) == nullptr; }));
     }
     voting_ = false;
     record_.settle_last(result.outcome);
@@ -557,14 +561,15 @@ private:
 
   [[nodiscard]] std::uint64_t next_proposal() const {
     auto largest = std::max(generation_, proposal_) + 1;
-    for_each_peer(
-        [&](index_t peer) { largest = std::max({largest, box_of(peer).last.generation, box_of(peer).left}); });
+    for_each_peer([this, &largest](index_t peer) {
+      largest = std::max({largest, box_of(peer).last.generation, box_of(peer).left});
+    });
     return largest;
   }
   // Propose a number to all, and see who has given it already.
   void propose(std::uint64_t generation) {
     proposal_ = generation;
-    for_each_peer([&](index_t peer) {
+    for_each_peer([this](index_t peer) {
       send_proposal(peer);
       box_of(peer).confirmed = false;
       confirm(box_of(peer));
@@ -585,7 +590,7 @@ private:
     from.votes = from.told.votes();
   }
   void end_when_confirmed() {
-    if (!is_any_missing([&](index_t peer) { return !box_of(peer).confirmed; })) { regrouping_ = false; }
+    if (!is_any_missing([this](index_t peer) { return !box_of(peer).confirmed; })) { regrouping_ = false; }
   }
 
   void take_proposal(letter const& what) {
@@ -611,8 +616,9 @@ private:
   }
   // Those that have not been heard in this attempt, else those that have not stayed.
   [[nodiscard]] named_ranks missing_at_regroup() const {
-    auto const found = missing([&](index_t peer) { return !box_of(peer).confirmed && box_of(peer).met != attempt_; });
-    return found.names.empty() ? missing([&](index_t peer) { return !box_of(peer).confirmed; }) : found;
+    auto const found =
+        missing([this](index_t peer) { return !box_of(peer).confirmed && box_of(peer).met != attempt_; });
+    return found.names.empty() ? missing([this](index_t peer) { return !box_of(peer).confirmed; }) : found;
   }
   // It gave up what is proposed now.
   [[nodiscard]] bool withdrew(box const& from) const { return !from.why.ok() && from.gave_up >= proposal_; }
@@ -622,7 +628,7 @@ private:
     auto const text = std::string_view{gave_up_.message()}.substr(0, longest_reason);
     auto const record = record_.write(votes_);
     auto const record_bytes = std::as_bytes(std::span{record});
-    for_each_peer([&](index_t peer) {
+    for_each_peer([this, &record_bytes, &text](index_t peer) {
       letter::header const head{letter_kind::give_up, proposal_, reason_word(gave_up_), record_bytes.size()};
       auto what = detail::write_letter(peer, head, record_bytes.size() + text.size());
       copy_bytes(record_bytes, what.payload());
@@ -693,7 +699,7 @@ private:
     calls_ = generation_ << generation_shift;
     gave_up_ = {};
     forget_parts_before(calls_);
-    for_each_peer([&](index_t peer) { votes_ = std::max(votes_, box_of(peer).votes); });
+    for_each_peer([this](index_t peer) { votes_ = std::max(votes_, box_of(peer).votes); });
   }
   [[nodiscard]] status refuse(char const* name) const {
     if (!failure().ok()) { return failure(); }
@@ -714,7 +720,7 @@ private:
   template <class Predicate>
   [[nodiscard]] named_ranks missing(Predicate is_missing) const {
     named_ranks found;
-    for_each_peer([&](index_t peer) {
+    for_each_peer([&is_missing, &found](index_t peer) {
       if (!is_missing(peer)) { return; }
       found.names += ballast::detail::concat(found.names.empty() ? "rank " : ", rank ", peer);
       if (found.first == status::no_rank) { found.first = peer; }

@@ -109,7 +109,7 @@ public:
   /// than `transport_options::pieces_in_flight`. Waits for nobody.
   [[nodiscard]] transfer_state poll() {
     if (where() == transfer_state::pending) {
-      mailbox_.collect([&](letter const& what) { take(what); });
+      mailbox_.collect([this](letter const& what) { take(what); });
       static_cast<void>(advance());
     }
     return where();
@@ -125,10 +125,12 @@ public:
   ///         where no batch is open.
   [[nodiscard]] status wait(nanoseconds_t timeout) {
     if (!open_) { return failure(); }
-    auto const settled = [&] { return advance() != transfer_state::pending; };
+    auto const settled = [this] { return advance() != transfer_state::pending; };
     auto const deadline = ballast::detail::deadline_after(timeout);
     bool const over = where() != transfer_state::pending;
-    if (!over && !mailbox_.collect_until([&](letter const& what) { take(what); }, settled, deadline)) { fail(late()); }
+    if (!over && !mailbox_.collect_until([this](letter const& what) { take(what); }, settled, deadline)) {
+      fail(late());
+    }
     close();
     return std::exchange(failure_, {});
   }
@@ -184,7 +186,7 @@ private:
   }
   // Nothing more comes from a transport that is no more.
   void fail_without_gone() {
-    auto const look_at = [&](auto const& messages) {
+    auto const look_at = [this](auto const& messages) {
       for (auto const& progress : messages) {
         auto const peer = progress.message->peer;
         if (progress.taken || !mailbox_.has_gone(peer)) { continue; }
@@ -267,7 +269,7 @@ private:
 
   void take(letter const& from) {
     bool const well_formed = for_each_record(
-        from, [&](record const& what, std::span<std::byte const> bytes) { take(from.peer, what, bytes); });
+        from, [this, &from](record const& what, std::span<std::byte const> bytes) { take(from.peer, what, bytes); });
     if (!well_formed) {
       fail({errc::corrupted, ballast::detail::concat("mpi: rank ", from.peer, " sent half a record"), from.peer});
     }
@@ -305,7 +307,7 @@ private:
   }
   void take_cancel(index_t peer, std::uint64_t end) {
     std::erase_if(requests_[static_cast<std::size_t>(peer)],
-                  [&](auto const& kept) { return kept.second.number < end; });
+                  [&end](auto const& kept) { return kept.second.number < end; });
     for (auto const& send : sends_) {
       if (send.message->peer == peer && send.requested && !send.taken && send.theirs < end) {
         return fail(gave_up(peer, "has given up a message of"));
@@ -332,7 +334,7 @@ private:
     }
     receive->received += bytes.size();
     receive->to.advance(receive->message->segments, bytes.size(),
-                        [&](segment const& to, std::size_t place, std::size_t run) {
+                        [&bytes](segment const& to, std::size_t place, std::size_t run) {
                           std::memcpy(to.data + place, bytes.data(), run);
                           bytes = bytes.subspan(run);
                         });
@@ -403,7 +405,7 @@ private:
     auto const begin = piece.bytes.size();
     piece.bytes.resize(begin + run);
     auto* to = piece.bytes.data() + begin;
-    send.from.advance(send.message->segments, run, [&](segment const& from, std::size_t at, std::size_t size) {
+    send.from.advance(send.message->segments, run, [&to](segment const& from, std::size_t at, std::size_t size) {
       std::memcpy(to, from.data + at, size);
       to += size;
     });

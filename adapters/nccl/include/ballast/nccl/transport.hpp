@@ -255,7 +255,7 @@ public:
   [[nodiscard]] bool may_write(std::span<incoming_message const> receives) {
     cudart::detail::capture_guard const guard;
     std::erase_if(retired_, [](auto const& each) { return each->is_idle(); });
-    auto const meets = [&](auto const& each) { return each->overlaps(receives); };
+    auto const meets = [&receives](auto const& each) { return each->overlaps(receives); };
     return std::any_of(retired_.begin(), retired_.end(), meets) || (meets(lane_) && !lane_->is_idle());
   }
 

@@ -196,7 +196,7 @@ public:
     bool in_time = true;
     while (in_time && poll() == transfer_state::pending) {
       in_time = (more_to_copy_ ||
-                 group_->await([&] { return poll() != transfer_state::pending || more_to_copy_; }, deadline)) &&
+                 group_->await([this] { return poll() != transfer_state::pending || more_to_copy_; }, deadline)) &&
                 ballast::detail::now() < deadline;
     }
     if (where() == transfer_state::pending) { fail_late(); }
@@ -402,7 +402,7 @@ private:
 
   // See what has become of the peer's offers.
   void follow(peer_traffic& traffic) {
-    std::erase_if(traffic.offered, [&](send_progress& send) {
+    std::erase_if(traffic.offered, [this](send_progress& send) {
       switch (state_in(send.entry->state.load())) {
         case offer_state::taken:
           withdraw(send);
@@ -436,7 +436,7 @@ private:
   [[nodiscard]] index_t active_peer() const { return receives_[active_].message->peer; }
   [[nodiscard]] bool reads_directly(incoming_message const& message) const {
     return is_readable_[static_cast<std::size_t>(message.peer)] != 0 ||
-           std::ranges::all_of(message.source, [&](remote_segment const& part) {
+           std::ranges::all_of(message.source, [this, &message](remote_segment const& part) {
              return region_of(message.peer, part.region).map.data() != nullptr;
            });
   }
@@ -576,7 +576,7 @@ private:
     std::array<::iovec, 64> to{};
     std::array<::iovec, 64> from{};
     auto const num_to = fill(to, local_, message.segments, budget, [](segment const& part) { return part.data; });
-    auto const num_from = fill(from, remote_, message.source, budget, [&](remote_segment const& part) {
+    auto const num_from = fill(from, remote_, message.source, budget, [this, &message](remote_segment const& part) {
       auto const base = static_cast<std::uintptr_t>(region_of(message.peer, part.region).address);
       // NOLINTNEXTLINE(performance-no-int-to-ptr): an address of the other process
       return reinterpret_cast<std::byte*>(base + part.offset);
@@ -666,13 +666,13 @@ private:
   static void gather(std::span<segment const> segments, std::size_t skip, std::span<std::byte> out) {
     segment_cursor from;
     from.skip(segments, skip);
-    from.advance(segments, out.size(), [&](segment const& part, std::size_t at, std::size_t run) {
+    from.advance(segments, out.size(), [&out](segment const& part, std::size_t at, std::size_t run) {
       std::memcpy(out.data(), part.data + at, run);
       out = out.subspan(run);
     });
   }
   void scatter(std::span<std::byte const> in, std::span<segment const> segments) {
-    local_.advance(segments, in.size(), [&](segment const& part, std::size_t at, std::size_t run) {
+    local_.advance(segments, in.size(), [&in](segment const& part, std::size_t at, std::size_t run) {
       std::memcpy(part.data + at, in.data(), run);
       in = in.subspan(run);
     });

@@ -183,7 +183,7 @@ public:
     std::vector<std::uint64_t> mine(values.size());
     std::transform(values.begin(), values.end(), mine.begin(), [](auto v) { return static_cast<std::uint64_t>(v); });
     std::vector<std::uint64_t> sums(values.size());
-    auto const add = [&](index_t, std::size_t first, std::span<std::uint64_t const> words) {
+    auto const add = [&sums](index_t, std::size_t first, std::span<std::uint64_t const> words) {
       for (std::size_t i = 0; i < words.size(); ++i) { sums[first + i] += words[i]; }
     };
     auto result = exchange({"all_reduce", call_kind::reduce, values.size()}, mine, timeout, add, false);
@@ -207,7 +207,7 @@ public:
       return {errc::invalid_option, ballast::detail::concat("all_gather: ", num_ranks_, " ranks with ", mine.size(),
                                                             " words do not fill ", all.size(), " words")};
     }
-    auto const write = [&](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
+    auto const write = [&all, &mine](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
       std::copy(words.begin(), words.end(),
                 all.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(rank) * mine.size() + first));
     };
@@ -238,7 +238,7 @@ public:
       if (!bytes.empty()) { std::memcpy(words.data(), bytes.data(), bytes.size()); }
       mine = words;
     }
-    auto const take = [&](index_t rank, std::size_t first, std::span<std::uint64_t const> part) {
+    auto const take = [&root, &words](index_t rank, std::size_t first, std::span<std::uint64_t const> part) {
       if (rank == root) { std::copy(part.begin(), part.end(), words.begin() + static_cast<std::ptrdiff_t>(first)); }
     };
     // The root and the size in bytes are part of what has to be equal.
@@ -269,9 +269,11 @@ public:
     auto const blamed = yes ? suspicion{} : std::exchange(suspicion_, {});
     self().ballot.store(votes_ << ballot_shift | detail::pack(blamed) << 4 | (yes ? 1u : 0u));
     ring_all();
-    bool const in_time = await([&] { return try_to_decide(expelled_before); }, deadline);
+    bool const in_time = await([this, &expelled_before] { return try_to_decide(expelled_before); }, deadline);
     if (!in_time) {
-      auto const is_missing = [&](index_t rank) { return (expelled_before >> rank & 1) == 0 && !has_voted(rank); };
+      auto const is_missing = [this, &expelled_before](index_t rank) {
+        return (expelled_before >> rank & 1) == 0 && !has_voted(rank);
+      };
       decide({decision::drop, {cause::late, late_rank(is_missing)}, {}});
     }
     ring_all();
@@ -307,7 +309,8 @@ public:
       return {errc::internal, ballast::detail::concat("regroup: ", attempt, " attempts are too many")};
     }
     auto const first = attempt;
-    static_cast<void>(await([&] { return settle(attempt, deadline) || is_expelled(rank_); }, deadline));
+    static_cast<void>(
+        await([this, &attempt, &deadline] { return settle(attempt, deadline) || is_expelled(rank_); }, deadline));
     return end_attempt(first, attempt);
   }
 
@@ -548,7 +551,7 @@ private:
     detail::process_watch creator{header.facts.creator};
     index_t gone = -1;
     bool const over = await(
-        [&] {
+        [this, &gone, &header, &creator] {
           watch_members();
           if (missing_members().empty()) { return true; }
           gone = lost_member();
@@ -568,7 +571,7 @@ private:
   }
   [[nodiscard]] bool has_joined(index_t rank) const { return segment_.member_of(rank).joined.load() != 0; }
   [[nodiscard]] std::string missing_members() const {
-    return names_of([&](index_t rank) { return !has_joined(rank); });
+    return names_of([this](index_t rank) { return !has_joined(rank); });
   }
   [[nodiscard]] index_t first_missing() const {
     index_t rank = 0;
@@ -678,10 +681,12 @@ private:
   // Those that did not come to any of the attempts are to blame, else those that came at another time.
   [[nodiscard]] status missed(std::uint64_t first, std::uint64_t attempt) const {
     for (auto const since : {first, attempt}) {
-      auto const is_missing = [&](index_t rank) { return !is_expelled(rank) && !has_come(rank, since); };
+      auto const is_missing = [this, &since](index_t rank) { return !is_expelled(rank) && !has_come(rank, since); };
       auto const culprit = most_silent(is_missing);
       if (culprit < 0) { continue; }
-      return late("regroup", names_of([&](index_t rank) { return rank == culprit || is_missing(rank); }), culprit);
+      return late("regroup",
+                  names_of([&culprit, &is_missing](index_t rank) { return rank == culprit || is_missing(rank); }),
+                  culprit);
     }
     return late("regroup", ballast::detail::concat("rank ", rank_), rank_);
   }
@@ -746,13 +751,13 @@ private:
   // Ranks that were out when the call began are not waited for; one that is expelled meanwhile fails it.
   [[nodiscard]] status await_posts(call const& what, std::uint64_t number, std::uint64_t expelled,
                                    nanoseconds_t deadline) {
-    auto const is_missing = [&](index_t rank) {
+    auto const is_missing = [this, &expelled, &number](index_t rank) {
       return (expelled >> rank & 1) == 0 && segment_.member_of(rank).posted.load() < number;
     };
     index_t gone = -1;
     index_t quitter = -1;
     bool const in_time = await(
-        [&] {
+        [this, &is_missing, &gone, &quitter] {
           bool complete = true;
           for (index_t rank = 0; rank < num_ranks_; ++rank) {
             if (!is_missing(rank)) { continue; }
@@ -796,7 +801,7 @@ private:
   [[nodiscard]] status read_post(call const& what, std::uint64_t number, index_t rank) {
     auto const& mails = segment_.member_of(rank).mails;
     auto const& in = *std::find_if(std::begin(mails), std::end(mails) - 1,
-                                   [&](detail::mail const& mail) { return mail.number.load() == number; });
+                                   [&number](detail::mail const& mail) { return mail.number.load() == number; });
     auto const kind = in.kind.load(std::memory_order_relaxed);
     auto const total_words = in.total_words.load(std::memory_order_relaxed);
     read_words_.resize(std::min<std::size_t>(in.num_words.load(std::memory_order_relaxed), detail::mail_words));

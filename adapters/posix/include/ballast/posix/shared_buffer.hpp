@@ -35,7 +35,7 @@ public:
   [[nodiscard]] status allocate(std::size_t bytes) {
     if (data() != nullptr) { return {errc::busy, "shared_buffer: already allocated"}; }
     if (bytes == 0) { return {errc::invalid_option, "shared_buffer: of 0 bytes"}; }
-    auto const refuse = [&](int error) {
+    auto const refuse = [&bytes](int error) {
       auto const what = ballast::detail::concat("shared_buffer: no ", bytes, " bytes");
       return ballast::detail::system_failure(errc::out_of_memory, what, error);
     };

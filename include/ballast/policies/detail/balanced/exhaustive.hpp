@@ -37,7 +37,7 @@ public:
     order_.resize(loads.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
     std::sort(order_.begin(), order_.end(),
-              [&](std::size_t a, std::size_t b) { return loads[a] != loads[b] ? loads[a] > loads[b] : a < b; });
+              [&loads](std::size_t a, std::size_t b) { return loads[a] != loads[b] ? loads[a] > loads[b] : a < b; });
     left_.assign(loads.size() + 1, 0);
     for (auto i = loads.size(); i > 0; --i) { left_[i - 1] = left_[i] + loads[order_[i - 1]]; }
     load_.assign(static_cast<std::size_t>(num_ranks), 0);

@@ -43,7 +43,7 @@ public:
     chosen_.assign(num_groups, -1);
     order_.resize(num_groups);
     std::iota(order_.begin(), order_.end(), index_t{0});
-    std::sort(order_.begin(), order_.end(), [&](index_t a, index_t b) {
+    std::sort(order_.begin(), order_.end(), [&group_loads](index_t a, index_t b) {
       auto const x = group_loads[static_cast<std::size_t>(a)];
       auto const y = group_loads[static_cast<std::size_t>(b)];
       return x != y ? x > y : a < b;
@@ -80,12 +80,12 @@ private:
     auto const num_nodes = room_.size();
     auto const candidates = std::span{nodes_}.subspan(depth * num_nodes, num_nodes);
     std::iota(candidates.begin(), candidates.end(), index_t{0});
-    auto const with = [&](index_t node) {
+    auto const with = [this, &group](index_t node) {
       return ranks_[static_cast<std::size_t>(node)] > 0 ? density(static_cast<std::size_t>(node), group_loads_[group])
                                                         : std::numeric_limits<load_t>::max();
     };
     std::sort(candidates.begin(), candidates.end(),
-              [&](index_t a, index_t b) { return with(a) != with(b) ? with(a) < with(b) : a < b; });
+              [&with](index_t a, index_t b) { return with(a) != with(b) ? with(a) < with(b) : a < b; });
     for (auto const candidate : candidates) {
       auto const node = static_cast<std::size_t>(candidate);
       if (room_[node] == 0 || ranks_[node] == 0) { continue; }

@@ -59,9 +59,10 @@ private:
   [[nodiscard]] load_t find_level(std::span<index_t const> ranks, index_t price) {
     order_.resize(ranks.size());
     std::iota(order_.begin(), order_.end(), std::size_t{0});
-    auto const density = [&](std::size_t n) { return ranks[n] > 0 ? load_[n] / ranks[n] : load_t{-1}; };
-    std::sort(order_.begin(), order_.end(),
-              [&](std::size_t a, std::size_t b) { return density(a) != density(b) ? density(a) > density(b) : a < b; });
+    auto const density = [this, &ranks](std::size_t n) { return ranks[n] > 0 ? load_[n] / ranks[n] : load_t{-1}; };
+    std::sort(order_.begin(), order_.end(), [&density](std::size_t a, std::size_t b) {
+      return density(a) != density(b) ? density(a) > density(b) : a < b;
+    });
     load_t total = 0;
     load_t all_ranks = 0;
     for (std::size_t n = 0; n < ranks.size(); ++n) {
@@ -102,7 +103,7 @@ private:
       experts_.push_back(e);
       group_loads_[e / size] += loads_[e];
     }
-    std::sort(experts_.begin(), experts_.end(), [&](std::size_t a, std::size_t b) {
+    std::sort(experts_.begin(), experts_.end(), [this, &size, &handy](std::size_t a, std::size_t b) {
       auto const x = group_loads_[a / size];
       auto const y = group_loads_[b / size];
       if (x != y) { return x > y; }

@@ -296,10 +296,10 @@ private:
     return model_->need(base_[c.expert], level) - model_->need(c.option, level);
   }
   [[nodiscard]] bool is_dominated(column const& other, std::size_t expert) const {
-    return std::any_of(columns_.begin(), columns_.end(), [&](column const& mine) {
+    return std::any_of(columns_.begin(), columns_.end(), [this, &expert, &other](column const& mine) {
       return mine.expert == expert && cost_of(mine) <= cost_of(other) &&
              std::all_of(tight_.begin(), tight_.end(),
-                         [&](std::size_t level) { return gain(mine, level) >= gain(other, level); });
+                         [this, &mine, &other](std::size_t level) { return gain(mine, level) >= gain(other, level); });
     });
   }
   void ban(std::size_t option, std::vector<std::size_t>& banned) {

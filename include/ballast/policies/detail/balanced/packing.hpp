@@ -75,13 +75,14 @@ public:
   /// Whether a rank holds a copy of an expert. @complexity O(S)
   [[nodiscard]] bool holds(index_t rank, index_t expert) const noexcept {
     auto const copies = copies_on(rank);
-    return std::any_of(copies.begin(), copies.end(), [&](index_t copy) { return at(expert_, copy) == expert; });
+    return std::any_of(copies.begin(), copies.end(),
+                       [this, &expert](index_t copy) { return at(expert_, copy) == expert; });
   }
   /// Copies of an expert on a rank. @complexity O(S)
   [[nodiscard]] index_t copies_of_on(index_t expert, index_t rank) const noexcept {
     auto const copies = copies_on(rank);
-    return static_cast<index_t>(
-        std::count_if(copies.begin(), copies.end(), [&](index_t copy) { return at(expert_, copy) == expert; }));
+    return static_cast<index_t>(std::count_if(copies.begin(), copies.end(),
+                                              [this, &expert](index_t copy) { return at(expert_, copy) == expert; }));
   }
   /// Whether moving this copy to `rank` would put a second copy of its expert there. Cheap for single experts.
   [[nodiscard]] bool would_double(index_t copy, index_t rank) const noexcept {

@@ -143,7 +143,7 @@ private:
     auto const count = std::min(heaviest_.size(), max_restarted);
     std::partial_sort(
         heaviest_.begin(), heaviest_.begin() + static_cast<std::ptrdiff_t>(count), heaviest_.end(),
-        [&](std::size_t a, std::size_t b) { return loads_[a] != loads_[b] ? loads_[a] > loads_[b] : a < b; });
+        [this](std::size_t a, std::size_t b) { return loads_[a] != loads_[b] ? loads_[a] > loads_[b] : a < b; });
     heaviest_.resize(count);
   }
   /// Greedy counts with one expert's given. False when the others cannot fill the slots.
@@ -201,9 +201,9 @@ private:
     for (std::size_t e = 0; e < loads_.size(); ++e) {
       if (counts_[e] > 1 && loads_[e] / (counts_[e] - 1) < now) { givers_.push_back(e); }
     }
-    auto const after = [&](std::size_t e) { return loads_[e] / (counts_[e] - 1); };
+    auto const after = [this](std::size_t e) { return loads_[e] / (counts_[e] - 1); };
     std::sort(givers_.begin(), givers_.end(),
-              [&](std::size_t a, std::size_t b) { return after(a) != after(b) ? after(a) < after(b) : a < b; });
+              [&after](std::size_t a, std::size_t b) { return after(a) != after(b) ? after(a) < after(b) : a < b; });
     givers_.resize(std::min(givers_.size(), max_givers));
   }
 

@@ -72,7 +72,7 @@ private:
     dealt_.assign(first, first + in.num_ranks());
     for (std::size_t i = 0; i < ranks_.size(); ++i) {
       auto const rank = ranks_[i].rank;
-      auto const fits = [&](index_t copy) { return !doubles(in, copy, rank, place); };
+      auto const fits = [&in, &rank, &place](index_t copy) { return !doubles(in, copy, rank, place); };
       auto const from = dealt_.begin() + static_cast<std::ptrdiff_t>(i);
       auto const found = std::find_if(from, dealt_.end(), fits);
       if (found != dealt_.end()) {

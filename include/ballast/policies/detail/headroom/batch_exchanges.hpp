@@ -176,7 +176,7 @@ private:
   }
   void list_singles(std::span<index_t const> map, share_solver const& solver) {
     std::fill(counts_.begin(), counts_.end(), 0);
-    auto const is_live = [&](index_t slot) { return where_.is_live(where_.rank_of_slot(slot)); };
+    auto const is_live = [this](index_t slot) { return where_.is_live(where_.rank_of_slot(slot)); };
     for (index_t slot = 0; slot < where_.num_slots(); ++slot) {
       at(counts_, map[static_cast<std::size_t>(slot)]) += is_live(slot) ? 1 : 0;
     }

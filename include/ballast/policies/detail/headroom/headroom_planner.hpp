@@ -378,7 +378,9 @@ private:
     // Both descend, so the best partner only moves down the list.
     for (std::size_t i = 0, o = 0; i < inside_.size(); ++i) {
       auto const load = at(loads_, inside_[i]);
-      auto const error = [&](std::size_t k) { return magnitude(load - at(loads_, outside_[k]) - wanted); };
+      auto const error = [this, &load, &wanted](std::size_t k) {
+        return magnitude(load - at(loads_, outside_[k]) - wanted);
+      };
       while (o + 1 < outside_.size() && error(o + 1) <= error(o)) { ++o; }
       if (o < outside_.size() && at(loads_, outside_[o]) < load && error(o) < best_error) {
         best = {inside_[i], outside_[o]};

@@ -34,14 +34,14 @@ inline void choose_layers(load_history_view history, placement const& current, t
   std::vector<candidate> candidates;
   std::vector<load_t> loads(static_cast<std::size_t>(history.num_logical()));
   std::vector<load_t> on_rank(static_cast<std::size_t>(where.num_ranks()));
-  auto const busiest = [&](placement const& in, index_t layer) {
+  auto const busiest = [&where, &loads, &on_rank](placement const& in, index_t layer) {
     rank_loads(where, in, layer, loads, on_rank);
     return *std::max_element(on_rank.begin(), on_rank.end());
   };
-  auto const is_cut_off = [&](index_t layer, index_t expert) {
+  auto const is_cut_off = [&current, &where](index_t layer, index_t expert) {
     auto const replicas = current.replicas_of(layer, expert);
     return std::none_of(replicas.begin(), replicas.end(),
-                        [&](index_t slot) { return where.is_live(where.rank_of_slot(slot)); });
+                        [&where](index_t slot) { return where.is_live(where.rank_of_slot(slot)); });
   };
   for (index_t layer = 0; layer < next.num_layers(); ++layer) {
     auto const moves = std::int64_t{count_moves(where, current, next, layer)};

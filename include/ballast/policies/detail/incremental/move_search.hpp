@@ -281,8 +281,8 @@ private:
     }
     for (std::size_t i = 0; i < chosen; ++i) {
       auto const expert = map_->expert(changed_[i]);
-      auto const is_held = [&](index_t slot) { return map_->expert(slot) == expert; };
-      auto const was_held = [&](index_t slot) { return map_->expert_before(slot) == expert; };
+      auto const is_held = [this, &expert](index_t slot) { return map_->expert(slot) == expert; };
+      auto const was_held = [this, &expert](index_t slot) { return map_->expert_before(slot) == expert; };
       auto const end = changed_.begin() + static_cast<std::ptrdiff_t>(chosen);
       if (std::count_if(changed_.begin(), end, is_held) < map_->copies(expert)) { continue; }
       if (std::any_of(changed_.begin(), end, was_held)) { continue; }
@@ -302,7 +302,7 @@ private:
   [[nodiscard]] index_t busiest_rank() const {
     auto const cost = [this](index_t rank) { return cost_(rank, map_->rank_load(rank)); };
     return *std::max_element(live_ranks_.begin(), live_ranks_.end(),
-                             [&](index_t a, index_t b) { return cost(a) < cost(b); });
+                             [&cost](index_t a, index_t b) { return cost(a) < cost(b); });
   }
   [[nodiscard]] std::size_t next_random(std::size_t bound) {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
@@ -334,8 +334,10 @@ private:
       max = std::max(max, cost_of(rank));
       min = std::min(min, cost_of(rank));
     }
-    hot_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(), [&](index_t rank) { return cost_of(rank) == max; });
-    cold_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(), [&](index_t rank) { return cost_of(rank) == min; });
+    hot_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(),
+                         [&cost_of, &max](index_t rank) { return cost_of(rank) == max; });
+    cold_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(),
+                          [&cost_of, &min](index_t rank) { return cost_of(rank) == min; });
   }
   [[nodiscard]] load_t part_above_mean(load_t cost) const {
     return std::max(cost - mean_, load_t{0}) / numbers::margin_of_excess[1];
@@ -430,7 +432,7 @@ private:
       auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
       auto const first = spare_.size();
       load_t rises = 0;
-      map_->for_each_copy(expert, [&](index_t slot) {
+      map_->for_each_copy(expert, [this, &more, &expert, &rises](index_t slot) {
         auto const rank = map_->rank_of(slot);
         auto const rise = excess_of(rank, map_->rank_load(rank) + more) - excess(rank);
         auto const others_here = load_t{map_->copies_on(rank, expert)} - 1;
@@ -523,7 +525,7 @@ private:
   [[nodiscard]] load_t relief_of(index_t expert) const {
     auto const less = map_->per_copy(expert) - map_->with_one_more(expert);
     load_t relief = 0;
-    map_->for_each_copy(expert, [&](index_t slot) {
+    map_->for_each_copy(expert, [this, &relief, &less](index_t slot) {
       auto const rank = map_->rank_of(slot);
       if (excess(rank) > 0) { relief += excess(rank) - excess_of(rank, map_->rank_load(rank) - less); }
     });
@@ -535,7 +537,7 @@ private:
     if (!limits_.may_double && map_->holds(rank, expert)) { return; }
     auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
     touched_.clear();
-    map_->for_each_copy(expert, [&](index_t slot) { add(map_->rank_of(slot), less); });
+    map_->for_each_copy(expert, [this, &less](index_t slot) { add(map_->rank_of(slot), less); });
     add(rank, map_->with_one_more(expert));
     add_removal(into);
     propose(gain_of_added(), map_->arrival(rank, expert) - map_->refund(into), {0, into, expert, none, none});
@@ -626,7 +628,7 @@ private:
     }
     std::sort(by_load_.begin(), by_load_.end());
     std::sort(cheap_by_load_.begin(), cheap_by_load_.end());
-    auto const is_cheap = [&](std::size_t i) { return of.some_cheap && discount_[i] != 0; };
+    auto const is_cheap = [this, &of](std::size_t i) { return of.some_cheap && discount_[i] != 0; };
     promise best;
     for (std::size_t i = 0; i < mine.size(); ++i) {
       best = most_promising(of, by_load_, i, mine[i], is_cheap(i) ? 1 : 2, best);
@@ -713,8 +715,9 @@ private:
   void add_removal(index_t slot) {
     auto const expert = map_->expert(slot);
     auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
-    map_->for_each_copy(expert,
-                        [&](index_t copy) { add(map_->rank_of(copy), copy == slot ? -map_->per_copy(expert) : more); });
+    map_->for_each_copy(expert, [this, &slot, &expert, &more](index_t copy) {
+      add(map_->rank_of(copy), copy == slot ? -map_->per_copy(expert) : more);
+    });
   }
   [[nodiscard]] load_t gain_of_added() {
     --work_;

@@ -197,7 +197,7 @@ private:
   /// Split the load of an expert anew after a change of its copies.
   void split(index_t expert) {
     at(experts_, expert).split();
-    for_each_copy(expert, [&](index_t slot) { set_slot_load(slot, per_copy(expert)); });
+    for_each_copy(expert, [this, &expert](index_t slot) { set_slot_load(slot, per_copy(expert)); });
   }
   void join_ring(index_t slot) {
     auto& expert = at(experts_, at(expert_, slot));

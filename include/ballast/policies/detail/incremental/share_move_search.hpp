@@ -226,7 +226,7 @@ private:
       auto const end =
           stuck_.begin() + static_cast<std::ptrdiff_t>(std::min(begin + numbers::most_experts, stuck_.size()));
       std::partial_sort(first, end, stuck_.end(), comes_first);
-      std::for_each(first, end, [&](stuck_slot const& one) { look_at(one, replicated); });
+      std::for_each(first, end, [this, &replicated](stuck_slot const& one) { look_at(one, replicated); });
     }
     std::sort(candidates_.begin(), candidates_.end(), is_better);
   }
@@ -291,7 +291,7 @@ private:
       if (flow(slot) == 0) { continue; }
       auto const expert = map_->expert(slot);
       stuck_.push_back({map_->load(expert), 0, slot, expert, piece});
-      map_->for_each_copy(expert, [&](index_t copy) {
+      map_->for_each_copy(expert, [this, &piece](index_t copy) {
         auto const other = map_->rank_of(copy);
         if (at(piece_, other) != none || !solver_->is_bottleneck(other)) { return; }
         at(piece_, other) = piece;
@@ -315,8 +315,9 @@ private:
   /// Room on the other ranks that hold the slot's expert.
   [[nodiscard]] load_t room_beside(index_t slot) const {
     load_t room = 0;
-    map_->for_each_copy(map_->expert(slot),
-                        [&](index_t copy) { room += copy != slot ? at(room_, map_->rank_of(copy)) : load_t{0}; });
+    map_->for_each_copy(map_->expert(slot), [this, &room, &slot](index_t copy) {
+      room += copy != slot ? at(room_, map_->rank_of(copy)) : load_t{0};
+    });
     return room;
   }
   /// List the slots outside, rank by rank: those that can be spared, and those of single experts.
@@ -402,7 +403,7 @@ private:
     if (proposal.worth <= least_worth() || !limits_.allow(*map_, proposal.slot, proposal.expert)) { return; }
     if (proposal.other_slot != none && !limits_.allow(*map_, proposal.other_slot, proposal.other_expert)) { return; }
     auto place = std::find_if(shortlist_.begin(), shortlist_.end(),
-                              [&](change const& other) { return other.to == proposal.to; });
+                              [&proposal](change const& other) { return other.to == proposal.to; });
     if (place == shortlist_.end()) { --place; }
     if (proposal.worth <= place->worth) { return; }
     *place = proposal;
@@ -433,7 +434,7 @@ private:
     auto const before = map_->expert_before(slot);
     if (expert == before || map_->holds(map_->rank_of(slot), before)) { return; }
     if (map_->copies(expert) == 1) {
-      auto const home = std::find_if(changed_.begin(), changed_.end(), [&](index_t other) {
+      auto const home = std::find_if(changed_.begin(), changed_.end(), [this, &expert, &slot, &before](index_t other) {
         return map_->expert_before(other) == expert && other != slot && !map_->holds(map_->rank_of(other), expert) &&
                (map_->copies(map_->expert(other)) > 1 || map_->expert(other) == before);
       });

@@ -162,7 +162,7 @@ private:
   template <class Call>
   [[nodiscard]] static ::ssize_t patiently(nanoseconds_t deadline, Call call) {
     ::ssize_t result = -1;
-    auto const is_over = [&] {
+    auto const is_over = [&result, &call] {
       result = call();
       return result >= 0 || (errno != EAGAIN && errno != EINTR && errno != ETOOMANYREFS);
     };
@@ -188,16 +188,16 @@ private:
     auto const [address, size] = address_of(peer);
     auto const* const target = reinterpret_cast<::sockaddr const*>(&address);
     auto const length = size;
-    auto const call = [&] { return ::connect(connection.get(), target, length); };
+    auto const call = [&connection, &target, &length] { return ::connect(connection.get(), target, length); };
     if (patiently(deadline, call) < 0) { return failure("connect", peer); }
-    auto const introduce = [&] { return ::send(connection.get(), &rank_, sizeof rank_, MSG_NOSIGNAL); };
+    auto const introduce = [this, &connection] { return ::send(connection.get(), &rank_, sizeof rank_, MSG_NOSIGNAL); };
     return patiently(deadline, introduce) < 0 ? failure("send", peer) : status{};
   }
 
   /// Let a peer in. Processes of other users are shown out: the name of a socket is no secret.
   [[nodiscard]] status accept_one(nanoseconds_t deadline) {
     for (;;) {
-      auto const call = [&] { return ::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); };
+      auto const call = [this] { return ::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); };
       owned_descriptor connection{static_cast<int>(patiently(deadline, call))};
       if (!connection.is_open()) { return failure("accept4", first_missing()); }
       ::ucred who{};
@@ -206,7 +206,7 @@ private:
         continue;
       }
       index_t peer = -1;
-      auto const hear = [&] { return ::recv(connection.get(), &peer, sizeof peer, 0); };
+      auto const hear = [&connection, &peer] { return ::recv(connection.get(), &peer, sizeof peer, 0); };
       auto const heard = patiently(deadline, hear);
       if (heard < 0) { return failure("recv", first_missing()); }
       if (heard != sizeof peer || peer < 0 || peer >= num_ranks()) { continue; }
@@ -240,12 +240,12 @@ private:
         std::memcpy(CMSG_DATA(header) + i * sizeof(int), &number, sizeof number);
       }
     }
-    auto const call = [&] { return ::sendmsg(connection, &message, MSG_NOSIGNAL); };
+    auto const call = [&connection, &message] { return ::sendmsg(connection, &message, MSG_NOSIGNAL); };
     return patiently(deadline, call) < 0 ? failure("sendmsg", peer) : status{};
   }
 
   [[nodiscard]] status receive(index_t peer, int connection, ::msghdr& message, nanoseconds_t deadline) const {
-    auto const call = [&] { return ::recvmsg(connection, &message, MSG_CMSG_CLOEXEC); };
+    auto const call = [&connection, &message] { return ::recvmsg(connection, &message, MSG_CMSG_CLOEXEC); };
     auto const size = patiently(deadline, call);
     if (size < 0) { return failure("recvmsg", peer); }
     return size == 0 ? closed(peer) : status{};

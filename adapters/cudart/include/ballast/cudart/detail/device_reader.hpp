@@ -26,14 +26,14 @@ namespace cudart::detail {
 template <class Query>
 [[nodiscard]] status await_device(Query query, nanoseconds_t deadline, char const* what) {
   auto result = cudaErrorNotReady;
-  auto const has_answered = [&] { return (result = query()) != cudaErrorNotReady; };
+  auto const has_answered = [&result, &query] { return (result = query()) != cudaErrorNotReady; };
   if (ballast::detail::poll_until(deadline, has_answered)) { return to_status(result, what); }
   return {errc::deadline_exceeded, ballast::detail::concat(what, ": the device did not come to it in time")};
 }
 
 /// Wait until an event has been reached, until a deadline. @param what for the message
 [[nodiscard]] inline status await_event(event const& which, nanoseconds_t deadline, char const* what) {
-  return await_device([&] { return which.query(); }, deadline, what);
+  return await_device([&which] { return which.query(); }, deadline, what);
 }
 
 /// Reads device memory for the host on a stream of its own, through pinned memory, never longer than a deadline.

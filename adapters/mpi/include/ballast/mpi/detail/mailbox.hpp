@@ -241,7 +241,7 @@ public:
     auto nap = shortest_nap;
     for (;;) {
       bool heard = false;
-      collect([&](letter what) {
+      collect([&heard, &take](letter what) {
         heard = true;
         take(std::move(what));
       });
@@ -337,7 +337,7 @@ private:
       if (peer != rank()) { send(write_letter(peer, {goodbye})); }
     }
     auto const deadline = ballast::detail::deadline_after(parting);
-    auto const is_over = [&] { return num_gone_ == num_ranks() - 1 && all_empty(sends_); };
+    auto const is_over = [this] { return num_gone_ == num_ranks() - 1 && all_empty(sends_); };
     return collect_until([](letter const&) {}, is_over, deadline) && failure_.ok();
   }
 

@@ -45,7 +45,7 @@ public:
     auto& all = get();
     std::lock_guard const lock{all.mutex_};
     auto const here = device();
-    auto const found = std::find_if(all.packs_.begin(), all.packs_.end(), [&](spare const& each) {
+    auto const found = std::find_if(all.packs_.begin(), all.packs_.end(), [&here, &bytes](spare const& each) {
       return each.device == here && each.memory.size() >= bytes;
     });
     if (found == all.packs_.end()) { return {}; }
@@ -142,9 +142,10 @@ struct lane {
     auto const touches = [](segment const& a, segment const& b) {
       return std::less<>{}(a.data, b.data + b.size) && std::less<>{}(b.data, a.data + a.size);
     };
-    return std::any_of(receives.begin(), receives.end(), [&](incoming_message const& receive) {
-      return std::any_of(receive.segments.begin(), receive.segments.end(), [&](segment const& mine) {
-        return std::any_of(targets.begin(), targets.end(), [&](segment const& old) { return touches(mine, old); });
+    return std::any_of(receives.begin(), receives.end(), [this, &touches](incoming_message const& receive) {
+      return std::any_of(receive.segments.begin(), receive.segments.end(), [this, &touches](segment const& mine) {
+        return std::any_of(targets.begin(), targets.end(),
+                           [&touches, &mine](segment const& old) { return touches(mine, old); });
       });
     });
   }

@@ -53,7 +53,7 @@ public:
     if (!wait_until(deadline)) { return late(); }
     if (auto result = to_status(this->result(), "NCCL"); !result.ok()) { return result; }
     auto state = ncclInProgress;
-    auto const has_ended = [&] {
+    auto const has_ended = [this, &state, &parent] {
       // Where there is a parent, it says when the handle has been written.
       state = parent == nullptr ? ncclSuccess : state_of(parent);
       if (state == ncclSuccess) {

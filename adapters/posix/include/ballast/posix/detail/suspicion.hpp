@@ -44,7 +44,7 @@ inline constexpr int suspicion_bits = 12;
                                   suspicion const& behind_it) {
   using ballast::detail::concat;
   auto const done = concat(what, "rank ", rank, how);
-  auto const because = [&](errc code, std::string_view before, std::string_view after) {
+  auto const because = [&done, &behind_it](errc code, std::string_view before, std::string_view after) {
     return status{code, concat(done, " because ", before, "rank ", behind_it.culprit, after), behind_it.culprit};
   };
   switch (behind_it.why) {
