@@ -3,7 +3,7 @@
 #
 #   base < load < placement < shares < policies < migration < schedule < control < transport < dispatch < runtime < the umbrella
 #
-# or that bring an outside library, or an expensive standard header, where it has no place.
+# or that bring an outside library, or an expensive standard header, where it has no place; and refuse default captures.
 cmake_minimum_required(VERSION 3.25)
 if(NOT DEFINED BALLAST_ROOT)
   cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH BALLAST_ROOT)
@@ -57,11 +57,35 @@ macro(check_manners root header)
   endif()
 endmacro()
 
+# Default captures leave the order of a closure's members to the compiler. nvcc writes the host's code out again, with names
+# used in another order, so that one inline function would have two layouts in a program of a .cpp and a .cu.
+function(check_captures root header)
+  file(READ ${root}/${header} text)
+  string(REGEX REPLACE "//[^\n]*" "" text "${text}")
+  set(line 1)
+  while(text MATCHES "\\[[ \n]*[&=][ \n]*[],]")
+    string(FIND "${text}" "${CMAKE_MATCH_0}" position)
+    string(SUBSTRING "${text}" 0 ${position} before)
+    string(REGEX REPLACE "[^\n]" "" newlines "${before}")
+    string(LENGTH "${newlines}" count)
+    math(EXPR line "${line} + ${count}")
+    complain("${header}:${line}: name what is captured: nvcc and the host's compiler lay default captures out differently")
+    string(LENGTH "${CMAKE_MATCH_0}" length)
+    math(EXPR position "${position} + ${length}")
+    string(REGEX REPLACE "[^\n]" "" newlines "${CMAKE_MATCH_0}")
+    string(LENGTH "${newlines}" count)
+    math(EXPR line "${line} + ${count}")
+    string(SUBSTRING "${text}" ${position} -1 text)
+  endwhile()
+  set(complaints "${complaints}" PARENT_SCOPE)
+endfunction()
+
 # ---- the core
 set(include_dir ${BALLAST_ROOT}/include)
 file(GLOB_RECURSE headers RELATIVE ${include_dir} ${include_dir}/*.hpp)
 foreach(header IN LISTS headers)
   check_manners(${include_dir} ${header})
+  check_captures(${include_dir} ${header})
   room_of(${header} room)
   list(FIND street ${room} position)
   if(position EQUAL -1)
@@ -115,6 +139,9 @@ foreach(adapter IN ITEMS posix mpi cudart nccl)
   file(GLOB_RECURSE adapter_headers RELATIVE ${adapter_dir} ${adapter_dir}/*.hpp ${adapter_dir}/*.cuh)
   foreach(header IN LISTS adapter_headers)
     check_manners(${adapter_dir} ${header})
+    if(header MATCHES "\\.hpp$")  # nvcc alone sees the others
+      check_captures(${adapter_dir} ${header})
+    endif()
     if(NOT header MATCHES "^ballast/${adapter}/")
       complain("adapters/${adapter}: ${header} is not under ballast/${adapter}/")
     endif()

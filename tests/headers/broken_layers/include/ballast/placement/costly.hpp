@@ -8,4 +8,11 @@
 
 #include <functional>
 
+// Fine: [&one] { return one; }, and in a comment even [&] { return one; }.
+inline int costly(int one, int two) {
+  auto const both = [&one, &two] { return one + two; };
+  auto const any = [&] { return one; };
+  return both() + any() + [=, &one] { return one + two; }();
+}
+
 #endif

@@ -4,4 +4,9 @@
 
 #include <mpi.h>
 
+inline int mixed(int one) {
+  return [&,
+          two = one] { return one + two; }();
+}
+
 #endif
