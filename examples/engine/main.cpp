@@ -227,7 +227,9 @@ template <class Kind, std::size_t n>
 [[nodiscard]] status check_gpus(options const& given) {
   if (given.transport != "gpus") { return {}; }
 #ifndef ENGINE_HAS_GPUS
-  return refuse("--transport gpus is not built in: configure with -DBALLAST_ENABLE_CUDART=ON, where nvcc is");
+  return refuse(
+      "--transport gpus is not built in: configure with -DBALLAST_ENABLE_CUDART=ON and "
+      "-DBALLAST_BUILD_BENCH=ON, where nvcc is");
 #endif
   if (given.damage) { return refuse("--damage is for ranks that are threads or processes"); }
   if (given.slow_rank) { return refuse("--slow-rank is for ranks that are threads or processes"); }

@@ -162,9 +162,16 @@ TEST_CASE("the routing that is written is a trace that the tools read") {
 }
 
 TEST_CASE("other recordings can be served") {
-  check_right(
-      serve({"--traffic", traces + "olmoe-1b-7b/domains.csv", "--then", traces + "olmoe-1b-7b/tulu_base_sft_dpo.csv",
-             "--layers", "3", "--top-k", "8", "--passes", "24", "--interval", "2"}));
+  check_right(serve({"--traffic",        traces + "olmoe-1b-7b/domains.csv",
+                     "--then",           traces + "olmoe-1b-7b/tulu_base_sft_dpo.csv",
+                     "--layers",         "3",
+                     "--top-k",          "8",
+                     "--passes",         "24",
+                     "--interval",       "2",
+                     "--turn",           "4",
+                     "--longest-prompt", "96",
+                     "--longest-output", "6",
+                     "--verify",         "0"}));
 }
 
 TEST_CASE("what makes no sense is refused with the remedy") {
@@ -173,7 +180,10 @@ TEST_CASE("what makes no sense is refused with the remedy") {
     CHECK_MESSAGE(said.find(text) != std::string::npos, said);
   };
   expect({"--modes", "seed,fast"}, "there is no mode 'fast'; known are: none, seed,");
-  expect({"--transport", "pigeons"}, "--transport is 'pigeons', must be threads or processes");
+  expect({"--transport", "pigeons"}, "--transport is 'pigeons', must be threads, processes or gpus");
+  expect({"--transport", "gpus"}, "--transport gpus is not built in: configure with");
+  expect({"--modes", "limit"}, "there is no mode 'limit'");
+  expect({"--turn", "0"}, "--turn is 0, must be from 1 to");
   expect({"--ranks", "1"}, "--ranks is 1, must be from 2 to 64");
   expect({"--ranks", "4", "--nodes", "3"}, "4 ranks cannot be divided over 3 nodes");
   expect({"--passes", "0"}, "--passes is 0, must be from 1 to");

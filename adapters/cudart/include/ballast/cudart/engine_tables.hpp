@@ -184,13 +184,14 @@ private:
     auto const out = to.add_columns(begin, counts_.size(), pitch, width);
     std::fill(out.begin(), out.end(), Id{-1});
     next_.assign(counts_.size(), 0);
-    for_each_replica(where, in_force, layer, [this, &in_force, &layer, &out, &width, &where](index_t expert, index_t slot) {
-      bool const takes = !in_force.has_shares() || in_force.shares(layer)[static_cast<std::size_t>(slot)] > 0;
-      if (!takes && ballast::detail::at(shared_, expert) > 0) { return; }
-      auto& position = ballast::detail::at(next_, expert);
-      out[static_cast<std::size_t>(expert) * width + static_cast<std::size_t>(position++)] =
-          Id{where.physical_id(slot)};
-    });
+    for_each_replica(
+        where, in_force, layer, [this, &in_force, &layer, &out, &width, &where](index_t expert, index_t slot) {
+          bool const takes = !in_force.has_shares() || in_force.shares(layer)[static_cast<std::size_t>(slot)] > 0;
+          if (!takes && ballast::detail::at(shared_, expert) > 0) { return; }
+          auto& position = ballast::detail::at(next_, expert);
+          out[static_cast<std::size_t>(expert) * width + static_cast<std::size_t>(position++)] =
+              Id{where.physical_id(slot)};
+        });
   }
 
   replica_list_arrays<Id> arrays_;
