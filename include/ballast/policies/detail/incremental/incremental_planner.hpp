@@ -22,6 +22,7 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -293,9 +294,14 @@ private:
     limits.most_kept = budget();
     go_on_for_split(limits);
   }
+  /// A quarter of a power of two apart from 64 on, and in large layers from 8 on; a search that ends between rungs
+  /// gains little.
   [[nodiscard]] index_t split_rung_above(index_t rung) const {
     constexpr index_t many = 64;
-    return rung < many ? rung_above(rung) : std::max(rung_above(rung), rung + rung / 16 * 4);
+    auto const slots = map_.num_slots();
+    bool const is_large = slots > slots_of_large_layers;
+    if (slots > slots_of_huge_layers || (is_large ? rung < 8 : rung < many)) { return rung_above(rung); }
+    return rung + std::max(static_cast<index_t>(std::bit_floor(static_cast<std::uint32_t>(rung)) / 4), index_t{4});
   }
   /// Each search has a part of all work, so that what it finds does not depend on those before.
   [[nodiscard]] move_limits limits_of_rung(index_t rung) {
