@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/load/history.hpp>
+#include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/policies/detail/incremental/choose_layers.hpp>
+#include <ballast/shares/replica_shares.hpp>
 #include <ballast/topology.hpp>
 
 #include <doctest/doctest.h>
+#include <support/random.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -20,6 +23,19 @@ placement map_of(index_t num_logical, std::vector<index_t> const& rows) {
   placement result;
   auto const slots = static_cast<index_t>(rows.size()) / num_layers;
   result.assign({num_layers, num_logical, slots}, rows).or_throw();
+  return result;
+}
+
+struct change_sums {
+  std::int64_t moves = 0;
+  load_t gain = 0;
+};
+change_sums sums_of(std::vector<detail::layer_change> const& changes, std::vector<unsigned char> const& made) {
+  change_sums result;
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    result.moves += made[i] != 0 ? changes[i].moves : 0;
+    result.gain += made[i] != 0 ? changes[i].gain : 0;
+  }
   return result;
 }
 
@@ -44,7 +60,7 @@ TEST_CASE("the layers that gain most for each move have the budget") {
   for (auto const& each : cases) {
     CAPTURE(each.budget);
     auto next = plan;
-    detail::choose_layers(history, current, where, each.budget, next);
+    detail::choose_layers(history, current, where, each.budget, share_mode::even, next);
     std::vector<index_t> chosen;
     for (index_t layer = 0; layer < num_layers; ++layer) {
       bool const stays = std::ranges::equal(next.logical_of_slot(layer), current.logical_of_slot(layer));
@@ -61,7 +77,7 @@ TEST_CASE("of layers that gain alike the first ones have the budget, and layers 
   auto const current = map_of(4, {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3});
   auto next = map_of(4, {0, 2, 1, 3, 1, 0, 3, 2, 0, 2, 1, 3});  // layer 1 only calls its slots otherwise
   std::vector<load_t> const tokens{2, 2, 0, 0, 2, 2, 0, 0, 2, 2, 0, 0};
-  detail::choose_layers({tokens, 1, num_layers, 4}, current, where, 2, next);
+  detail::choose_layers({tokens, 1, num_layers, 4}, current, where, 2, share_mode::even, next);
   CHECK(next.logical_of_slot(0)[1] == 2);
   CHECK(next.logical_of_slot(1)[0] == 1);
   CHECK(next.logical_of_slot(2)[1] == 1);
@@ -73,7 +89,73 @@ TEST_CASE("a layer with an expert that no live rank holds moves whatever it take
   auto const current = map_of(3, {0, 1, 1, 2, 2, 2, 0, 1, 2, 2, 2, 2, 0, 1, 1, 2, 2, 2});
   auto next = map_of(3, {0, 1, 2, 2, 2, 2, 0, 1, 2, 2, 2, 2, 0, 1, 2, 2, 2, 2});
   std::vector<load_t> const tokens{1, 1, 1, 1, 1, 1, 1, 1, 1};
-  detail::choose_layers({tokens, 1, num_layers, 3}, current, where, 0, next);
+  detail::choose_layers({tokens, 1, num_layers, 3}, current, where, 0, share_mode::even, next);
   CHECK(next.logical_of_slot(0)[2] == 2);
   CHECK(next.logical_of_slot(2)[2] == 2);
+}
+
+TEST_CASE("no other choice of changes gains more for so many moves") {
+  ballast_test::generator random{31};
+  for (int i = 0; i < 400; ++i) {
+    CAPTURE(i);
+    std::vector<detail::layer_change> changes(static_cast<std::size_t>(random.between(0, 9)));
+    std::int64_t total = 0;
+    for (auto& one : changes) {
+      one = {0, random.between(1, 12), load_t{9} * 1024 * random.below(40)};
+      total += one.moves;
+    }
+    load_t least = 0;
+    for (std::int64_t most = 0; most <= total; ++most) {
+      CAPTURE(most);
+      auto const [moves, gain] = sums_of(changes, detail::best_changes(changes, most));
+      CHECK(moves <= most);
+      load_t best = 0;
+      for (unsigned choice = 0; choice < 1U << changes.size(); ++choice) {
+        std::vector<unsigned char> made(changes.size());
+        for (std::size_t k = 0; k < made.size(); ++k) { made[k] = choice >> k & 1U; }
+        auto const other = sums_of(changes, made);
+        if (other.moves <= most) { best = std::max(best, other.gain); }
+      }
+      // Gains count in whole multiples of how many changes there are.
+      CHECK(gain >= best - static_cast<load_t>(changes.size() * changes.size()));
+      CHECK(gain >= least);
+      least = gain;
+    }
+  }
+}
+
+TEST_CASE("very many moves are counted in bundles, and still more moves never gain less") {
+  ballast_test::generator random{32};
+  std::vector<detail::layer_change> changes(60);
+  std::int64_t total = 0;
+  for (auto& one : changes) {
+    one = {0, random.between(1, 5000), load_t{1'000'000} * random.below(1000)};
+    total += one.moves;
+  }
+  load_t least = 0;
+  for (std::int64_t most = 0; most < total + total / 50; most += total / 50) {
+    CAPTURE(most);
+    auto const [moves, gain] = sums_of(changes, detail::best_changes(changes, most));
+    CHECK(moves <= most);
+    CHECK(gain >= least);
+    least = gain;
+  }
+  CHECK(least > 0);
+}
+
+TEST_CASE("with optimal shares a layer that stays is split anew") {
+  topology const where{{2, 1, 2, 0}};
+  auto current = map_of(3, {0, 1, 0, 2, 0, 1, 0, 2, 0, 1, 0, 2});
+  auto next = map_of(3, {0, 1, 1, 2, 0, 1, 1, 2, 0, 1, 1, 2});
+  std::vector<load_t> const tokens{8, 6, 2, 8, 6, 2, 8, 6, 2};
+  share_solver solver;
+  load_history_view const history{tokens, 1, num_layers, 3};
+  optimal_shares(where, next, history, solver).or_throw();
+  auto plan = next;
+  detail::choose_layers(history, current, where, 0, share_mode::optimal, plan);
+  optimal_shares(where, current, history, solver).or_throw();
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    CHECK(std::ranges::equal(plan.logical_of_slot(layer), current.logical_of_slot(layer)));
+    CHECK(balance_of(where, plan, layer, history.layer(0, layer)).max == 8);
+  }
 }

@@ -93,9 +93,9 @@ struct move_cost_model {
 /// each step the one that removes the most overload for its bytes. A layer whose layout no few moves mend gets one from
 /// scratch, once, where that pays and the budget allows it. A second copy of an expert on its rank costs no bytes; it
 /// is made only where a budget binds and it pays. With a budget only the budget limits; without one a plan stops where
-/// further moves would cost more time than they save. A layer never comes out worse than it was, nor, for even shares
-/// and but for a layout from scratch, worse than with a smaller budget. Experts of dead ranks
-/// are given a new home first. docs/incremental.md has the rules.
+/// further moves would cost more time than they save. A layer never comes out worse than it was, nor, but for a layout
+/// from scratch, worse than with a smaller budget; with optimal shares a thousandth of the mean above it counts as
+/// balance there. Experts of dead ranks are given a new home first. docs/incremental.md has the rules.
 ///
 /// @par Cost
 /// `Cost` turns the load of a rank into what it costs the step; see `rank_cost`.
@@ -111,7 +111,8 @@ struct basic_incremental_placement {
   /// hold for layouts from scratch too, and for the experts of dead ranks.
   index_t max_arrivals_per_rank = -1;
   index_t max_remote_arrivals_per_rank = -1;
-  /// Most moves of a plan over all layers; the layers that gain most for theirs get them. -1: no limit.
+  /// Most moves of a plan over all layers; the choice of layers that lowers the sum of their busiest ranks most gets
+  /// them, so more never give a larger sum. -1: no limit.
   std::int64_t max_moves_in_all = -1;
   /// When a move pays, where there is no budget.
   move_cost_model worth{};
@@ -126,7 +127,8 @@ struct basic_incremental_placement {
   /// down to three quarters, one with more up to twice as many. Layers of more than 320 slots get fewer, as the square
   /// of their slots: from 1600 on one search has to do.
   index_t retries_per_layer = 20;
-  /// Candidate changes to look at in a layer, at most.
+  /// Candidate changes to look at in a layer, at most; for optimal shares with a budget an eighth of it in each of the
+  /// searches, of which there are some four on each rung.
   std::int64_t work_per_layer = 4'000'000;
   Cost cost{};
 
@@ -164,7 +166,7 @@ struct basic_incremental_placement {
   /// See `layerwise_policy`.
   void choose_layers(load_history_view history, placement const& current, topology const& where,
                      placement& next) const {
-    if (max_moves_in_all >= 0) { detail::choose_layers(history, current, where, max_moves_in_all, next); }
+    if (max_moves_in_all >= 0) { detail::choose_layers(history, current, where, max_moves_in_all, shares, next); }
   }
 
   /// Refuse options out of their range, naming the value.

@@ -22,6 +22,7 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -92,7 +93,8 @@ private:
   /// eighth of the mean. What drift does to a good layout stays below.
   static constexpr load_t least_relief = layout_stress::unit / 8;
   static constexpr load_t part_off_balance = 32;
-  static constexpr index_t retries_of_rungs = 6;  ///< a sixth of those for a layer
+  static constexpr index_t retries_of_rungs = 6;     ///< a sixth of those for a layer
+  static constexpr std::int64_t split_searches = 8;  ///< that may take the work of a layer together
   static constexpr index_t slots_of_large_layers = 400;
   static constexpr index_t slots_of_huge_layers = 1600;
 
@@ -203,6 +205,7 @@ private:
       search_.retry();
       limits.work = search_.work_left();
     }
+    if (is_split_along_) { keep_if_better(map_); }
     try_doubles(limits);
   }
   /// From the layer as it was, into `other_`.
@@ -216,8 +219,11 @@ private:
   void go_on_from_here(move_limits& limits) {
     auto here = limits;
     here.least_gain = 1;
+    here.keeps_trail = is_split_along_;
+    if (is_split_along_) { walked_ = map_; }
     static_cast<void>(search_.begin(map_, here));
     limits.work = search_.work_left();
+    if (is_split_along_) { split_along_trail(); }
   }
   void try_doubles(move_limits& limits) {
     auto const max = search_.level_of(map_).max;
@@ -234,26 +240,125 @@ private:
     if (max - reached > worth && reached < doubled_max_) {
       doubled_ = other_;
       doubled_max_ = reached;
+      if (is_split_along_) { keep_if_better(doubled_); }
     }
   }
 
   // ---- moves for the best split ----
 
-  /// The best of three: moves for the best split; the plan for even shares, and moves for the best split after it; the
-  /// same after a plan in which experts depart. What is left to gain is tried for by retries.
+  /// A bigger budget never gives a worse plan here either: what is tried is the same whatever the budget at hand, as
+  /// far as it reaches. A thousandth of the mean above it counts as balance; where one way leads there, the others are
+  /// not tried. The first is the search for the last rung that fits, enough where the budget is ample; then come all
+  /// rungs; then the plan for even shares, and all that its ladder passes by, split anew.
   void split_within_budget(placement const& current, index_t layer, placement& next) {
-    if (!begin_split()) { return; }
-    try_for_split();
+    if (budget() == 0 || !begin_split()) { return; }
+    try_ample();
+    if (!is_done()) { climb_for_split(); }
     if (!is_done()) {
       map_ = before_;
-      static_cast<void>(change(current, layer, next));
-      try_for_split();
-      map_ = before_;
-      depart();
-      try_for_split();
+      is_split_along_ = true;
+      if (change(current, layer, next)) { try_for_split(limits_of_rung(budget())); }
+      is_split_along_ = false;
     }
-    if (!is_done() && split_work_ > 0) { retry_for_split(); }
     std::swap(map_, best_);
+  }
+  void try_ample() {
+    ample_rung_ = 1;
+    auto const most = std::min(budget(), map_.num_slots());
+    while (split_rung_above(ample_rung_) <= most) { ample_rung_ = split_rung_above(ample_rung_); }
+    split_afresh(ample_rung_);
+    if (is_done()) { return; }
+    ample_ = best_;
+    ample_max_ = best_max_;
+    best_ = before_;
+    best_max_ = split(before_);
+  }
+  /// The plan of a rung is the best of those made for it from the layer as it was, and one that goes on from the rung
+  /// below, improved by retries. More moves than slots are of no use.
+  void climb_for_split() {
+    index_t rung = 1;
+    for (; rung <= std::min(budget(), map_.num_slots()); rung = split_rung_above(rung)) {
+      go_on_for_split(limits_of_rung(rung));
+      if (is_done()) { return; }
+      if (rung == ample_rung_) {
+        take_ample();
+      } else {
+        split_afresh(rung);
+      }
+      if (is_done()) { return; }
+      retry_for_split(limits_of_rung(rung));
+      best_max_ = split(best_);
+      if (is_done()) { return; }
+    }
+    auto limits = limits_of_rung(rung);
+    limits.most_kept = budget();
+    go_on_for_split(limits);
+  }
+  /// A quarter of a power of two apart from 64 on, and in large layers from 8 on; a search that ends between rungs
+  /// gains little.
+  [[nodiscard]] index_t split_rung_above(index_t rung) const {
+    constexpr index_t many = 64;
+    auto const slots = map_.num_slots();
+    bool const is_large = slots > slots_of_large_layers;
+    if (slots > slots_of_huge_layers || (is_large ? rung < 8 : rung < many)) { return rung_above(rung); }
+    return rung + std::max(static_cast<index_t>(std::bit_floor(static_cast<std::uint32_t>(rung)) / 4), index_t{4});
+  }
+  /// Each search has a part of all work, so that what it finds does not depend on those before.
+  [[nodiscard]] move_limits limits_of_rung(index_t rung) {
+    split_work_ = limits_.of_search.work / split_searches;
+    auto limits = limits_of_split();
+    limits.max_moves = rung;
+    limits.retries /= retries_of_rungs;
+    return limits;
+  }
+  void go_on_for_split(move_limits limits) {
+    limits.least_gain = 1;
+    map_ = best_;
+    try_for_split(limits);
+  }
+  /// From the layer as it was: moves for the best split, and the same after moves for even shares by which experts may
+  /// leave a rank for good, a second copy of another one in their place.
+  void split_afresh(index_t rung) {
+    map_ = before_;
+    auto limits = limits_of_rung(rung);
+    try_for_split(limits);
+    if (is_done()) { return; }
+    map_ = before_;
+    limits.may_double = true;
+    limits.retries = 0;
+    limits.good_enough = limits_at(start_.mean).good_enough;
+    search_.run(map_, limits);
+    try_for_split(limits_of_rung(rung));
+  }
+  void take_ample() {
+    if (ample_max_ >= best_max_) { return; }
+    best_ = ample_;
+    best_max_ = ample_max_;
+  }
+  /// Keep a plan if its best split is the best so far.
+  void keep_if_better(replica_map const& map) {
+    open_solver(map);
+    if (solver_.settle(best_max_ - 1) == 0) { keep(map); }
+  }
+  void keep(replica_map const& map) {
+    best_ = map;
+    give_doubles_back(best_);
+    best_max_ = split(best_);
+  }
+  /// The same for all plans that the search for even shares might have ended with on its way from `walked_`.
+  void split_along_trail() {
+    open_solver(walked_);
+    std::size_t made = 0;
+    for (auto const length : search_.bests_on_trail()) {
+      for (; made < length; ++made) {
+        auto const& [slot, expert] = search_.trail()[made];
+        walked_.assign(slot, expert);
+        solver_.replace(slot, expert);
+      }
+      if (solver_.settle(best_max_ - 1) > 0) { continue; }
+      keep(walked_);
+      open_solver(walked_);
+    }
   }
   /// Moves for the best split from the layer as it is, unless a layout from scratch is taken, or the plan for even
   /// shares is better all the same.
@@ -261,11 +366,11 @@ private:
   [[nodiscard]] bool split_as_pays(placement const& current, index_t layer, placement& next) {
     if (!begin_split()) { return false; }
     bool const is_fresh = change(current, layer, next);
-    try_for_split(is_fresh);
+    try_for_split(limits_of_split(), is_fresh);
     if (!is_fresh) {
       map_ = before_;
-      try_for_split();
-      if (!is_done()) { retry_for_split(); }
+      try_for_split(limits_of_split());
+      if (!is_done()) { retry_for_split(limits_of_split()); }
     }
     std::swap(map_, best_);
     return map_.moves() > 0 && !is_fresh && !is_done() && !limits_.of_search.limits_arrivals();
@@ -293,11 +398,11 @@ private:
     BALLAST_ASSERT(opened.ok(), "incremental_planner: a map that lost an expert");
   }
   /// Search on from the map at hand, and keep it if it is the best so far.
-  void try_for_split(bool search_on = true) {
-    give_doubles_back();
+  void try_for_split(move_limits const& limits, bool search_on = true) {
+    give_doubles_back(map_);
     auto reached = split(map_);
     if (reached > done() && search_on) {
-      share_search_.run(map_, solver_, limits_of_split());
+      share_search_.run(map_, solver_, limits);
       split_work_ = share_search_.work_left();
       reached = split(map_);
     }
@@ -306,9 +411,9 @@ private:
       std::swap(map_, best_);
     }
   }
-  void retry_for_split() {
+  void retry_for_split(move_limits const& limits) {
     open_solver(best_);
-    share_search_.retry(best_, solver_, limits_of_split());
+    share_search_.retry(best_, solver_, limits);
   }
   [[nodiscard]] move_limits limits_of_split() const {
     auto limits = limits_at(start_.mean);
@@ -316,29 +421,22 @@ private:
     limits.work = split_work_;
     return limits;
   }
-  /// Moves for even shares by which experts may leave a rank for good, a second copy of another one in their place.
-  void depart() {
-    auto limits = limits_at(start_.mean);
-    limits.may_double = true;
-    limits.retries = 0;
-    search_.run(map_, limits);
-  }
   /// Where shares are solved, a slot that holds a second copy had better keep what its rank held: a share may be 0, so
   /// a copy that stays takes nothing from one that left, and it costs no move.
-  void give_doubles_back() {
-    for (index_t slot = 0; slot < map_.num_slots(); ++slot) {
-      auto const expert = map_.expert(slot);
-      if (expert == none || map_.copies_on(map_.rank_of(slot), expert) < 2) { continue; }
-      if (auto const gone = heaviest_gone(map_.rank_of(slot)); gone != none) { map_.assign(slot, gone); }
+  static void give_doubles_back(replica_map& map) {
+    for (index_t slot = 0; slot < map.num_slots(); ++slot) {
+      auto const expert = map.expert(slot);
+      if (expert == none || map.copies_on(map.rank_of(slot), expert) < 2) { continue; }
+      if (auto const gone = heaviest_gone(map, map.rank_of(slot)); gone != none) { map.assign(slot, gone); }
     }
   }
   /// The heaviest expert that a rank held at the start and holds no more.
-  [[nodiscard]] index_t heaviest_gone(index_t rank) const {
+  [[nodiscard]] static index_t heaviest_gone(replica_map const& map, index_t rank) {
     auto heaviest = none;
-    for (index_t slot = map_.first_slot(rank); slot < map_.first_slot(rank + 1); ++slot) {
-      auto const expert = map_.expert_before(slot);
-      if (map_.holds(rank, expert)) { continue; }
-      if (heaviest == none || map_.load(expert) > map_.load(heaviest)) { heaviest = expert; }
+    for (index_t slot = map.first_slot(rank); slot < map.first_slot(rank + 1); ++slot) {
+      auto const expert = map.expert_before(slot);
+      if (map.holds(rank, expert)) { continue; }
+      if (heaviest == none || map.load(expert) > map.load(heaviest)) { heaviest = expert; }
     }
     return heaviest;
   }
@@ -419,13 +517,18 @@ private:
   layout_stress stress_;
   share_solver solver_;
   typename move_search<Cost>::level start_{};
-  replica_map map_;                 ///< the plan so far
-  replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
-  replica_map other_;               ///< one to compare it with
-  replica_map doubled_;             ///< the best plan so far with second copies on a rank
-  load_t doubled_max_ = 0;          ///< its busiest rank, or that of the layer as it was
-  replica_map before_;              ///< as `rehomed_`, while the plan is for optimal shares
-  replica_map best_;                ///< the best plan for optimal shares so far
+  replica_map map_;              ///< the plan so far
+  replica_map rehomed_;          ///< the layer as it was, experts of dead ranks at home
+  replica_map other_;            ///< one to compare it with
+  replica_map doubled_;          ///< the best plan so far with second copies on a rank
+  load_t doubled_max_ = 0;       ///< its busiest rank, or that of the layer as it was
+  replica_map before_;           ///< as `rehomed_`, while the plan is for optimal shares
+  replica_map best_;             ///< the best plan for optimal shares so far
+  bool is_split_along_ = false;  ///< plans for even shares on the way are candidates for it
+  replica_map walked_;           ///< one of them
+  replica_map ample_;            ///< the plan for optimal shares of the highest rung that is made afresh
+  load_t ample_max_ = 0;         ///< its busiest rank
+  index_t ample_rung_ = 0;
   load_t best_max_ = 0;             ///< its busiest rank
   std::int64_t split_work_ = 0;     ///< left for the searches for it
   std::vector<load_t> loads_;       ///< [E] load units

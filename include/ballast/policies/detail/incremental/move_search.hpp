@@ -61,15 +61,16 @@ struct move_limits {
   index_t most_kept = std::numeric_limits<index_t>::max();     ///< of them, after which a descent ends; see `begin`
   index_t max_arrivals = std::numeric_limits<index_t>::max();  ///< of them, on one rank
   index_t max_remote = std::numeric_limits<index_t>::max();    ///< of those on one rank, from other nodes
-  load_t price = 0;         ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
-  index_t ranks = 1;        ///< that receive moves
-  load_t good_enough = 0;   ///< a layer at or below this largest rank cost stays as it is
-  load_t goal = 0;          ///< rank cost at which to stop
-  load_t least_gain = 0;    ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
-                            ///< gain beyond its moves is below half a price
-  index_t retries = 0;      ///< times to undo a few changes and search again, see `retries_at`
-  std::int64_t work = 0;    ///< candidates to look at
-  bool may_double = false;  ///< further copies of an expert on a rank that has one, as a way to empty a slot
+  load_t price = 0;          ///< of a move, in the unit of the largest rank cost that it lowers; see `price_of`
+  index_t ranks = 1;         ///< that receive moves
+  load_t good_enough = 0;    ///< a layer at or below this largest rank cost stays as it is
+  load_t goal = 0;           ///< rank cost at which to stop
+  load_t least_gain = 0;     ///< a plan that lowers the largest rank cost by less is no plan, nor one whose
+                             ///< gain beyond its moves is below half a price
+  index_t retries = 0;       ///< times to undo a few changes and search again, see `retries_at`
+  std::int64_t work = 0;     ///< candidates to look at
+  bool may_double = false;   ///< further copies of an expert on a rank that has one, as a way to empty a slot
+  bool keeps_trail = false;  ///< `begin` records its changes, see `move_search::trail`
 
   [[nodiscard]] bool limits_arrivals() const noexcept {
     constexpr auto none = std::numeric_limits<index_t>::max();
@@ -142,6 +143,8 @@ public:
     settled_.assign(static_cast<std::size_t>(map.num_slots()), none);
     era_ = 0;
     journal_.clear();
+    trail_.clear();
+    bests_.clear();
     auto const start = level_of(map);
     if (start.max <= limits.good_enough) { return false; }
     mean_ = start.mean;
@@ -152,6 +155,7 @@ public:
     sum_ = 0;
     stale_ = live_ranks_;
     descend();
+    limits_.keeps_trail = false;
     bool const pays =
         start.max - best_.max >= limits.least_gain && start.max - best_.worth >= limits.price / 2 && best_.length > 0;
     if (!pays) { rewind(0); }
@@ -175,6 +179,17 @@ public:
     }
     drop_needless_doubles();
   }
+
+  /// A slot and the expert that it gets.
+  struct assignment {
+    index_t slot;
+    index_t expert;
+  };
+  /// What the last `begin` changed, also what it took back in the end, if its limits asked for that.
+  [[nodiscard]] std::span<assignment const> trail() const noexcept { return trail_; }
+  /// Lengths of the beginnings of the trail that were its best plan once: of all plans that it makes with less
+  /// `most_kept` as well.
+  [[nodiscard]] std::span<std::size_t const> bests_on_trail() const noexcept { return bests_; }
 
   /// What the last search left of its `move_limits::work`; below 0 by what its last step took.
   [[nodiscard]] std::int64_t work_left() const noexcept { return work_; }
@@ -734,6 +749,7 @@ private:
   void assign(index_t slot, index_t expert) {
     at(settled_, slot) = era_;
     journal_.push_back({slot, map_->expert(slot)});
+    if (limits_.keeps_trail) { trail_.push_back({slot, expert}); }
     replace(slot, expert);
   }
   void replace(index_t slot, index_t expert) {
@@ -744,7 +760,9 @@ private:
   }
   void note_milestone(load_t max) {
     auto const worth = max + limits_.price_of(map_->moves() - moves_at_start_);
-    if (worth < best_.worth - tolerance_) { best_ = {worth, max, journal_.size()}; }
+    if (worth >= best_.worth - tolerance_) { return; }
+    best_ = {worth, max, journal_.size()};
+    if (limits_.keeps_trail) { bests_.push_back(journal_.size()); }
   }
 
   Cost const& cost_;
@@ -781,6 +799,8 @@ private:
   std::vector<unsigned char> discount_;     ///< [S] of the costliest rank
   std::vector<unsigned char> other_discount_;  ///< [S]
   std::vector<entry> journal_;
+  std::vector<assignment> trail_;
+  std::vector<std::size_t> bests_;
   std::vector<index_t> changed_;  ///< slots that hold another expert than at the start
   std::uint64_t random_ = 0;
   std::vector<index_t> settled_;  ///< [P] era in which the slot was last changed

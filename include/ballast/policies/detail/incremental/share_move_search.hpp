@@ -46,7 +46,8 @@ public:
     piece_.resize(ranks);
   }
 
-  /// Change the map for the better; it stays as it is if nothing is worth it.
+  /// Change the map for the better; it stays as it is if nothing is worth it. With `most_kept` it is the beginning of
+  /// the search that has `max_moves`, so what it reaches never gets worse with more.
   /// @param solver  open on the same map and loads; its split is unspecified afterwards.
   void run(replica_map& map, share_solver& solver, move_limits const& limits) {
     auto const start = open(map, solver, limits);
@@ -130,6 +131,8 @@ private:
     limits_ = limits;
     work_ = limits.work;
     journal_.clear();
+    settled_.assign(static_cast<std::size_t>(map.num_slots()), none);
+    era_ = 0;
     auto const start = solver.solve();
     load_t total = 0;
     for (auto const load : solver.rank_loads()) { total += load; }
@@ -149,6 +152,7 @@ private:
     is_thorough_ = target == 0;
     least_margin_ = 0;
     misses_ = 0;
+    ++era_;
     auto steps = numbers::steps_at_least + numbers::steps_for_each * std::min(limits_.max_moves, map_->num_slots());
     while (aim(target) && work_ > 0 && steps-- > 0) {
       if (!step() && (target > 0 || map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
@@ -165,6 +169,7 @@ private:
 
   /// Set the target of the next step; false if the busiest rank is light enough, or can no longer pay off.
   [[nodiscard]] bool aim(load_t target) {
+    if (map_->moves() > limits_.most_kept) { return false; }
     work_ -= work_of_solving();
     max_ = solver_->solve();
     auto const price = limits_.price_of(map_->moves() - moves_at_start_);
@@ -207,7 +212,11 @@ private:
       best = best_candidate();
     }
     if (best.slot == none) { return false; }
+    auto const moves = map_->moves();
     make(best);
+    if (map_->moves() > moves) { ++era_; }
+    at(settled_, best.slot) = era_;
+    if (best.other_slot != none) { at(settled_, best.other_slot) = era_; }
     misses_ = 0;
     return true;
   }
@@ -393,6 +402,9 @@ private:
   /// Keep a change if it is among the best three of its expert, and the best to its rank.
   void propose(change proposal) {
     if (proposal.gain <= tolerance_ || map_->moves() + proposal.moves > limits_.max_moves) { return; }
+    if (proposal.moves <= 0 && may_circle() && (is_settled(proposal.slot) || is_settled(proposal.other_slot))) {
+      return;
+    }
     proposal.moves = std::max(proposal.moves, index_t{1});
     proposal.worth = proposal.gain / proposal.moves;
     if (has_nodes_) {
@@ -409,6 +421,10 @@ private:
     *place = proposal;
     for (; place != shortlist_.begin() && place[-1].worth < place->worth; --place) { std::swap(place[-1], *place); }
   }
+  /// Where no moves are left, a change without moves leaves alone what was changed since the last one with moves, so
+  /// that no circle has no end.
+  [[nodiscard]] bool may_circle() const { return limits_.max_moves - map_->moves() < 2; }
+  [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
   /// Whether no rank of the slot's node held the expert at the start.
   [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
     auto const rank = slot != none ? map_->rank_of(slot) : none;
@@ -475,6 +491,8 @@ private:
   std::vector<change> candidates_;
   std::vector<index_t> changed_;
   std::vector<entry> journal_;
+  index_t era_ = 0;               ///< changes with moves so far
+  std::vector<index_t> settled_;  ///< [P] era in which the slot was last changed
 };
 
 }  // namespace detail
