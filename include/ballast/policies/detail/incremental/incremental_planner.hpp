@@ -104,8 +104,9 @@ private:
     auto const row = current.logical_of_slot(layer);
     start_row_.assign(row.begin(), row.end());
     map_.open(where_, start_row_, loads_);
+    auto result = rehome(map_, limits_at(0), layer);
     start_ = search_.level_of(map_);
-    return rehome(map_, limits_at(start_.mean), layer);
+    return result;
   }
   [[nodiscard]] bool has_budget() const noexcept { return limits_.budget >= 0; }
   [[nodiscard]] index_t budget() const noexcept {
@@ -418,7 +419,7 @@ private:
   relabeler relabeler_;
   layout_stress stress_;
   share_solver solver_;
-  typename move_search<Cost>::level start_{};
+  typename move_search<Cost>::level start_{};  ///< of the layer, experts of dead ranks at home
   replica_map map_;                 ///< the plan so far
   replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
   replica_map other_;               ///< one to compare it with
