@@ -420,19 +420,19 @@ private:
   layout_stress stress_;
   share_solver solver_;
   typename move_search<Cost>::level start_{};  ///< of the layer, experts of dead ranks at home
-  replica_map map_;                 ///< the plan so far
-  replica_map rehomed_;             ///< the layer as it was, experts of dead ranks at home
-  replica_map other_;               ///< one to compare it with
-  replica_map doubled_;             ///< the best plan so far with second copies on a rank
-  load_t doubled_max_ = 0;          ///< its busiest rank, or that of the layer as it was
-  replica_map before_;              ///< as `rehomed_`, while the plan is for optimal shares
-  replica_map best_;                ///< the best plan for optimal shares so far
-  load_t best_max_ = 0;             ///< its busiest rank
-  std::int64_t split_work_ = 0;     ///< left for the searches for it
-  std::vector<load_t> loads_;       ///< [E] load units
-  std::vector<load_t> tokens_;      ///< [E]
-  std::vector<index_t> start_row_;  ///< [P] of the placement in force
-  std::vector<index_t> row_;        ///< [P]
+  replica_map map_;                            ///< the plan so far
+  replica_map rehomed_;                        ///< the layer as it was, experts of dead ranks at home
+  replica_map other_;                          ///< one to compare it with
+  replica_map doubled_;                        ///< the best plan so far with second copies on a rank
+  load_t doubled_max_ = 0;                     ///< its busiest rank, or that of the layer as it was
+  replica_map before_;                         ///< as `rehomed_`, while the plan is for optimal shares
+  replica_map best_;                           ///< the best plan for optimal shares so far
+  load_t best_max_ = 0;                        ///< its busiest rank
+  std::int64_t split_work_ = 0;                ///< left for the searches for it
+  std::vector<load_t> loads_;                  ///< [E] load units
+  std::vector<load_t> tokens_;                 ///< [E]
+  std::vector<index_t> start_row_;             ///< [P] of the placement in force
+  std::vector<index_t> row_;                   ///< [P]
 };
 
 }  // namespace detail
