@@ -658,6 +658,11 @@ TEST_CASE("experts of a dead rank get a new home, dead ranks are not used, and w
       check_valid(where, made);
       CHECK(made.has_shares());
     }
+    for (auto const more : {0, 1, 6}) {
+      CAPTURE(more);
+      incremental_placement const policy{.max_moves_per_layer = slots + more};
+      check_valid(where, planned(policy, {loads, 1, 2, experts}, current, where));
+    }
     index_t homeless = 0;
     for (index_t expert = 0; expert < experts; ++expert) {
       auto const replicas = current.replicas_of(0, expert);

@@ -50,6 +50,9 @@ TEST_CASE("a layer that is taken over: copies, loads, what one copy more or less
   CHECK(map.slot_load(4) == 4);
   CHECK(slots_of(map, 1) == std::vector<index_t>{1, 3});
   CHECK(map.replicated().size() == 3);
+  CHECK(map.num_spare() == 6);
+  CHECK(map.is_doubled(0));
+  CHECK_FALSE(map.is_doubled(1));
   CHECK(map.moves() == 0);
   CHECK_FALSE(map.changed(0));
 }
@@ -63,6 +66,11 @@ TEST_CASE("an expert that is new on a rank is a move, and undone it is none") {
   CHECK(map.refund(2) == 1);
   CHECK(map.per_copy(0) == 12);  // one copy is left
   CHECK(map.per_copy(2) == 2);   // 8 / 3
+  CHECK(map.with_one_less(2) == 4);
+  CHECK(map.with_one_more(0) == 6);
+  CHECK(map.with_one_less(0) == 0);
+  CHECK(map.num_spare() == 5);
+  CHECK_FALSE(map.is_doubled(0));
   CHECK(map.rank_load(0) == 12 + 3 + 2);
   CHECK(map.rank_load(1) == 3 + 2 + 2);
   CHECK(map.changed(0));

@@ -44,7 +44,9 @@ struct layer_change {
   if (total <= max_moves) { return std::vector<unsigned char>(changes.size(), 1); }
   auto const bundle = total * count / most_steps + 1;
   auto const room = static_cast<std::size_t>(std::max(max_moves, std::int64_t{0}) / bundle);
-  auto const size = [&](std::size_t i) { return static_cast<std::size_t>((changes[i].moves + bundle - 1) / bundle); };
+  auto const size = [&changes, &bundle](std::size_t i) {
+    return static_cast<std::size_t>((changes[i].moves + bundle - 1) / bundle);
+  };
   // gain[r]: of the best choice among the changes from `i` on that needs at most r bundles.
   std::vector<load_t> gain(room + 1, 0);
   std::vector<unsigned char> is_made(changes.size() * (room + 1), 0);
@@ -80,7 +82,7 @@ inline void choose_layers(load_history_view history, placement const& current, t
   std::vector<load_t> on_rank(static_cast<std::size_t>(where.num_ranks()));
   share_solver solver;
   placement kept = current;
-  auto const busiest = [&](placement const& in, index_t layer) {
+  auto const busiest = [&where, &loads, &on_rank](placement const& in, index_t layer) {
     rank_loads(where, in, layer, loads, on_rank);
     return *std::max_element(on_rank.begin(), on_rank.end());
   };
@@ -89,7 +91,7 @@ inline void choose_layers(load_history_view history, placement const& current, t
     return std::none_of(replicas.begin(), replicas.end(),
                         [&where](index_t slot) { return where.is_live(where.rank_of_slot(slot)); });
   };
-  auto const must_move = [&](index_t layer) {
+  auto const must_move = [&where, &current, &is_cut_off](index_t layer) {
     if (where.num_live_ranks() == where.num_ranks()) { return false; }
     for (index_t expert = 0; expert < current.num_logical(); ++expert) {
       if (is_cut_off(layer, expert)) { return true; }

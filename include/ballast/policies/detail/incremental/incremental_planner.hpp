@@ -106,8 +106,9 @@ private:
     auto const row = current.logical_of_slot(layer);
     start_row_.assign(row.begin(), row.end());
     map_.open(where_, start_row_, loads_);
+    auto result = rehome(map_, limits_at(0), layer);
     start_ = search_.level_of(map_);
-    return rehome(map_, limits_at(start_.mean), layer);
+    return result;
   }
   [[nodiscard]] bool has_budget() const noexcept { return limits_.budget >= 0; }
   [[nodiscard]] index_t budget() const noexcept {
@@ -516,18 +517,18 @@ private:
   relabeler relabeler_;
   layout_stress stress_;
   share_solver solver_;
-  typename move_search<Cost>::level start_{};
-  replica_map map_;              ///< the plan so far
-  replica_map rehomed_;          ///< the layer as it was, experts of dead ranks at home
-  replica_map other_;            ///< one to compare it with
-  replica_map doubled_;          ///< the best plan so far with second copies on a rank
-  load_t doubled_max_ = 0;       ///< its busiest rank, or that of the layer as it was
-  replica_map before_;           ///< as `rehomed_`, while the plan is for optimal shares
-  replica_map best_;             ///< the best plan for optimal shares so far
-  bool is_split_along_ = false;  ///< plans for even shares on the way are candidates for it
-  replica_map walked_;           ///< one of them
-  replica_map ample_;            ///< the plan for optimal shares of the highest rung that is made afresh
-  load_t ample_max_ = 0;         ///< its busiest rank
+  typename move_search<Cost>::level start_{};  ///< of the layer, experts of dead ranks at home
+  replica_map map_;                            ///< the plan so far
+  replica_map rehomed_;                        ///< the layer as it was, experts of dead ranks at home
+  replica_map other_;                          ///< one to compare it with
+  replica_map doubled_;                        ///< the best plan so far with second copies on a rank
+  load_t doubled_max_ = 0;                     ///< its busiest rank, or that of the layer as it was
+  replica_map before_;                         ///< as `rehomed_`, while the plan is for optimal shares
+  replica_map best_;                           ///< the best plan for optimal shares so far
+  bool is_split_along_ = false;                ///< plans for even shares on the way are candidates for it
+  replica_map walked_;                         ///< one of them
+  replica_map ample_;                          ///< the plan for optimal shares of the highest rung that is made afresh
+  load_t ample_max_ = 0;                       ///< its busiest rank
   index_t ample_rung_ = 0;
   load_t best_max_ = 0;             ///< its busiest rank
   std::int64_t split_work_ = 0;     ///< left for the searches for it

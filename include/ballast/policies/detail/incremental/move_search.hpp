@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <span>
 #include <utility>
@@ -46,12 +47,14 @@ struct move_search_numbers {
   static constexpr load_t excess_unit = 1024;
   static constexpr load_t excess_of_retries[] = {12, 16, 32};
 
-  static constexpr load_t remote_discount = 32;          ///< 1 / 32 of its worth less for a move between nodes
-  static constexpr std::size_t few_ranks = 64;           ///< up to which a step tries the exchanges with all ranks
-  static constexpr index_t few_slots = 16;               ///< of a rank, up to which it does not pay to sort them
-  static constexpr std::size_t max_partners = 16;        ///< ranks whose exchanges a step tries, where there are more
-  static constexpr std::size_t most_spare = 128;         ///< slots that a step considers, where there are
-  static constexpr std::size_t spare_list_long = 4;      ///< times as many; else all of them
+  static constexpr load_t remote_discount = 32;      ///< 1 / 32 of its worth less for a move between nodes
+  static constexpr std::size_t few_ranks = 64;       ///< up to which a step tries the exchanges with all ranks
+  static constexpr index_t few_slots = 16;           ///< of a rank, up to which it does not pay to sort them
+  static constexpr std::size_t max_partners = 16;    ///< ranks whose exchanges a step tries, where there are more
+  static constexpr std::size_t most_spare = 128;     ///< slots that a step considers, where there are
+  static constexpr std::size_t spare_list_long = 4;  ///< times as many; else all of them
+  static constexpr load_t part_of_spare = 64;        ///< of the mean: so far the worth of the slots may fall at first
+  static constexpr std::size_t ranks_a_block = 16;   ///< whose costs are summed up together
   static constexpr std::size_t ranks_a_spare_step = 64;  ///< a list of spare slots serves 1 step more for so many ranks
 };
 
@@ -111,6 +114,9 @@ public:
     rank_cost_.resize(ranks);
     added_.assign(ranks, 0);
     may_be_local_.resize(ranks);
+    block_of_.resize(ranks);
+    for (std::size_t i = 0; i < live_ranks_.size(); ++i) { at(block_of_, live_ranks_[i]) = i / numbers::ranks_a_block; }
+    blocks_.resize((live_ranks_.size() + numbers::ranks_a_block - 1) / numbers::ranks_a_block);
   }
 
   /// Mean and largest rank cost of a map.
@@ -140,6 +146,7 @@ public:
     map_ = &map;
     limits_ = limits;
     work_ = limits.work;
+    has_listed_spare_ = false;
     settled_.assign(static_cast<std::size_t>(map.num_slots()), none);
     era_ = 0;
     journal_.clear();
@@ -154,6 +161,8 @@ public:
     std::fill(rank_cost_.begin(), rank_cost_.end(), mean_);
     sum_ = 0;
     stale_ = live_ranks_;
+    number_slots();
+    touched_.resize(static_cast<std::size_t>(map.num_slots()) * 2 + 2);
     descend();
     limits_.keeps_trail = false;
     bool const pays =
@@ -198,6 +207,7 @@ private:
   using numbers = move_search_numbers;
   static constexpr index_t none = replica_map::none;
   static constexpr unsigned char no = 0, yes = 1, maybe = 2;
+  static constexpr unsigned char is_unsorted = 0, is_outdated = 1, is_sorted = 2;
 
   struct entry {
     index_t slot;
@@ -235,6 +245,14 @@ private:
   [[nodiscard]] load_t excess(index_t rank) const { return std::max(at(rank_cost_, rank) - target_, load_t{0}); }
   [[nodiscard]] load_t excess_of(index_t rank, load_t load) const {
     return std::max(cost_(rank, load) - target_, load_t{0});
+  }
+
+  void number_slots() {
+    orders_.assign(static_cast<std::size_t>(map_->num_ranks()), is_unsorted);
+    if (by_load_.size() == static_cast<std::size_t>(map_->num_slots())) { return; }
+    by_load_.resize(static_cast<std::size_t>(map_->num_slots()));
+    auto const slots = static_cast<std::size_t>(map_->first_slot(1));
+    for (std::size_t slot = 0; slot < by_load_.size(); ++slot) { by_load_[slot].second = slot % slots; }
   }
 
   /// Make changes while there are any, and keep the best beginning of them.
@@ -340,19 +358,36 @@ private:
       auto const cost = cost_(rank, map_->rank_load(rank));
       sum_ += part_above_mean(cost) - part_above_mean(at(rank_cost_, rank));
       at(rank_cost_, rank) = cost;
+      blocks_[at(block_of_, rank)].is_stale = true;
     }
     stale_.clear();
-    auto const cost_of = [this](index_t rank) { return at(rank_cost_, rank); };
-    auto max = cost_of(live_ranks_.front());
-    auto min = max;
-    for (auto const rank : live_ranks_) {
-      max = std::max(max, cost_of(rank));
-      min = std::min(min, cost_of(rank));
+    auto hottest = blocks_.begin();
+    auto coldest = blocks_.begin();
+    for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
+      if (block->is_stale) { refresh(*block); }
+      if (block->max > hottest->max) { hottest = block; }
+      if (block->min < coldest->min) { coldest = block; }
     }
-    hot_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(),
-                         [&cost_of, &max](index_t rank) { return cost_of(rank) == max; });
-    cold_ = *std::find_if(live_ranks_.begin(), live_ranks_.end(),
-                          [&cost_of, &min](index_t rank) { return cost_of(rank) == min; });
+    hot_ = *std::ranges::find(ranks_of(*hottest), hottest->max, [this](index_t rank) { return at(rank_cost_, rank); });
+    cold_ = *std::ranges::find(ranks_of(*coldest), coldest->min, [this](index_t rank) { return at(rank_cost_, rank); });
+  }
+  /// Neighbours among the live ranks, and their costs.
+  struct rank_block {
+    load_t min = 0;
+    load_t max = 0;
+    bool is_stale = true;
+  };
+  [[nodiscard]] std::span<index_t const> ranks_of(rank_block const& of) const {
+    auto const first = static_cast<std::size_t>(&of - blocks_.data()) * numbers::ranks_a_block;
+    return std::span{live_ranks_}.subspan(first, std::min(numbers::ranks_a_block, live_ranks_.size() - first));
+  }
+  void refresh(rank_block& of) {
+    auto const ranks = ranks_of(of);
+    of = {at(rank_cost_, ranks.front()), at(rank_cost_, ranks.front()), false};
+    for (auto const rank : ranks) {
+      of.max = std::max(of.max, at(rank_cost_, rank));
+      of.min = std::min(of.min, at(rank_cost_, rank));
+    }
   }
   [[nodiscard]] load_t part_above_mean(load_t cost) const {
     return std::max(cost - mean_, load_t{0}) / numbers::margin_of_excess[1];
@@ -409,9 +444,13 @@ private:
     }
     if (free_.slot != none) { return; }
     auto partners = live_ranks_.size() <= numbers::few_ranks ? numbers::few_ranks : numbers::max_partners;
-    for (auto rank = live_ranks_.begin(); rank != live_ranks_.end() && partners > 0; ++rank) {
-      bool const has_room = target_ - at(rank_cost_, *rank) > paid_.worth;
-      if (has_room && *rank != cold_ && look_at_exchanges(*rank)) { --partners; }
+    for (auto const& block : blocks_) {
+      if (excess(hot_) <= paid_.worth) { return; }
+      if (target_ - block.min <= paid_.worth) { continue; }
+      for (auto const rank : ranks_of(block)) {
+        bool const has_room = target_ - at(rank_cost_, rank) > paid_.worth;
+        if (has_room && rank != cold_ && look_at_exchanges(rank) && --partners == 0) { return; }
+      }
     }
   }
   /// Keep a change if it is the best so far.
@@ -430,6 +469,8 @@ private:
     }
     if (proposal.worth > best.worth) { best = proposal; }
   }
+  /// Whether a change with such a gain may be the best so far, if it takes few moves.
+  [[nodiscard]] bool is_of_use(load_t gain) const { return gain > std::min(free_.worth, paid_.worth); }
   /// Whether no rank of the slot's node held the expert at the start.
   [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
     auto const rank = slot != none ? map_->rank_of(slot) : none;
@@ -438,39 +479,82 @@ private:
   /// A change without moves leaves alone what was changed since the last one with moves, so that no circle has no end.
   [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
 
-  /// List the slots whose expert has another copy.
+  /// List the slots whose expert has another copy; of very many those where most load fits at least cost.
   void find_spare() {
-    spare_.clear();
     spare_age_ = static_cast<index_t>(live_ranks_.size() / numbers::ranks_a_spare_step);
+    auto const count = static_cast<std::size_t>(map_->num_spare());
+    if (all_spare_.size() < count) { all_spare_.resize(count); }
+    if (count <= numbers::spare_list_long * numbers::most_spare) {
+      list_spare([](index_t) { return true; });
+      return;
+    }
+    // What the last one of the list was worth the last time, the last one is worth about now.
+    auto const least = least_spare_ - spare_margin_;
+    if (has_listed_spare_) {
+      list_spare([this, &least](index_t expert) { return may_be_spare(expert, least); });
+    }
+    if (!has_listed_spare_ || !keep_best_spare(least)) {
+      list_spare([](index_t) { return true; });
+      static_cast<void>(keep_best_spare(std::numeric_limits<load_t>::min()));
+    }
+    auto const fell_by = least + spare_margin_ - least_spare_;
+    spare_margin_ = has_listed_spare_ ? std::max(2 * fell_by, spare_margin_ / 2) : mean_ / numbers::part_of_spare;
+    has_listed_spare_ = true;
+  }
+  template <class MayBe>
+  void list_spare(MayBe may_be) {
+    std::size_t count = 0;
     for (auto const expert : map_->replicated()) {
-      if (map_->copies(expert) < 2) { continue; }
-      auto const more = map_->with_one_less(expert) - map_->per_copy(expert);
-      auto const first = spare_.size();
+      if (map_->copies(expert) < 2 || !may_be(expert)) { continue; }
+      auto const less = map_->per_copy(expert);
+      auto const more = map_->with_one_less(expert) - less;
+      bool const is_doubled = map_->is_doubled(expert);
+      auto const first = count;
       load_t rises = 0;
       map_->for_each_copy(expert, [this, &more, &expert, &rises](index_t slot) {
         auto const rank = map_->rank_of(slot);
-        auto const rise = excess_of(rank, map_->rank_load(rank) + more) - excess(rank);
-        auto const others_here = load_t{map_->copies_on(rank, expert)} - 1;
+        auto const here = excess(rank);
+        auto const rise = excess_of(rank, map_->rank_load(rank) + more) - here;
+        auto const others_here = is_doubled ? load_t{map_->copies_on(rank, expert)} - 1 : 0;
         rises += rise;
-        spare_.push_back({excess(rank) + rise * (1 + others_here),
-                          map_->rank_load(rank) - map_->per_copy(expert) + others_here * more, slot, rank,
-                          map_->refund(slot)});
+        all_spare_[count++] = {here + rise * (1 + others_here), map_->rank_load(rank) - less + others_here * more, slot,
+                               rank, map_->refund(slot)};
       });
-      for (auto i = first; i < spare_.size(); ++i) { spare_[i].gain -= rises; }
+      for (auto i = first; i < count; ++i) { all_spare_[i].gain -= rises; }
     }
-    keep_best_spare();
+    spare_ = std::span{all_spare_}.first(count);
+  }
+  /// Whether some slot of an expert may have so much room above what emptying it costs.
+  [[nodiscard]] bool may_be_spare(index_t expert, load_t least) const {
+    if (!cost_is_load<Cost>) { return true; }
+    auto const less = map_->per_copy(expert);
+    if (less - std::min(at(rank_cost_, cold_), target_) < least) { return false; }
+    auto const more = map_->with_one_less(expert) - less;
+    load_t rises = 0;
+    auto best = std::numeric_limits<load_t>::min();
+    map_->for_each_copy(expert, [this, &more, &rises, &best, target = target_](index_t slot) {
+      auto const cost = at(rank_cost_, map_->rank_of(slot));
+      auto const would_be_above = std::max(cost + more - target, load_t{0});
+      rises += would_be_above - std::max(cost - target, load_t{0});
+      best = std::max(best, would_be_above - cost);
+    });
+    return best - rises + less >= least;
   }
   /// Of a long list, the slots where most load fits at least cost are enough.
-  void keep_best_spare() {
-    if (spare_.size() <= numbers::spare_list_long * numbers::most_spare) { return; }
-    auto const middle = spare_.begin() + static_cast<std::ptrdiff_t>(numbers::most_spare);
+  /// @return whether there are so many with so much.
+  [[nodiscard]] bool keep_best_spare(load_t least) {
+    if (spare_.size() < numbers::most_spare) { return false; }
+    auto const last = spare_.begin() + static_cast<std::ptrdiff_t>(numbers::most_spare - 1);
     auto const is_better = [](spare_slot const& a, spare_slot const& b) {
       auto const difference = (a.gain - a.room) - (b.gain - b.room);
       return difference != 0 ? difference > 0 : a.slot < b.slot;
     };
-    std::nth_element(spare_.begin(), middle, spare_.end(), is_better);
-    spare_.erase(middle, spare_.end());
+    std::nth_element(spare_.begin(), last, spare_.end(), is_better);
+    if (last->gain - last->room < least) { return false; }
+    spare_ = spare_.first(numbers::most_spare);
+    least_spare_ = last->gain - last->room;
     std::sort(spare_.begin(), spare_.end(), is_better);
+    return true;
   }
   /// Find an expert of the costliest rank that is nowhere else: a second copy of it there is a way to empty a slot.
   void find_filler() {
@@ -551,11 +635,13 @@ private:
     auto const rank = map_->rank_of(into);
     if (!limits_.may_double && map_->holds(rank, expert)) { return; }
     auto const less = map_->with_one_more(expert) - map_->per_copy(expert);
-    touched_.clear();
+    num_touched_ = 0;
     map_->for_each_copy(expert, [this, &less](index_t slot) { add(map_->rank_of(slot), less); });
     add(rank, map_->with_one_more(expert));
     add_removal(into);
-    propose(gain_of_added(), map_->arrival(rank, expert) - map_->refund(into), {0, into, expert, none, none});
+    auto const gain = gain_of_added();
+    if (!is_of_use(gain)) { return; }
+    propose(gain, map_->arrival(rank, expert) - map_->refund(into), {0, into, expert, none, none});
   }
 
   /// An expert of the costliest rank leaves for the slot, a second copy of another one takes its place.
@@ -575,11 +661,13 @@ private:
   void look_at_departure(index_t slot, spare_slot const& spare) {
     auto const expert = map_->expert(slot);
     if (expert == filler_ || map_->holds(spare.rank, expert) || map_->copies(map_->expert(spare.slot)) < 2) { return; }
-    touched_.clear();
+    num_touched_ = 0;
     add(spare.rank, map_->slot_load(slot));
     add(hot_, -map_->slot_load(slot));
     add_removal(spare.slot);
-    propose(gain_of_added(), map_->arrival(spare.rank, expert) - map_->refund(spare.slot) - map_->refund(slot),
+    auto const gain = gain_of_added();
+    if (!is_of_use(gain)) { return; }
+    propose(gain, map_->arrival(spare.rank, expert) - map_->refund(spare.slot) - map_->refund(slot),
             {0, spare.slot, expert, slot, filler_});
   }
 
@@ -630,36 +718,84 @@ private:
     look_at_exchange(map_->first_slot(hot_) + static_cast<index_t>(i),
                      map_->first_slot(rank) + static_cast<index_t>(k));
   }
+  /// Slots of another rank, the lightest first; they are walked through once for all slots of the costliest rank, in
+  /// the same order.
+  struct window {
+    std::span<loaded_slot const> slots;
+
+    /// Whether the exchange of a load for one of them may be worth more.
+    [[nodiscard]] bool has(exchanges const& of, load_t load, load_t worth) noexcept {
+      if (cost_is_load<Cost>) { skip_below(load - of.reach + worth + 1); }
+      return !slots.empty() && slots.front().first < load - worth;
+    }
+    void skip_below(load_t load) noexcept {
+      while (!slots.empty() && slots.front().first < load) { slots = slots.subspan(1); }
+    }
+  };
+  /// `[S]` loads and numbers of a rank's slots, the lightest first.
+  [[nodiscard]] std::span<loaded_slot const> slots_by_load(index_t rank) {
+    auto const loads = map_->slot_loads(rank);
+    auto const slots = std::span{by_load_}.subspan(static_cast<std::size_t>(map_->first_slot(rank)), loads.size());
+    auto& order = at(orders_, rank);
+    if (order == is_sorted) { return slots; }
+    for (auto& [load, slot] : slots) { load = loads[slot]; }
+    if (order == is_outdated) {
+      sort_again(slots);
+    } else {
+      std::sort(slots.begin(), slots.end());
+    }
+    order = is_sorted;
+    return slots;
+  }
+  /// Sort what is nearly sorted.
+  static void sort_again(std::span<loaded_slot> slots) {
+    for (std::size_t i = 1; i < slots.size(); ++i) {
+      auto const one = slots[i];
+      auto k = i;
+      for (; k > 0 && one < slots[k - 1]; --k) { slots[k] = slots[k - 1]; }
+      slots[k] = one;
+    }
+  }
   /// Of many slots, those whose loads differ by too little or too much for any use are not even looked at. The pair
   /// that promises most comes first, so that few others are worth a look.
   void look_at_sorted_exchanges(exchanges const& of) {
-    auto const mine = map_->slot_loads(hot_);
-    auto const theirs = map_->slot_loads(of.rank);
-    by_load_.clear();
+    auto const theirs = slots_by_load(of.rank);
     cheap_by_load_.clear();
-    for (std::size_t k = 0; k < theirs.size(); ++k) {
-      by_load_.push_back({theirs[k], k});
-      if (of.some_cheap && other_discount_[k] != 0) { cheap_by_load_.push_back({theirs[k], k}); }
+    if (of.some_cheap) {
+      std::copy_if(theirs.begin(), theirs.end(), std::back_inserter(cheap_by_load_),
+                   [this](loaded_slot const& one) { return other_discount_[one.second] != 0; });
     }
-    std::sort(by_load_.begin(), by_load_.end());
-    std::sort(cheap_by_load_.begin(), cheap_by_load_.end());
-    auto const is_cheap = [this, &of](std::size_t i) { return of.some_cheap && discount_[i] != 0; };
-    promise best;
-    for (std::size_t i = 0; i < mine.size(); ++i) {
-      best = most_promising(of, by_load_, i, mine[i], is_cheap(i) ? 1 : 2, best);
-      best = most_promising(of, cheap_by_load_, i, mine[i], 1, best);
-    }
+    auto const best = most_promising(of, theirs);
     if (best.worth > 0) { look_at_pair(of.rank, best.i, best.k); }
+    find_rows(of, theirs);
+    auto const mine = map_->slot_loads(hot_);
     for (std::size_t i = 0; i < mine.size(); ++i) {
-      look_at_those_above(of, by_load_, i, mine[i], is_cheap(i) ? 1 : 2, paid_);
-      look_at_those_above(of, cheap_by_load_, i, mine[i], 1, is_cheap(i) ? free_ : paid_);
+      if (!rows_[i]) { continue; }
+      look_at_those_above(of, theirs, i, mine[i], is_cheap(of, i) ? 1 : 2, paid_);
+      look_at_those_above(of, cheap_by_load_, i, mine[i], 1, is_cheap(of, i) ? free_ : paid_);
+    }
+  }
+  [[nodiscard]] bool is_cheap(exchanges const& of, std::size_t i) const { return of.some_cheap && discount_[i] != 0; }
+  /// Find the slots of the costliest rank for which some exchange may be worth more.
+  void find_rows(exchanges const& of, std::span<loaded_slot const> theirs) {
+    rows_.resize(theirs.size());
+    window full[] = {{theirs}, {theirs}};  // for one move, and for two
+    window cheap[] = {{cheap_by_load_}, {cheap_by_load_}};
+    for (auto const& [load, i] : slots_by_load(hot_)) {
+      bool const one = is_cheap(of, i);
+      auto const worth = paid_.worth * (one ? 1 : 2);
+      auto const worth_of_cheap = one ? free_.worth : paid_.worth;
+      rows_[i] = (of.most > worth && full[one].has(of, load, worth)) ||
+                 (of.most > worth_of_cheap && cheap[one].has(of, load, worth_of_cheap));
     }
   }
   /// Look at the exchanges of a slot that may be better than the best so far, taking so many moves each.
-  void look_at_those_above(exchanges const& of, std::vector<loaded_slot> const& slots, std::size_t i, load_t load,
+  void look_at_those_above(exchanges const& of, std::span<loaded_slot const> slots, std::size_t i, load_t load,
                            load_t moves, change const& best) {
     if (of.most <= best.worth * moves) { return; }
-    auto k = cost_is_load<Cost> ? first_from(slots, load - of.reach + best.worth * moves) : slots.begin();
+    auto k = cost_is_load<Cost>
+                 ? std::lower_bound(slots.begin(), slots.end(), loaded_slot{load - of.reach + best.worth * moves, 0})
+                 : slots.begin();
     for (; k != slots.end() && k->first < load - best.worth * moves; ++k) {
       if (of.most_gain(load - k->first) > best.worth * moves) { look_at_pair(of.rank, i, k->second); }
     }
@@ -670,21 +806,34 @@ private:
     std::size_t i = 0;  ///< of the costliest rank
     std::size_t k = 0;  ///< of the other one
   };
-  [[nodiscard]] static auto first_from(std::vector<loaded_slot> const& slots, load_t load) {
-    return std::lower_bound(slots.begin(), slots.end(), loaded_slot{load, 0});
-  }
-  /// The slot whose exchange for one of the costliest rank's promises most, or the best so far.
-  [[nodiscard]] static promise most_promising(exchanges const& of, std::vector<loaded_slot> const& slots, std::size_t i,
-                                              load_t load, load_t moves, promise best) {
-    if (best.worth >= of.most / moves) { return best; }
-    auto k = first_from(slots, load - of.reach / 2);
-    if (k != slots.begin()) { --k; }
-    for (int tries = 2; tries > 0 && k != slots.end(); --tries, ++k) {
-      auto const worth = of.most_gain(load - k->first) / moves;
-      if (worth > best.worth) { best = {worth, i, k->second}; }
+  /// The exchange that promises most, of the first slot where several do.
+  [[nodiscard]] promise most_promising(exchanges const& of, std::span<loaded_slot const> theirs) {
+    nearest full{theirs};
+    nearest cheap{cheap_by_load_};
+    promise best;
+    for (auto const& [load, i] : slots_by_load(hot_)) {
+      promise row{0, i, 0};
+      full.improve(row, of, load, is_cheap(of, i) ? 1 : 2);
+      cheap.improve(row, of, load, 1);
+      if (row.worth > best.worth || (row.worth == best.worth && row.i < best.i)) { best = row; }
     }
     return best;
   }
+  /// Slots of another rank, the lightest first, walked through as a `window`.
+  struct nearest {
+    std::span<loaded_slot const> slots;
+    std::size_t next = 0;
+
+    /// Look at the two between which the exchange of a load promises most.
+    void improve(promise& row, exchanges const& of, load_t load, load_t moves) noexcept {
+      while (next < slots.size() && slots[next].first < load - of.reach / 2) { ++next; }
+      auto const first = next > 0 ? next - 1 : 0;
+      for (auto k = first; k < std::min(first + 2, slots.size()); ++k) {
+        auto const worth = of.most_gain(load - slots[k].first) / moves;
+        if (worth > row.worth) { row = {worth, row.i, slots[k].second}; }
+      }
+    }
+  };
   /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
   /// @return whether any can.
   [[nodiscard]] bool find_discounts(index_t rank) {
@@ -714,6 +863,7 @@ private:
     auto const difference = map_->slot_load(slot) - map_->slot_load(other);
     auto const gain = excess(hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
                       excess_of(rank, map_->rank_load(rank) + difference);
+    if (!is_of_use(gain)) { return; }
     auto const moves =
         map_->arrival(rank, given) + map_->arrival(hot_, taken) - map_->refund(slot) - map_->refund(other);
     propose(gain, moves, {0, slot, taken, other, given});
@@ -723,7 +873,7 @@ private:
 
   void add(index_t rank, load_t load) {
     // A rank may be listed twice; it then counts once, because `added_` is cleared when it is read.
-    touched_.push_back(rank);
+    touched_[num_touched_++] = rank;
     at(added_, rank) += load;
   }
   /// The expert of a slot leaves it; its other copies take its load.
@@ -737,7 +887,8 @@ private:
   [[nodiscard]] load_t gain_of_added() {
     --work_;
     load_t gain = 0;
-    for (auto const rank : touched_) {
+    for (std::size_t i = 0; i < num_touched_; ++i) {
+      auto const rank = touched_[i];
       gain += excess(rank) - excess_of(rank, map_->rank_load(rank) + at(added_, rank));
       at(added_, rank) = 0;
     }
@@ -753,7 +904,11 @@ private:
     replace(slot, expert);
   }
   void replace(index_t slot, index_t expert) {
-    auto const note = [this](index_t copy) { stale_.push_back(map_->rank_of(copy)); };
+    auto const note = [this](index_t copy) {
+      auto const rank = map_->rank_of(copy);
+      stale_.push_back(rank);
+      at(orders_, rank) = std::min(at(orders_, rank), is_outdated);
+    };
     map_->for_each_copy(map_->expert(slot), note);
     map_->assign(slot, expert);
     map_->for_each_copy(expert, note);
@@ -786,17 +941,27 @@ private:
   change paid_;  ///< best change with moves
   milestone best_{};
   std::vector<index_t> live_ranks_;
-  std::vector<load_t> rank_cost_;            ///< [R]
-  std::vector<index_t> stale_;               ///< ranks whose cost has to be looked up again
-  std::vector<load_t> added_;                ///< [R] load that a candidate adds
-  std::vector<index_t> touched_;             ///< ranks that a candidate changes
+  std::vector<load_t> rank_cost_;      ///< [R]
+  std::vector<rank_block> blocks_;     ///< of live ranks
+  std::vector<std::size_t> block_of_;  ///< [R] index into it
+  std::vector<index_t> stale_;         ///< ranks whose cost has to be looked up again
+  std::vector<load_t> added_;          ///< [R] load that a candidate adds
+  std::vector<index_t> touched_;       ///< ranks that a candidate changes, the first `num_touched_`
+  std::size_t num_touched_ = 0;
   std::vector<unsigned char> may_be_local_;  ///< [R] holds an expert of which a further copy helps
   std::vector<wanted_copy> relief_;
   index_t spare_age_ = 0;  ///< steps for which the list below may still serve; a long one is a guide for many
-  std::vector<spare_slot> spare_;
-  std::vector<loaded_slot> by_load_;        ///< [S] slots of another rank, the lightest first
-  std::vector<loaded_slot> cheap_by_load_;  ///< those of them that can take part in an exchange of less than two moves
-  std::vector<unsigned char> discount_;     ///< [S] of the costliest rank
+  std::span<spare_slot> spare_;
+  std::vector<spare_slot> all_spare_;  ///< whose beginning that list is
+  bool has_listed_spare_ = false;      ///< a long one, since the search began
+  load_t spare_margin_ = 0;            ///< by which the next one may be worth less
+  load_t least_spare_ = 0;             ///< room above cost of the last one when a long list was made last
+  std::vector<loaded_slot> by_load_;   ///< [R, S] slots of each rank, the lightest first
+  std::vector<unsigned char> orders_;  ///< [R] whether they are sorted
+  std::vector<loaded_slot>
+      cheap_by_load_;                    ///< those of a rank that can take part in an exchange of less than two moves
+  std::vector<unsigned char> rows_;      ///< [S] of the costliest rank, worth a look for the exchanges at hand
+  std::vector<unsigned char> discount_;  ///< [S] of the costliest rank
   std::vector<unsigned char> other_discount_;  ///< [S]
   std::vector<entry> journal_;
   std::vector<assignment> trail_;

@@ -54,13 +54,14 @@ public:
         if (!where.is_live(rank)) { continue; }
         auto const expert = logical_of_slot[static_cast<std::size_t>(slot)];
         at(start_, slot) = expert;
-        at(expert_, slot) = expert;
-        join_ring(slot);
+        join_ring(slot, expert);
         presence_[cell(rank, expert)] |= 1U;
         if (ranks_per_node_ > 0) { held_in_node_[cell(rank / ranks_per_node_, expert)] = 1; }
       }
     }
     for (auto& expert : experts_) { expert.split(); }
+    num_spare_ = 0;
+    for (auto const& expert : experts_) { num_spare_ += expert.copies > 1 ? expert.copies : 0; }
     replicated_.clear();
     for (std::size_t e = 0; e < loads.size(); ++e) {
       if (experts_[e].copies > 1) { replicated_.push_back(static_cast<index_t>(e)); }
@@ -97,6 +98,8 @@ public:
   [[nodiscard]] load_t with_one_more(index_t expert) const { return at(experts_, expert).with_one_more; }
   [[nodiscard]] load_t with_one_less(index_t expert) const { return at(experts_, expert).with_one_less; }
 
+  /// Copies of experts that have another one.
+  [[nodiscard]] index_t num_spare() const noexcept { return num_spare_; }
   /// Every expert with more than one copy, and some that had more once.
   [[nodiscard]] std::span<index_t const> replicated() const noexcept { return replicated_; }
 
@@ -110,6 +113,8 @@ public:
       slot = at(next_, slot);
     } while (slot != head);
   }
+  /// Whether some rank has more than one copy of an expert.
+  [[nodiscard]] bool is_doubled(index_t expert) const { return at(experts_, expert).doubles > 0; }
   /// Copies of an expert on one rank.
   [[nodiscard]] index_t copies_on(index_t rank, index_t expert) const {
     return static_cast<index_t>(presence(rank, expert) >> 1);
@@ -150,7 +155,10 @@ public:
   /// 1 if putting the expert on the rank is a move.
   [[nodiscard]] index_t arrival(index_t rank, index_t expert) const { return presence(rank, expert) == 0 ? 1 : 0; }
   /// 1 if taking the slot's expert away undoes a move.
-  [[nodiscard]] index_t refund(index_t slot) const { return presence(rank_of(slot), expert(slot)) == 2 ? 1 : 0; }
+  [[nodiscard]] index_t refund(index_t slot) const {
+    auto const number = expert(slot);
+    return number != expert_before(slot) && presence(rank_of(slot), number) == 2 ? 1 : 0;
+  }
 
   /// Put another expert into a slot. @pre the slot is live
   void assign(index_t slot, index_t expert) {
@@ -158,8 +166,7 @@ public:
     count_arrival(rank, at(expert_, slot), -refund(slot));
     unlink(slot);
     count_arrival(rank, expert, arrival(rank, expert));
-    at(expert_, slot) = expert;
-    link(slot);
+    link(slot, expert);
     at(changed_, rank) = 1;
   }
 
@@ -170,12 +177,24 @@ private:
     load_t with_one_more = 0;
     load_t with_one_less = 0;
     index_t copies = 0;
+    index_t doubles = 0;  ///< of them, on ranks that have one already
     index_t head = none;
     bool was_replicated = false;
 
     void split() noexcept {
       per_copy = copies > 0 ? load / copies : 0;
       with_one_more = load / (copies + 1);
+      with_one_less = copies > 1 ? load / (copies - 1) : 0;
+    }
+    /// The same after a copy more or less.
+    void split_further() noexcept {
+      with_one_less = per_copy;
+      per_copy = with_one_more;
+      with_one_more = load / (copies + 1);
+    }
+    void split_less() noexcept {
+      with_one_more = per_copy;
+      per_copy = with_one_less;
       with_one_less = copies > 1 ? load / (copies - 1) : 0;
     }
   };
@@ -194,13 +213,12 @@ private:
     at(rank_load_, rank_of(slot)) += load - at(slot_load_, slot);
     at(slot_load_, slot) = load;
   }
-  /// Split the load of an expert anew after a change of its copies.
-  void split(index_t expert) {
-    at(experts_, expert).split();
+  /// Give the copies of an expert what each of them carries by now.
+  void spread(index_t expert) {
     for_each_copy(expert, [this, &expert](index_t slot) { set_slot_load(slot, per_copy(expert)); });
   }
-  void join_ring(index_t slot) {
-    auto& expert = at(experts_, at(expert_, slot));
+  void join_ring(index_t slot, index_t number) {
+    auto& expert = at(experts_, number);
     if (expert.head == none) {
       expert.head = at(next_, slot) = at(before_, slot) = slot;
     } else {
@@ -211,26 +229,35 @@ private:
       at(before_, expert.head) = slot;
     }
     ++expert.copies;
+    expert.doubles += holds(rank_of(slot), number) ? 1 : 0;
+    at(expert_, slot) = number;
     add_presence(slot, 2);
   }
   void add_presence(index_t slot, int amount) {
     auto& presence = presence_[cell(rank_of(slot), expert(slot))];
     presence = static_cast<std::uint16_t>(presence + amount);
   }
-  void link(index_t slot) {
-    join_ring(slot);
-    split(at(expert_, slot));
-    auto& expert = at(experts_, at(expert_, slot));
+  void link(index_t slot, index_t number) {
+    join_ring(slot, number);
+    auto& expert = at(experts_, number);
+    expert.split_further();
+    spread(number);
+    num_spare_ += expert.copies > 2 ? 1 : expert.copies == 2 ? 2 : 0;
     if (expert.copies > 1 && !expert.was_replicated) {
       expert.was_replicated = true;
-      replicated_.push_back(at(expert_, slot));
+      replicated_.push_back(number);
     }
   }
   void unlink(index_t slot) {
-    auto& expert = at(experts_, at(expert_, slot));
+    auto const number = at(expert_, slot);
+    auto& expert = at(experts_, number);
     set_slot_load(slot, 0);
     add_presence(slot, -2);
+    at(expert_, slot) = none;
+    expert.doubles -= holds(rank_of(slot), number) ? 1 : 0;
+    num_spare_ -= expert.copies > 2 ? 1 : expert.copies == 2 ? 2 : 0;
     --expert.copies;
+    expert.split_less();
     if (expert.copies == 0) {
       expert.head = none;
       return;
@@ -238,12 +265,13 @@ private:
     at(next_, at(before_, slot)) = at(next_, slot);
     at(before_, at(next_, slot)) = at(before_, slot);
     if (expert.head == slot) { expert.head = at(next_, slot); }
-    split(at(expert_, slot));
+    spread(number);
   }
 
   index_t slots_per_rank_ = 1;
   index_t ranks_per_node_ = 0;  ///< 0 with a single node
   index_t moves_ = 0;
+  index_t num_spare_ = 0;
   std::vector<index_t> start_;     ///< [P] the map at the start
   std::vector<index_t> expert_;    ///< [P] the map now
   std::vector<index_t> next_;      ///< [P] ring of the slots that hold the same expert
