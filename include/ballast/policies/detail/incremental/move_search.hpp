@@ -511,7 +511,7 @@ private:
       bool const is_doubled = map_->is_doubled(expert);
       auto const first = count;
       load_t rises = 0;
-      map_->for_each_copy(expert, [this, &more, &expert, &rises](index_t slot) {
+      map_->for_each_copy(expert, [this, &more, &less, &expert, &is_doubled, &rises, &count](index_t slot) {
         auto const rank = map_->rank_of(slot);
         auto const here = excess(rank);
         auto const rise = excess_of(rank, map_->rank_load(rank) + more) - here;
