@@ -10,8 +10,6 @@ namespace engine {
 
 using bf16 = __nv_bfloat16;
 
-/// Most ranks that exchange rows.
-inline constexpr int most_ranks = 64;
 /// Width of queries, keys and values.
 inline constexpr int attention_width = 128;
 
@@ -33,7 +31,7 @@ struct mailbox {
   bf16* results = nullptr;                ///< [capacity, D]
 };
 
-/// A token of the pass chooses too little or too much.
+/// Why what comes out of a pass must not be used.
 enum class trouble : std::uint32_t {
   none = 0,
   late = 1,     ///< a peer's rows did not come; the low half says whose
@@ -76,7 +74,7 @@ struct pass_view {
   std::uint32_t* begins = nullptr;       ///< [ids_a_rank + 1] where a slot's rows begin in the mailbox
   std::uint64_t* work = nullptr;         ///< [L]
   unsigned long long* chosen = nullptr;  ///< [L, E] or null
-  std::uint32_t* failed = nullptr;       ///< a `trouble` and what it is about
+  std::uint32_t* failed = nullptr;       ///< a `trouble` in the high half, and what it is about
 };
 
 }  // namespace engine
