@@ -64,7 +64,9 @@ private:
   void list_messages(ballast::matrix_view<index_t const> rows, std::size_t row_bytes, std::byte* arrived) {
     auto const me = rank();
     auto const ranks = num_ranks();
-    auto const bytes = [&](index_t from, index_t to) { return static_cast<std::size_t>(rows(from, to)) * row_bytes; };
+    auto const bytes = [&rows, &row_bytes](index_t from, index_t to) {
+      return static_cast<std::size_t>(rows(from, to)) * row_bytes;
+    };
     auto* leaving = reinterpret_cast<std::byte*>(outbox_.data());
     sends_.clear();
     receives_.clear();

@@ -39,7 +39,7 @@ struct traffic_options {
 [[nodiscard]] inline std::vector<request> make_requests(traffic_options const& options) {
   constexpr index_t period = 16, busy = 12;
   generator random{options.seed};
-  auto const between = [&](index_t least, index_t most) {
+  auto const between = [&random](index_t least, index_t most) {
     return least + static_cast<index_t>(random.below(static_cast<std::uint64_t>(most - least) + 1));
   };
   std::vector<request> made;

@@ -37,7 +37,7 @@ public:
 
   /// As from a checkpoint, in the stream's order. @param slot  of this rank
   void load(index_t layer, index_t slot, index_t expert, cudaStream_t stream) {
-    auto const seed = [&](std::uint64_t tensor) {
+    auto const seed = [&layer, &expert](std::uint64_t tensor) {
       return ballast::digest{}.add(tensor).add(layer).add(expert).value();
     };
     auto const at = static_cast<std::size_t>(slot);
