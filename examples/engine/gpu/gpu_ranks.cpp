@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <deque>
 #include <exception>
 #include <utility>
@@ -26,6 +27,9 @@ namespace {
 using ballast::in_process_endpoint;
 
 void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
+
+/// Ranks wait for each other, and must not stand in one queue. @pre CUDA has not been used yet
+void ask_for_queues() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
 
 [[nodiscard]] int count_cards(int wanted) {
   int found = 0;
@@ -97,6 +101,7 @@ private:
 
 std::vector<std::uint64_t> prove_batch_invariance_on_card(settings const& how, std::span<routing_skew const> skews,
                                                           std::span<request const> requests) {
+  ask_for_queues();
   auto const model = make_device_model(how.shape, skews);
   auto const tokens = how.schedule.tokens_a_rank;
   auto const first = serve_alone_on_card(model, requests, {1, tokens, 1}, how.timeout);
@@ -111,6 +116,7 @@ std::vector<std::uint64_t> prove_batch_invariance_on_card(settings const& how, s
 }
 
 void run_on_gpus(settings const& how, std::span<routing_skew const> skews, rank_function const& body) {
+  ask_for_queues();
   auto const ranks = how.where.num_ranks();
   auto const cards = std::min(count_cards(how.cards), static_cast<int>(ranks));
   enable_peer_access(cards);
