@@ -43,8 +43,8 @@
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel.hpp>
 #include <ballast/policies/relabel_scope.hpp>
-#include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/batch_counters.hpp>
+#include <ballast/runtime/host_store.hpp>
 #include <ballast/runtime/observer.hpp>
 #include <ballast/runtime/optional_parts.hpp>
 #include <ballast/runtime/plan_executor.hpp>

@@ -5,8 +5,10 @@
 #include <mpi.h>
 
 inline int mixed(int one) {
+  // clang-format off
   return [&,
           two = one] { return one + two; }();
+  // clang-format on
 }
 
 #endif
