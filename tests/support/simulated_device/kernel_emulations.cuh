@@ -12,6 +12,7 @@
 #include "support/simulated_device/simulated_device.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -47,6 +48,11 @@ inline void emulate_fold(kernel_actions& actions, dim3 /*blocks*/, dim3 /*thread
   });
 }
 
+/// Streams run at the same time here as on a device.
+inline void add_atomically(std::uint32_t& to, std::uint32_t more) {
+  std::atomic_ref{to}.fetch_add(more, std::memory_order_relaxed);
+}
+
 /// `record` of ids that no histogram is worth.
 template <class Id, class Physical>
 void emulate_record(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/,
@@ -59,7 +65,7 @@ void emulate_record(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/,
     if (*a.record.gate == 0) { return; }
     for (std::uint32_t i = 0; i < a.num_ids; ++i) {
       auto const id = a.input.ids[i];
-      if (id >= 0 && id < a.record.num_logical) { ++row[id]; }
+      if (id >= 0 && id < a.record.num_logical) { add_atomically(row[id], 1); }
     }
   });
 }
@@ -100,7 +106,7 @@ void emulate_arrivals(kernel_actions& actions, dim3 /*blocks*/, dim3 /*threads*/
     for (ballast::index_t slot = 0; slot < slots; ++slot) {
       auto const expert = map[slot];
       if (expert < 0 || expert >= counters.num_logical || from.values[slot] <= 0) { continue; }
-      row[expert] += static_cast<std::uint32_t>(from.values[slot]);
+      add_atomically(row[expert], static_cast<std::uint32_t>(from.values[slot]));
     }
   });
 }

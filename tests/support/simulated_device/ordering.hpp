@@ -60,7 +60,7 @@ public:
   /// @return an earlier access that conflicts and is not ordered before it; null if there is none
   access const* add(access next, vector_clock const& clock, vector_clock const& observed) {
     bool found = false;
-    std::erase_if(accesses_, [&](access const& old) {
+    std::erase_if(accesses_, [this, &next, &clock, &observed, &found](access const& old) {
       if (old.by.is_before(observed) || (old.is_void != nullptr && *old.is_void)) { return true; }
       bool const overlaps = old.begin < next.end && next.begin < old.end;
       if (!overlaps || (old.kind == next.kind && next.kind != access_kind::writes)) { return is_repeated(old, next); }

@@ -87,7 +87,7 @@ public:
   virtual void copy(void* to, void const* from, std::size_t bytes) = 0;
   virtual void reads(void const* from, std::size_t bytes) = 0;
   virtual void writes(void* to, std::size_t bytes) = 0;
-  /// Atomic additions: kernels that add to the same bytes need not be in order, others need.
+  /// Atomic additions, by the function too: kernels that add to the same bytes need not be in order, others need.
   virtual void adds(void* to, std::size_t bytes) = 0;
   /// Done when the kernel runs, behind its copies.
   virtual void compute(std::function<void()> work) = 0;
@@ -101,7 +101,7 @@ template <class... Arguments, class Emulation>
 void simulate_kernel(void (*kernel)(Arguments...), Emulation emulation) {
   simulate_kernel_by_address(reinterpret_cast<void const*>(kernel), [emulation](kernel_actions& actions, dim3 blocks,
                                                                                 dim3 threads, void** arguments) {
-    [&]<std::size_t... I>(std::index_sequence<I...>) {
+    [&emulation, &actions, &blocks, &threads, &arguments]<std::size_t... I>(std::index_sequence<I...>) {
       emulation(actions, blocks, threads, *static_cast<std::remove_cvref_t<Arguments> const*>(arguments[I])...);
     }(std::index_sequence_for<Arguments...>{});
   });
