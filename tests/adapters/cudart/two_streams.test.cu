@@ -191,18 +191,16 @@ struct overlapping_engine {
   epoch_t epoch = 0;
 };
 
-}  // namespace
-
-TEST_CASE("a pass is closed behind the kernels of both streams, and before what they are given next") {
+/// End passes while one of the streams is late. @param fill  `fill(counts, pass)` enqueues what the pass has
+template <class Fill>
+void end_passes_with_a_late_stream(Fill fill) {
   for (index_t const slow : {0, 1}) {
     CAPTURE(slow);
     overlapping_counts counts;
     for (int pass = 0; pass < 6; ++pass) {
       CAPTURE(pass);
       busy_stream late{counts.streams()[slow]};
-      for (index_t const stream : {0, 1, 0, 1}) { counts.record(stream); }
-      counts.end_pass(pass % 3 != 1);
-      for (index_t const stream : {1, 0}) { counts.record(stream); }
+      fill(counts, pass);
       ballast::detail::sleep_for(5 * millisecond);  // whoever does not wait goes on
       CHECK(late.release());
       counts.end_pass();
@@ -211,22 +209,22 @@ TEST_CASE("a pass is closed behind the kernels of both streams, and before what 
   }
 }
 
+}  // namespace
+
+TEST_CASE("a pass is closed behind the kernels of both streams, and before what they are given next") {
+  end_passes_with_a_late_stream([](overlapping_counts& counts, int pass) {
+    for (index_t const stream : {0, 1, 0, 1}) { counts.record(stream); }
+    counts.end_pass(pass % 3 != 1);
+    for (index_t const stream : {1, 0}) { counts.record(stream); }
+  });
+}
+
 TEST_CASE("a gate opens and closes for both streams where it is set") {
-  for (index_t const slow : {0, 1}) {
-    CAPTURE(slow);
-    overlapping_counts counts;
-    for (int pass = 0; pass < 6; ++pass) {
-      CAPTURE(pass);
-      busy_stream late{counts.streams()[slow]};
-      for (index_t const stream : {0, 1}) { counts.record(stream); }
-      counts.set_gate(pass % 2 != 0);
-      for (index_t const stream : {0, 1}) { counts.record(stream); }
-      ballast::detail::sleep_for(5 * millisecond);
-      CHECK(late.release());
-      counts.end_pass();
-      counts.check();
-    }
-  }
+  end_passes_with_a_late_stream([](overlapping_counts& counts, int pass) {
+    for (index_t const stream : {0, 1}) { counts.record(stream); }
+    counts.set_gate(pass % 2 != 0);
+    for (index_t const stream : {0, 1}) { counts.record(stream); }
+  });
 }
 
 TEST_CASE("no count of many passes on two streams is lost, or told twice") {
