@@ -6,6 +6,7 @@
 #include <ballast/status.hpp>
 #include <ballast/topology.hpp>
 
+#include "gpu/check_limits.hpp"
 #include "rank_links.hpp"
 #include "reference.hpp"
 #include "report.hpp"
@@ -233,10 +234,6 @@ template <class Kind, std::size_t n>
 #endif
   if (given.damage) { return refuse("--damage is for ranks that are threads or processes"); }
   if (given.slow_rank) { return refuse("--slow-rank is for ranks that are threads or processes"); }
-  if (given.hidden % 128 != 0 || given.intermediate % 64 != 0) {
-    return refuse("--hidden is ", given.hidden, " and --intermediate ", given.intermediate,
-                  ": on GPUs tiles are 128 and 64 wide, and these must be multiples of them");
-  }
   return {};
 }
 
@@ -301,6 +298,7 @@ template <class Kind, std::size_t n>
   how.cards = given.cards;
   how.small_pass = std::min(given.small_pass, given.tokens);
   how.least_batch = static_cast<std::uint32_t>(given.least_batch);
+  if (given.transport == "gpus") { return engine::check_limits(how); }
   return {};
 }
 

@@ -2,6 +2,7 @@
 // The model of examples/engine: that it is batch-invariant, on which the proof of everything else rests, and that its
 // routing is that of the recordings.
 #include "../../examples/engine/gate.hpp"
+#include "../../examples/engine/gpu/check_limits.hpp"
 #include "../../examples/engine/kernels.hpp"
 #include "../../examples/engine/model.hpp"
 #include "../../examples/engine/reference.hpp"
@@ -251,4 +252,27 @@ TEST_CASE("percentiles, balancedness and the answer to a change are what the ste
   how.traffic.switch_at = 95;
   CHECK_FALSE(answer_of(how, seen).passes.has_value());
   CHECK(answer_of(how, seen).bytes == 500);
+}
+
+TEST_CASE("what the kernels have no room for is refused, and the largest that they have is not") {
+  settings how;
+  how.shape = {.num_layers = 1, .num_experts = 512, .top_k = 32, .hidden = 1024, .intermediate = 768};
+  how.where = ballast::topology{{.num_ranks = 6, .num_nodes = 1, .slots_per_rank = 1023, .reserved_slots = 1}};
+  how.traffic.longest_prompt = 8192;
+  how.traffic.longest_output = 4096;
+  CHECK(check_limits(how).ok());
+  auto const is_refused = [&](auto change, std::string const& text) {
+    auto wrong = how;
+    change(wrong);
+    auto const result = check_limits(wrong);
+    CHECK(result.code() == ballast::errc::invalid_option);
+    CHECK_MESSAGE(result.message().find(text) != std::string::npos, result.message());
+  };
+  is_refused([](settings& of) { of.shape.num_experts = 513; }, "512 at most, not 513");
+  is_refused([](settings& of) { of.shape.top_k = 33; }, "--top-k can be 32 at most, not 33");
+  is_refused([](settings& of) { of.where = ballast::topology{{6, 1, 1024, 1}}; }, "1024 at most, not 1025");
+  is_refused([](settings& of) { of.where = ballast::topology{{7, 1, 1023, 1}}; }, "6144 at most, not 7168");
+  is_refused([](settings& of) { of.traffic.longest_output = 4097; }, "12288 at most, not 12289");
+  is_refused([](settings& of) { of.shape.hidden = 1000; }, "--hidden is 1000, must be a multiple of 128");
+  is_refused([](settings& of) { of.shape.intermediate = 100; }, "--intermediate is 100, must be a multiple of 64");
 }

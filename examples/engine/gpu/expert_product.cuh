@@ -2,6 +2,7 @@
 #ifndef BALLAST_EXAMPLES_ENGINE_GPU_EXPERT_PRODUCT_CUH
 #define BALLAST_EXAMPLES_ENGINE_GPU_EXPERT_PRODUCT_CUH
 
+#include "limits.hpp"
 #include "rows.hpp"
 
 #include <cuda_bf16.h>
@@ -16,8 +17,8 @@ namespace engine {
 
 namespace product {
 
-inline constexpr int columns = 128;  // of a tile
-inline constexpr int depth = 64;     // of a stage
+inline constexpr int columns = tile_columns;
+inline constexpr int depth = tile_depth;  // of a stage
 inline constexpr int stages = 3;
 inline constexpr int threads = 256;
 inline constexpr int chunk = 8;  // numbers in 16 bytes

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#include <ballast/cudart/error.hpp>
-
+#include "check.hpp"
 #include "expert_product.cuh"
+#include "limits.hpp"
 #include "pass_kernels.hpp"
 
 #include <cuda_runtime.h>
@@ -14,8 +14,6 @@ namespace {
 
 constexpr int small_tile = 64;
 constexpr int large_tile = 128;
-
-void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
 
 __host__ __device__ inline std::uint64_t mix(std::uint64_t x) {
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9U;
@@ -143,7 +141,7 @@ __global__ void attend_kernel(pass_view const v, bf16 const* cache) {
 
 /// A warp for each token.
 __global__ void choose_kernel(pass_view const v, float const* bias) {
-  constexpr int most_of_lane = 16;  // 512 experts
+  constexpr int most_of_lane = most_experts / 32;
   auto const token = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32);
   auto const lane = static_cast<int>(threadIdx.x) % 32;
   if (token >= *v.num_tokens) { return; }
@@ -282,8 +280,6 @@ __device__ void tell_all(pass_view const& v, std::uint32_t* mailbox::* word, std
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < v.num_ranks) { store_release(v.peers[threadIdx.x].*word + v.rank, layer); }
 }
-
-constexpr int most_slots = 1024;  // of a rank
 
 __global__ void count_kernel(pass_view const v, std::int32_t const* physical) {
   extern __shared__ std::uint32_t own[];
