@@ -79,18 +79,20 @@ reference_outcome serve_alone(model const& of, std::span<request const> requests
   return seen;
 }
 
+void require_alike(std::span<std::uint64_t const> first, std::span<std::uint64_t const> other, index_t tokens_a_rank) {
+  auto const found = std::ranges::mismatch(first, other).in1;
+  if (found == first.end()) { return; }
+  ballast::status{ballast::errc::internal,
+                  ballast::detail::concat("the model is not batch-invariant: request ", found - first.begin(),
+                                          " comes out otherwise in batches of ", tokens_a_rank)}
+      .or_throw();
+}
+
 reference_outcome prove_batch_invariance(model const& of, std::span<request const> requests) {
   auto const first = serve_alone(of, requests, {.num_ranks = 1, .tokens_a_rank = 1});
   for (schedule_options const how :
        {schedule_options{1, 64, 1}, schedule_options{1, 64, 2}, schedule_options{1, 23, 3}}) {
-    auto const other = serve_alone(of, requests, how);
-    auto const found = std::ranges::mismatch(first.outcomes, other.outcomes).in1;
-    if (found == first.outcomes.end()) { continue; }
-    ballast::status{
-        ballast::errc::internal,
-        ballast::detail::concat("the model is not batch-invariant: request ", found - first.outcomes.begin(),
-                                " comes out otherwise in batches of ", how.tokens_a_rank)}
-        .or_throw();
+    require_alike(first.outcomes, serve_alone(of, requests, how).outcomes, how.tokens_a_rank);
   }
   return first;
 }

@@ -23,10 +23,14 @@ struct reference_outcome {
 [[nodiscard]] reference_outcome serve_alone(model const& of, std::span<request const> requests,
                                             schedule_options const& how);
 
+/// @param tokens_a_rank  of the batches that `other` came from
+/// @throws std::system_error naming the first request whose outputs differ: nothing could be proven then
+void require_alike(std::span<std::uint64_t const> first, std::span<std::uint64_t const> other, index_t tokens_a_rank);
+
 /// Serve them in several ways: each token by itself, and in batches of several sizes and orders.
 ///
 /// @return that of the first way
-/// @throws std::system_error naming the first request whose outputs depend on the batches: nothing could be proven then
+/// @throws as `require_alike`
 [[nodiscard]] reference_outcome prove_batch_invariance(model const& of, std::span<request const> requests);
 
 }  // namespace engine

@@ -11,22 +11,13 @@
 namespace engine {
 
 sequences::sequences(model const& of, std::span<request const> requests)
-    : model_{of}, requests_{requests}, histories_(requests.size()) {
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    histories_[i].outputs.resize(static_cast<std::size_t>(requests[i].num_positions()));
-  }
-}
+    : model_{of}, requests_{requests}, outputs_{requests}, histories_(requests.size()) {}
 
 void sequences::embed(std::span<token const> tokens, std::span<float> rows) const {
   auto const width = static_cast<std::size_t>(model_.shape().hidden);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    auto const& at = tokens[i];
-    auto const number = static_cast<std::size_t>(at.request);
-    auto const& asked = requests_[number];
-    auto const drawn = at.position < asked.prompt
-                           ? ballast::digest{}.add(at.request).add(at.position).value()
-                           : histories_[number].outputs[static_cast<std::size_t>(at.position) - 1];
-    model_.embed(drawn, asked.kind, rows.subspan(i * width, width));
+    auto const& asked = requests_[static_cast<std::size_t>(tokens[i].request)];
+    model_.embed(outputs_.drawn(tokens[i]), asked.kind, rows.subspan(i * width, width));
   }
 }
 
@@ -81,16 +72,8 @@ void sequences::attend(index_t layer, std::span<token const> tokens, std::span<f
 void sequences::finish(std::span<token const> tokens, std::span<float const> rows) {
   auto const width = static_cast<std::size_t>(model_.shape().hidden);
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    auto const bits = ballast::digest{}.add_bytes(std::as_bytes(rows.subspan(i * width, width))).value();
-    histories_[static_cast<std::size_t>(tokens[i].request)].outputs[static_cast<std::size_t>(tokens[i].position)] =
-        bits;
+    outputs_.keep(tokens[i], ballast::digest{}.add_bytes(std::as_bytes(rows.subspan(i * width, width))).value());
   }
-}
-
-std::uint64_t sequences::outcome_of(std::size_t request) const {
-  ballast::digest bits;
-  for (auto const output : histories_[request].outputs) { bits.add(output); }
-  return bits.value();
 }
 
 }  // namespace engine

@@ -3,6 +3,7 @@
 #define BALLAST_EXAMPLES_ENGINE_SEQUENCES_HPP
 
 #include "model.hpp"
+#include "request_outputs.hpp"
 #include "scheduler.hpp"
 #include "traffic.hpp"
 
@@ -13,9 +14,6 @@
 namespace engine {
 
 /// What a rank keeps of the requests that it serves: keys and values of the positions computed, and what came out.
-///
-/// A token that is generated is drawn from the bits of the output before it, so a wrong bit anywhere changes all that
-/// follows.
 class sequences {
 public:
   sequences(model const& of, std::span<request const> requests);
@@ -29,11 +27,10 @@ public:
   void finish(std::span<token const> tokens, std::span<float const> rows);
 
   /// Bits of all outputs of a request.
-  [[nodiscard]] std::uint64_t outcome_of(std::size_t request) const;
+  [[nodiscard]] std::uint64_t outcome_of(std::size_t request) const { return outputs_.outcome_of(request); }
 
 private:
   struct history {
-    std::vector<std::uint64_t> outputs;      ///< [positions]
     std::vector<std::vector<float>> keys;    ///< [L], each [positions, A]
     std::vector<std::vector<float>> values;  ///< [L]
   };
@@ -41,6 +38,7 @@ private:
 
   model const& model_;
   std::span<request const> requests_;
+  request_outputs outputs_;
   std::vector<history> histories_;
 };
 

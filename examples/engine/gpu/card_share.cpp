@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include "card_share.hpp"
 
-#include <ballast/cudart/error.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
+
+#include "check.hpp"
 
 #include <cuda.h>
 
@@ -12,8 +13,6 @@
 namespace engine {
 
 namespace {
-
-void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
 
 /// A function of the driver, which programs of the runtime are not linked with.
 template <class Function>

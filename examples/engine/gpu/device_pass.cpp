@@ -4,7 +4,8 @@
 #include <ballast/cudart/error.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
-#include <ballast/digest.hpp>
+
+#include "check.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -18,8 +19,6 @@ using ballast::errc;
 using ballast::status;
 
 constexpr std::size_t head_bytes = 16;
-
-void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
 
 /// Rows that are free, first fit.
 class row_ledger {
@@ -93,7 +92,7 @@ device_pass::device_pass(rank_card& card, std::span<request const> requests, sch
       requests_{requests},
       plan_{plan_caches(requests, how, card.rank())},
       view_{card.view()},
-      outputs_(requests.size()),
+      outputs_{requests},
       work_(static_cast<std::size_t>(card.model().shape.num_layers)) {
   auto const layers = work_.size();
   auto const tokens = static_cast<std::size_t>(view_.max_tokens);
@@ -114,9 +113,6 @@ device_pass::device_pass(rank_card& card, std::span<request const> requests, sch
               results + 1,
               results + 1 + layers,
               results + 1 + layers + tokens};
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    if (plan_.first_row[i] >= 0) { outputs_[i].resize(static_cast<std::size_t>(requests[i].num_positions())); }
-  }
   for (auto const size : sizes) { capture(experts, route, size); }
 }
 
@@ -152,10 +148,7 @@ void device_pass::capture(device_experts& experts, route_function const& route, 
 
 token_entry device_pass::entry_of(token const& at) const {
   auto const number = static_cast<std::size_t>(at.request);
-  auto const& asked = requests_[number];
-  auto const seed = at.position < asked.prompt ? ballast::digest{}.add(at.request).add(at.position).value()
-                                               : outputs_[number][static_cast<std::size_t>(at.position) - 1];
-  return {seed, asked.kind, plan_.first_row[number], at.position};
+  return {outputs_.drawn(at), requests_[number].kind, plan_.first_row[number], at.position};
 }
 
 status device_pass::launch(std::span<token const> tokens) {
@@ -179,10 +172,7 @@ status device_pass::finish(ballast::nanoseconds_t timeout) {
   if (auto result = ballast::cudart::to_status(state, "the pass"); !result.ok()) { return result; }
   if (auto result = read_failure(); !result.ok()) { return result; }
   std::copy_n(letters_.work, work_.size(), work_.begin());
-  for (std::size_t i = 0; i < running_.size(); ++i) {
-    auto const& at = running_[i];
-    outputs_[static_cast<std::size_t>(at.request)][static_cast<std::size_t>(at.position)] = letters_.outputs[i];
-  }
+  for (std::size_t i = 0; i < running_.size(); ++i) { outputs_.keep(running_[i], letters_.outputs[i]); }
   std::copy_n(letters_.chosen, routing_.size(), routing_.begin());
   return {};
 }
@@ -198,12 +188,6 @@ status device_pass::read_failure() const {
       return {errc::missing_expert, ballast::detail::concat("expert ", about, " has no physical expert")};
   }
   return {errc::internal, ballast::detail::concat("a kernel tells ", word)};
-}
-
-std::uint64_t device_pass::outcome_of(std::size_t request) const {
-  ballast::digest bits;
-  for (auto const output : outputs_[request]) { bits.add(output); }
-  return bits.value();
 }
 
 }  // namespace engine

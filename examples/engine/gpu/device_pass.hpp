@@ -5,6 +5,7 @@
 #include <ballast/cudart/handles.hpp>
 #include <ballast/status.hpp>
 
+#include "../request_outputs.hpp"
 #include "../scheduler.hpp"
 #include "../traffic.hpp"
 #include "device_experts.hpp"
@@ -51,7 +52,7 @@ public:
 
   [[nodiscard]] std::span<std::uint64_t const> work() const noexcept { return work_; }
   [[nodiscard]] std::span<std::int64_t const> routing() const noexcept { return routing_; }
-  [[nodiscard]] std::uint64_t outcome_of(std::size_t request) const;
+  [[nodiscard]] std::uint64_t outcome_of(std::size_t request) const { return outputs_.outcome_of(request); }
 
 private:
   void capture(device_experts& experts, route_function const& route, int size);
@@ -73,7 +74,7 @@ private:
   ballast::cudart::pinned_buffer results_;                     ///< failed in 8 bytes, [L] work, [T] outputs, [L, E]
   pass_letters letters_;
   std::vector<token> running_;
-  std::vector<std::vector<std::uint64_t>> outputs_;  ///< [requests], each [positions]
+  request_outputs outputs_;
   std::vector<std::uint64_t> work_;
   std::vector<std::int64_t> routing_;
 };

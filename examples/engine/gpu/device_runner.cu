@@ -57,7 +57,8 @@ public:
     if (balancer_) {
       if (auto result = balancer_->start(); !result.ok()) { return result; }
     }
-    std::vector<int> const sizes{parts_.how.small_pass, parts_.how.schedule.tokens_a_rank};
+    std::vector<int> sizes{parts_.how.schedule.tokens_a_rank};
+    if (parts_.how.small_pass < sizes.front()) { sizes.insert(sizes.begin(), parts_.how.small_pass); }
     pass_.emplace(
         card_, parts_.requests, parts_.how.schedule, experts_,
         [this](index_t layer, pass_stream const& on) { return route(layer, on); }, sizes,

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include "gpu_ranks.hpp"
 
-#include <ballast/cudart/error.hpp>
 #include <ballast/cudart/peer_directory.hpp>
-#include <ballast/detail/text.hpp>
-#include <ballast/status.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "../exchange_over.hpp"
+#include "../reference.hpp"
 #include "card_share.hpp"
+#include "check.hpp"
 #include "device_pass.hpp"
 #include "device_runner.hpp"
 #include "rank_card.hpp"
@@ -25,8 +24,6 @@ namespace engine {
 namespace {
 
 using ballast::in_process_endpoint;
-
-void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
 
 /// Ranks wait for each other, and must not stand in one queue. @pre CUDA has not been used yet
 void ask_for_queues() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
@@ -105,14 +102,9 @@ std::vector<std::uint64_t> prove_batch_invariance_on_card(settings const& how, s
   auto const model = make_device_model(how.shape, skews);
   auto const tokens = how.schedule.tokens_a_rank;
   auto const first = serve_alone_on_card(model, requests, {1, tokens, 1}, how.timeout);
-  auto const other = serve_alone_on_card(model, requests, {1, std::max(1, tokens / 3), 2}, how.timeout);
-  auto const found = std::ranges::mismatch(first, other).in1;
-  if (found == first.end()) { return first; }
-  ballast::status{ballast::errc::internal,
-                  ballast::detail::concat("the model is not batch-invariant on this card: request ",
-                                          found - first.begin(), " comes out otherwise in batches of ", tokens / 3)}
-      .or_throw();
-  return {};
+  auto const smaller = std::max(1, tokens / 3);
+  require_alike(first, serve_alone_on_card(model, requests, {1, smaller, 2}, how.timeout), smaller);
+  return first;
 }
 
 void run_on_gpus(settings const& how, std::span<routing_skew const> skews, rank_function const& body) {

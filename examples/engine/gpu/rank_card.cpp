@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include "rank_card.hpp"
 
-#include <ballast/cudart/error.hpp>
-#include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
-#include <ballast/status.hpp>
 
 #include "../kernels.hpp"
+#include "check.hpp"
 
 #include <utility>
 
@@ -19,8 +17,6 @@ enum class part : std::uint64_t { projection = 100, output, gate, sample };
 [[nodiscard]] std::uint64_t seed_of(part what, std::size_t layer) {
   return ballast::digest{}.add(static_cast<std::uint64_t>(what)).add(static_cast<std::uint64_t>(layer)).value();
 }
-void check(cudaError_t result, char const* call) { ballast::cudart::to_status(result, call).or_throw(); }
-
 }  // namespace
 
 device_model make_device_model(model_shape const& shape, std::span<routing_skew const> skews) {
