@@ -37,6 +37,7 @@ using ballast_bench::check;
 using ballast_bench::expert_sizes;
 using ballast_bench::median;
 using ballast_bench::samples;
+using ballast_bench::together;
 
 constexpr std::size_t num_experts = 9;
 constexpr ballast::nanoseconds_t timeout = 20'000'000'000;
@@ -83,25 +84,6 @@ constexpr int blocks_per_multiprocessor = 32;
 __global__ void find_peer(ncclWindow_t window, int peer, void** out) { *out = ncclGetLsaPointer(window, 0, peer); }
 
 // ---- ranks ------------------------------------------------------------------------------------------------------
-
-/// Microseconds from the first rank's start of `work` to the last one's end.
-template <class Control, class Work>
-double together(Control& control, Work work) {
-  std::vector<std::uint64_t> times(2 * static_cast<std::size_t>(control.num_ranks()));
-  std::uint64_t mine[2] = {0, 0};
-  control.all_gather(mine, times, timeout).or_throw();
-  mine[0] = static_cast<std::uint64_t>(ballast::detail::now());
-  work();
-  mine[1] = static_cast<std::uint64_t>(ballast::detail::now());
-  control.all_gather(mine, times, timeout).or_throw();
-  auto first = times[0];
-  auto last = times[1];
-  for (std::size_t i = 0; i < times.size(); i += 2) {
-    first = std::min(first, times[i]);
-    last = std::max(last, times[i + 1]);
-  }
-  return static_cast<double>(last - first) * 1e-3;
-}
 
 /// Until all ranks are here.
 template <class Control>

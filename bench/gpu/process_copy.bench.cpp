@@ -22,29 +22,11 @@ namespace {
 using ballast::index_t;
 using ballast::cudart::device_memory;
 using ballast_bench::check;
+using ballast_bench::together;
 
 constexpr index_t slots = 9;
 constexpr ballast::nanoseconds_t timeout = 20'000'000'000;
 constexpr int repetitions = 25;
-
-/// Microseconds from the first rank's start of `work` to the last one's end.
-template <class Work>
-double together(ballast::posix::process_group& group, Work work) {
-  std::vector<std::uint64_t> times(2 * static_cast<std::size_t>(group.num_ranks()));
-  std::uint64_t mine[2] = {0, 0};
-  group.all_gather(mine, times, timeout).or_throw();
-  mine[0] = static_cast<std::uint64_t>(ballast::detail::now());
-  work();
-  mine[1] = static_cast<std::uint64_t>(ballast::detail::now());
-  group.all_gather(mine, times, timeout).or_throw();
-  auto first = times[0];
-  auto last = times[1];
-  for (std::size_t i = 0; i < times.size(); i += 2) {
-    first = std::min(first, times[i]);
-    last = std::max(last, times[i + 1]);
-  }
-  return static_cast<double>(last - first) * 1e-3;
-}
 
 /// What one would write by hand: every rank pulls its experts with plain copies over a few streams.
 class plain_pulls {

@@ -2,6 +2,7 @@
 #ifndef BALLAST_BENCH_GPU_RANK_PROCESSES_HPP
 #define BALLAST_BENCH_GPU_RANK_PROCESSES_HPP
 
+#include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/posix/process_group.hpp>
 #include <ballast/types.hpp>
@@ -10,6 +11,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -105,6 +109,26 @@ inline void become_rank_if_asked(int argc, char** argv) {
     for (double value = 0; words >> value;) { result[name].push_back(value); }
   }
   return result;
+}
+
+/// Do some work on every rank of a group. @return microseconds from the first rank's start to the last one's end
+template <class Control, class Work>
+[[nodiscard]] double together(Control& control, Work work) {
+  constexpr ballast::nanoseconds_t timeout = 20'000'000'000;
+  std::vector<std::uint64_t> times(2 * static_cast<std::size_t>(control.num_ranks()));
+  std::uint64_t mine[2] = {0, 0};
+  control.all_gather(mine, times, timeout).or_throw();
+  mine[0] = static_cast<std::uint64_t>(ballast::detail::now());
+  work();
+  mine[1] = static_cast<std::uint64_t>(ballast::detail::now());
+  control.all_gather(mine, times, timeout).or_throw();
+  auto first = times[0];
+  auto last = times[1];
+  for (std::size_t i = 0; i < times.size(); i += 2) {
+    first = std::min(first, times[i]);
+    last = std::max(last, times[i + 1]);
+  }
+  return static_cast<double>(last - first) * 1e-3;
 }
 
 }  // namespace ballast_bench
