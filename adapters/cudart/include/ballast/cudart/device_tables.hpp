@@ -42,8 +42,7 @@ public:
   /// @param rank    whose slots `local_map()` describes.
   /// @param others  of the engine, in its own memory.
   /// @throws std::system_error as their `begin`, in `cudart::category()`, or with `errc::deadline_exceeded` where the
-  /// device does not
-  ///         come to clear the tables within ten seconds for each
+  ///         device does not come to clear the tables within ten seconds for each
   device_tables(Tables tables, topology const& where, index_t rank, std::vector<table_writer_ref> others = {})
       : host_{std::move(tables)},
         first_slot_{where.first_slot(rank)},

@@ -144,8 +144,7 @@ private:
 /// - `begin(where, shape)` comes first, once for each store: it refuses arrays that cannot hold every placement of that
 ///   shape, because a commit cannot be refused any more.
 /// - `most_bytes()` is what the `table_sink::bytes_for` of one layer's elements can come to, from then on.
-/// - `write(where, in_force, layer, to)` gives a layer's tables, at construction of the store and at each of its
-/// commits.
+/// - `write(where, in_force, layer, to)` gives a layer's tables, at construction of the store and at each commit of it.
 ///   `where` differs from the first one in live ranks alone. It waits for nothing.
 template <class W>
 concept table_writer = requires(W& writer, W const& same, topology const& where, placement_shape shape,
