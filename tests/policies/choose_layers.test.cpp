@@ -94,6 +94,22 @@ TEST_CASE("a layer with an expert that no live rank holds moves whatever it take
   CHECK(next.logical_of_slot(2)[2] == 2);
 }
 
+TEST_CASE("what such a layer takes, the others do not have") {
+  topology where{{3, 1, 2, 0}};
+  where.set_live(2, false);
+  auto const current = map_of(4, {0, 1, 2, 2, 3, 3, 0, 1, 2, 3, 3, 3, 0, 1, 2, 3, 3, 3});
+  // Layer 0: expert 3 gets a home, one move. Layer 1: an exchange that halves the busiest rank, two moves.
+  auto const plan = map_of(4, {0, 1, 2, 3, 3, 3, 0, 2, 1, 3, 3, 3, 0, 1, 2, 3, 3, 3});
+  std::vector<load_t> const tokens{1, 1, 1, 1, 2, 2, 0, 0, 1, 1, 1, 1};
+  for (std::int64_t const budget : {0, 1, 2, 3}) {
+    CAPTURE(budget);
+    auto next = plan;
+    detail::choose_layers({tokens, 1, num_layers, 4}, current, where, budget, share_mode::even, next);
+    CHECK(next.logical_of_slot(0)[3] == 3);
+    CHECK(next.logical_of_slot(1)[1] == (budget == 3 ? 2 : 1));
+  }
+}
+
 TEST_CASE("no other choice of changes gains more for so many moves") {
   ballast_test::generator random{31};
   for (int i = 0; i < 400; ++i) {
