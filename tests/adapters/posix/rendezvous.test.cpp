@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,6 +49,18 @@ void report_group(int report, std::string const& name, ballast::index_t rank, st
 [[nodiscard]] std::string report_of(child_process& child) {
   REQUIRE(child.finish(ballast::detail::now() + patience));
   return child.text();
+}
+
+/// Let a process come into the meeting of its group, however slow the machine is. @pre it had no shared memory before
+void await_in_meeting(child_process const& child) {
+  auto const maps = ballast::detail::concat("/proc/", child.pid(), "/maps");
+  auto const has_mapped = [&] {
+    std::ifstream file{maps};
+    std::string const text{std::istreambuf_iterator<char>{file}, {}};
+    return text.find("/dev/shm/") != std::string::npos;
+  };
+  REQUIRE(ballast::detail::poll_until(ballast::detail::now() + patience, has_mapped));
+  ballast_test::sleep_for(100 * millisecond);  // it has opened the board, and says next who it is
 }
 
 /// A launcher: a process whose two children are the ranks of a job.
@@ -211,12 +224,15 @@ TEST_CASE("a rank that dies or leaves while the others still meet ends the meeti
       write_line(report, ballast::detail::concat(result.rank(),
                                                  ballast::detail::now() - begin < patience / 2 ? " in time" : " late"));
     }};
+    await_in_meeting(zero);
     child_process one{[&](int) {
       process_group group;
       static_cast<void>(group.join(name, 1, 3, is_killed ? patience : 200 * millisecond));
     }};
-    ballast_test::sleep_for(100 * millisecond);
-    if (is_killed) { one.signal(SIGKILL); }
+    if (is_killed) {
+      await_in_meeting(one);
+      one.signal(SIGKILL);
+    }
     CHECK(report_of(zero) == "1 in time\n");
     CHECK(files_of_group(name).empty());
   }
