@@ -31,8 +31,8 @@ using transport = ballast::cudart::peer_copy<ballast::cudart::local_peers::membe
 constexpr index_t slots = 9;
 constexpr ballast::nanoseconds_t timeout = 10'000'000'000;
 
+using ballast_bench::changed_layer;
 using ballast_bench::layer_messages;
-using ballast_bench::whole_layer;
 
 double microseconds_now() {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -40,7 +40,7 @@ double microseconds_now() {
 
 /// One rank of the process, with its weights.
 struct rank_state {
-  rank_state(whole_layer const& layer, ballast_bench::expert_sizes const& sizes, ballast::cudart::local_peers& peers,
+  rank_state(changed_layer const& layer, ballast_bench::expert_sizes const& sizes, ballast::cudart::local_peers& peers,
              index_t rank, index_t num_streams)
       : wires{peers.join(rank), {.num_streams = num_streams}},
         store{layer.where,
@@ -104,13 +104,14 @@ private:
 /// The same bytes, copied as one would by hand.
 class plain_copies {
 public:
-  plain_copies(std::vector<std::unique_ptr<rank_state>> const& ranks, whole_layer const& layer,
+  plain_copies(std::vector<std::unique_ptr<rank_state>> const& ranks, changed_layer const& layer,
                ballast_bench::expert_sizes const& sizes) {
     std::size_t const per_rank = (sizes.total() + sizes.tensors.size() * 256) * slots;
     for (index_t rank = 0; rank < layer.where.num_ranks(); ++rank) {
       ballast_bench::use_device_of(rank);
       staging_.push_back(device_memory<std::byte>::create(per_rank));
       streams_.push_back(ballast::cudart::stream::create());
+      for (std::size_t i = 0; i < streams_of_rank; ++i) { own_.push_back(ballast::cudart::stream::create()); }
     }
     std::vector<std::size_t> used(staging_.size());
     for (auto const& move : layer.transfer.moves) {
@@ -125,7 +126,22 @@ public:
     }
   }
 
-  /// Microseconds from the first enqueue to the last byte.
+  static constexpr std::size_t streams_of_rank = 3;
+
+  /// One rank's, by its own thread.
+  void pull(std::size_t rank, std::size_t num_streams) const {
+    std::size_t next = 0;
+    auto const* const own = &own_[rank * streams_of_rank];
+    for (auto const& copy : copies_) {
+      if (copy.rank != rank) { continue; }
+      check(cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyDeviceToDevice, own[next++ % num_streams].get()),
+            "cudaMemcpyAsync");
+    }
+    for (std::size_t i = 0; i < num_streams; ++i) {
+      check(cudaStreamSynchronize(own[i].get()), "cudaStreamSynchronize");
+    }
+  }
+  /// All ranks' by one thread. Microseconds from the first enqueue to the last byte.
   double run(std::size_t num_streams, bool by_rank) {
     auto const begin = microseconds_now();
     std::size_t next = 0;
@@ -150,11 +166,12 @@ private:
   std::vector<device_memory<std::byte>> staging_;
   std::vector<by_hand> copies_;
   std::vector<ballast::cudart::stream> streams_;
+  std::vector<ballast::cudart::stream> own_;  // [R, streams_of_rank]
 };
 
 void one_process(benchmark::State& state, ballast_bench::expert_sizes const& sizes) {
   auto const num_ranks = std::max<index_t>(ballast_bench::rank_count(8), 2);
-  whole_layer const layer{num_ranks, slots};
+  auto const layer = ballast_bench::whole_layer(num_ranks, slots);
   ballast::cudart::local_peers peers{num_ranks};
   std::vector<std::unique_ptr<rank_state>> ranks;
   for (index_t rank = 0; rank < num_ranks; ++rank) {
@@ -175,6 +192,10 @@ void one_process(benchmark::State& state, ballast_bench::expert_sizes const& siz
     for (std::size_t streams = 1; streams <= static_cast<std::size_t>(num_ranks); streams *= 2) {
       by_hand["by_rank_" + std::to_string(streams)].push_back(plain.run(streams, true));
       by_hand["in_turn_" + std::to_string(streams)].push_back(plain.run(streams, false));
+    }
+    for (std::size_t streams = 1; streams <= plain_copies::streams_of_rank; ++streams) {
+      by_hand["by_threads_" + std::to_string(streams)].push_back(
+          team.run([&](index_t rank) { plain.pull(static_cast<std::size_t>(rank), streams); }));
     }
     for (auto const& rank : ranks) { rank->messages->renew_tags(layer.transfer.moves.size()); }
     auto const receiving = team.run([&](index_t rank) {

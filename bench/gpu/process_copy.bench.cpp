@@ -68,7 +68,7 @@ ballast_bench::samples pull_a_layer(ballast::posix::process_group& group, std::s
   using peers = ballast::cudart::ipc_peers<ballast::posix::process_group>;
   ballast_bench::use_device_of(group.rank());
   auto const sizes = ballast_bench::sizes_named(argument);
-  ballast_bench::whole_layer const layer{group.num_ranks(), slots};
+  auto const layer = ballast_bench::whole_layer(group.num_ranks(), slots);
   auto const compute = ballast::cudart::stream::create();
   // Contexts that share a card take turns: what goes out late waits for the next one.
   ballast::nanoseconds_t const gathering = group.num_ranks() > ballast_bench::num_devices() ? 200'000 : 20'000;

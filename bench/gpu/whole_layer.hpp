@@ -17,20 +17,13 @@ namespace ballast_bench {
 
 using ballast::index_t;
 
-/// A layer of R ranks x S slots in which every slot changes: its expert comes from another rank, spread over all others
-/// (over the rank itself where there is but one).
-struct whole_layer {
-  whole_layer(index_t num_ranks, index_t slots) : where{{num_ranks, 1, slots, 0}} {
-    std::vector<index_t> before(static_cast<std::size_t>(num_ranks * slots));
-    std::vector<index_t> after(before.size());
-    for (index_t rank = 0; rank < num_ranks; ++rank) {
-      for (index_t slot = 0; slot < slots; ++slot) {
-        auto const from = num_ranks == 1 ? 0 : (rank + 1 + slot % (num_ranks - 1)) % num_ranks;
-        before[static_cast<std::size_t>(rank * slots + slot)] = rank * slots + slot;
-        after[static_cast<std::size_t>(rank * slots + slot)] = from * slots + slot;
-      }
-    }
-    ballast::placement_shape const shape{1, num_ranks * slots, num_ranks * slots};
+/// One layer of R ranks x S slots, before and after a rebalance.
+struct changed_layer {
+  /// @param before, after  [R * S] experts in slots
+  changed_layer(index_t num_ranks, index_t slots, index_t num_experts, std::vector<index_t> const& before,
+                std::vector<index_t> const& after)
+      : where{{num_ranks, 1, slots, 0}} {
+    ballast::placement_shape const shape{1, num_experts, num_ranks * slots};
     current.assign(shape, before).or_throw();
     next.assign(shape, after).or_throw();
     ballast::detail::transfer_scratch scratch;
@@ -42,11 +35,26 @@ struct whole_layer {
   ballast::layer_transfer transfer;
 };
 
-/// One rank's messages of a whole layer, and the copies of its commit.
+/// A layer in which every slot changes: its expert comes from another rank, spread over all others (over the rank
+/// itself where there is but one).
+[[nodiscard]] inline changed_layer whole_layer(index_t num_ranks, index_t slots) {
+  std::vector<index_t> before(static_cast<std::size_t>(num_ranks * slots));
+  std::vector<index_t> after(before.size());
+  for (index_t rank = 0; rank < num_ranks; ++rank) {
+    for (index_t slot = 0; slot < slots; ++slot) {
+      auto const from = num_ranks == 1 ? 0 : (rank + 1 + slot % (num_ranks - 1)) % num_ranks;
+      before[static_cast<std::size_t>(rank * slots + slot)] = rank * slots + slot;
+      after[static_cast<std::size_t>(rank * slots + slot)] = from * slots + slot;
+    }
+  }
+  return {num_ranks, slots, num_ranks * slots, before, after};
+}
+
+/// One rank's messages of a layer that changes, and the copies of its commit.
 class layer_messages {
 public:
   template <class Store>
-  layer_messages(whole_layer const& layer, index_t rank, Store& store) {
+  layer_messages(changed_layer const& layer, index_t rank, Store& store) {
     auto const& where = layer.where;
     auto const tensors = store.tensors(0);
     auto const& moves = layer.transfer.moves;
