@@ -41,8 +41,8 @@ public:
         rebalancer_{parts.how.where,
                     parts.how.initial,
                     {std::move(recorder), parts.of.policy,
-                     ballast::layers_per_chunk<>{parts.of.layers_per_chunk > 0 ? parts.of.layers_per_chunk
-                                                                               : parts.how.shape.num_layers},
+                     ballast::layers_per_chunk<>{parts.of.all_at_once ? parts.how.shape.num_layers
+                                                                      : parts.how.layers_per_chunk},
                      options_of(parts), &parts.watcher},
                     store,
                     wires,

@@ -39,7 +39,8 @@ status host_runner::start() {
   return {};
 }
 
-status host_runner::launch(std::span<token const> tokens, std::function<void()> const& halfway) {
+status host_runner::launch(std::span<token const> tokens, std::int64_t /*in_batch*/,
+                           std::function<void()> const& halfway) {
   routing_.clear();
   if (balancer_) { publish_commits(); }
   return forward_.run(tokens, [&](index_t layer, std::span<index_t const> ids, std::span<index_t> physical) {

@@ -34,7 +34,8 @@ public:
 
   [[nodiscard]] status start() override;
   [[nodiscard]] balancer* own_balancer() override { return balancer_.get(); }
-  [[nodiscard]] status launch(std::span<token const> tokens, std::function<void()> const& halfway) override;
+  [[nodiscard]] status launch(std::span<token const> tokens, std::int64_t in_batch,
+                              std::function<void()> const& halfway) override;
   [[nodiscard]] status finish() override { return {}; }
   [[nodiscard]] std::span<std::uint64_t const> work() const override { return forward_.work(); }
   [[nodiscard]] std::span<std::int64_t const> routing() const override { return routing_; }

@@ -42,14 +42,15 @@ struct options {
   index_t ranks = 4, nodes = 1, spare_slots = 2;
   index_t layers = 4, top_k = 6, hidden = 32, intermediate = 16;
   index_t longest_prompt = 48, longest_output = 24;
-  index_t passes = 160, requests = 2, tokens = 32, interval = 4, patience = 8, timeout_ms = 10'000;
+  index_t passes = 160, requests = 2, tokens = 32, interval = 4, layers_per_chunk = 1, patience = 8,
+          timeout_ms = 10'000;
   std::optional<index_t> switch_at;
   index_t seed = 1, schedule = 1;
   std::optional<std::string> traffic, then, modes, json, trace;
   std::optional<std::string> transport = "threads";
-  std::optional<std::string> damage, stop_in;
+  std::optional<std::string> damage, stop_in, moves_with;
   std::optional<index_t> slow_rank, stop_rank, stop_at;
-  index_t verify = 1, turn = 1, cards = 0, small_pass = 128, least_batch = 0;
+  index_t verify = 1, reference = 1, turn = 1, cards = 0, small_pass = 128, least_batch = 0;
 
   void add_to(CLI::App& app) {
     using namespace ballast_tools;
@@ -73,17 +74,23 @@ struct options {
     add_integer(app, "--longest-output", longest_output, "Tokens that a request generates, at most (24)");
     add_integer(app, "--tokens", tokens, "Of a rank and pass, at most (32)");
     add_integer(app, "--interval", interval, "Passes between plans (4)");
+    add_integer(app, "--layers-per-chunk", layers_per_chunk,
+                "Layers that move together, in modes that move by chunks (1)");
     add_integer(app, "--patience", patience, "Passes that the central scheduler waits for a layer (8)");
     add_integer(app, "--slow-rank", slow_rank, "Rank that lets bytes travel at the end of its passes only (none)");
     add_integer(app, "--seed", seed, "Of the requests (1)");
     add_integer(app, "--schedule", schedule, "Seed of where requests are served, and in what order (1)");
     add_integer(app, "--timeout-ms", timeout_ms, "Milliseconds that ranks wait for each other (10000)");
     add_integer(app, "--verify", verify, "1: compare every move with its source; 0: do not (1)");
+    add_integer(app, "--reference", reference,
+                "1: compare outputs with those of one rank without ballast; 0: with those of the first mode (1)");
     add_integer(app, "--turn", turn, "Passes of a mode before the next mode's (1)");
     add_integer(app, "--cards", cards, "GPUs that are used at most; with --transport gpus (0: all)");
     add_integer(app, "--small-pass", small_pass, "Tokens of a rank up to which a pass is a small one, on GPUs (128)");
     add_integer(app, "--least-batch", least_batch,
                 "Choices of all ranks below which a batch is not balanced, on GPUs (0)");
+    add_text(app, "--moves-with", moves_with,
+             "What moves experts between GPUs: copy-engines, kernels or nccl (copy-engines)");
     add_text(app, "--json", json, "Write the results for programs", "FILE");
     add_text(app, "--trace", trace, "Write the routing as a trace of loads, a step for each pass", "FILE");
     add_text(app, "--damage", damage, "Spoil something on rank 1, to see that it shows: weight, table or move");
@@ -116,10 +123,12 @@ struct options {
                           range{"--longest-prompt", given.longest_prompt, 1, 8'192},
                           range{"--longest-output", given.longest_output, 1, 8'192},
                           range{"--interval", given.interval, 1, 100'000},
+                          range{"--layers-per-chunk", given.layers_per_chunk, 1, 1'000},
                           range{"--patience", given.patience, 1, 100'000},
                           range{"--seed", given.seed, 0, 1'000'000},
                           range{"--schedule", given.schedule, 0, 1'000'000},
                           range{"--verify", given.verify, 0, 1},
+                          range{"--reference", given.reference, 0, 1},
                           range{"--turn", given.turn, 1, 1'000},
                           range{"--cards", given.cards, 0, 64},
                           range{"--small-pass", given.small_pass, 1, 65'536},
@@ -196,6 +205,19 @@ template <class Kind, std::size_t n>
   return read_word("--damage", given.damage, known, out);
 }
 
+[[nodiscard]] status read_mover(options const& given, engine::mover_kind& out) {
+  using kind = engine::mover_kind;
+  constexpr std::array<std::pair<char const*, kind>, 3> known{
+      {{"copy-engines", kind::copy_engines}, {"kernels", kind::kernels}, {"nccl", kind::nccl}}};
+  auto result = read_word("--moves-with", given.moves_with, known, out);
+#ifndef ENGINE_HAS_NCCL
+  if (result.ok() && out == kind::nccl) {
+    return refuse("--moves-with nccl is not built in: configure with -DBALLAST_ENABLE_NCCL=ON, where NCCL is");
+  }
+#endif
+  return result;
+}
+
 [[nodiscard]] status read_stop(options const& given, engine::settings const& how, engine::stop_order& out) {
   using place = engine::stop_place;
   constexpr std::array<std::pair<char const*, place>, 3> known{
@@ -226,7 +248,7 @@ template <class Kind, std::size_t n>
 
 /// What only some kinds of ranks can.
 [[nodiscard]] status check_gpus(options const& given) {
-  if (given.transport != "gpus") { return {}; }
+  if (given.transport != "gpus") { return given.moves_with ? refuse("--moves-with is for ranks on GPUs") : status{}; }
 #ifndef ENGINE_HAS_GPUS
   return refuse(
       "--transport gpus is not built in: configure with -DBALLAST_ENABLE_CUDART=ON and "
@@ -260,6 +282,7 @@ template <class Kind, std::size_t n>
   if (auto result = check_outputs(given, inputs); !result.ok()) { return result; }
   if (auto result = read_modes(given, how.modes); !result.ok()) { return result; }
   if (auto result = read_damage(given, how.damage); !result.ok()) { return result; }
+  if (auto result = read_mover(given, how.mover); !result.ok()) { return result; }
   if (auto result = read_stop(given, how, how.stop); !result.ok()) { return result; }
   skews.resize(inputs.size());
   index_t experts = 0;
@@ -288,11 +311,13 @@ template <class Kind, std::size_t n>
   how.traffic.seed = static_cast<std::uint64_t>(given.seed);
   how.schedule = {given.ranks, given.tokens, static_cast<std::uint64_t>(given.schedule)};
   how.interval = given.interval;
+  how.layers_per_chunk = given.layers_per_chunk;
   how.patience = given.patience;
   how.slow_rank = given.slow_rank.value_or(-1);
   how.timeout = ballast::nanoseconds_t{1'000'000} * given.timeout_ms;
   how.keeps_routing = given.trace.has_value();
   how.verifies = given.verify != 0;
+  how.has_reference = given.reference != 0;
   how.turn = given.turn;
   how.bytes_a_number = given.transport == "gpus" ? 2 : sizeof(float);
   how.cards = given.cards;
@@ -309,7 +334,8 @@ template <class Kind, std::size_t n>
                                    std::span<engine::routing_skew const> skews,
                                    std::span<engine::request const> requests, engine::serve_record& seen) {
   engine::model const model{how.shape, skews};
-  auto const expected = engine::prove_batch_invariance(model, requests);
+  engine::reference_outcome expected;
+  if (how.has_reference) { expected = engine::prove_batch_invariance(model, requests); }
   auto const body = [&](engine::rank_links& links) { engine::serve(how, requests, expected.outcomes, links, seen); };
   if (given.transport == "threads") {
     engine::run_as_threads(how, model, body);
@@ -329,7 +355,8 @@ void serve_on_gpus([[maybe_unused]] engine::settings const& how,
                    [[maybe_unused]] std::span<engine::request const> requests,
                    [[maybe_unused]] engine::serve_record& seen) {
 #ifdef ENGINE_HAS_GPUS
-  auto const expected = engine::prove_batch_invariance_on_card(how, skews, requests);
+  std::vector<std::uint64_t> expected;
+  if (how.has_reference) { expected = engine::prove_batch_invariance_on_card(how, skews, requests); }
   engine::run_on_gpus(how, skews,
                       [&](engine::rank_links& links) { engine::serve(how, requests, expected, links, seen); });
 #endif

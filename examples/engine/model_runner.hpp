@@ -62,10 +62,12 @@ public:
 
   /// Set a pass off. It may still be running on return.
   ///
-  /// @param tokens   of this rank; a rank without any takes part all the same
-  /// @param halfway  called once in the middle, by runners that have one on the host
+  /// @param tokens       of this rank; a rank without any takes part all the same
+  /// @param in_batch     tokens of all ranks
+  /// @param halfway      called once in the middle, by runners that have one on the host
   /// @return why the ranks could not exchange rows; `errc::peer_lost` and others name the rank
-  [[nodiscard]] virtual status launch(std::span<token const> tokens, std::function<void()> const& halfway) = 0;
+  [[nodiscard]] virtual status launch(std::span<token const> tokens, std::int64_t in_batch,
+                                      std::function<void()> const& halfway) = 0;
   /// Wait for what came out of it, until a deadline.
   [[nodiscard]] virtual status finish() = 0;
 

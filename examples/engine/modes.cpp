@@ -28,7 +28,7 @@ std::vector<mode> all_modes() {
   auto const headroom = ballast::any_policy{ballast::headroom_placement{}};
   return {
       {.name = "none", .driver = driver_kind::nobody},
-      {.name = "seed", .policy = seed, .layers_per_chunk = 0},
+      {.name = "seed", .policy = seed, .all_at_once = true},
       {.name = "seed-chunks", .policy = seed},
       {.name = "incremental", .policy = few_moves},
       {.name = "incremental-async", .policy = few_moves, .asynchronous = true},

@@ -27,7 +27,7 @@ struct mode {
   driver_kind driver = driver_kind::every_rank;
   split_kind split = split_kind::even;
   ballast::any_policy policy{};
-  index_t layers_per_chunk = 1;  ///< 0: all in one
+  bool all_at_once = false;  ///< all layers in one chunk
   bool asynchronous = false;
   bool plans_once = false;
   bool refreshes_shares = false;

@@ -68,6 +68,23 @@ void print_times(serve_record const& seen) {
   }
 }
 
+/// Where a mode spent the most in one step, stage by stage.
+void print_stages(serve_record const& seen) {
+  std::printf(
+      "\nof ballast in one step at most, milliseconds; on the host, and on the device where that measures\n%-18s",
+      "mode");
+  for (std::size_t i = 0; i < num_stages; ++i) { std::printf(" %14s", to_string(static_cast<stage>(i))); }
+  for (auto const& one : seen.modes) {
+    std::printf("\n%-18s", one.name.c_str());
+    for (std::size_t i = 0; i < num_stages; ++i) {
+      ballast::nanoseconds_t most = 0;
+      for (auto const& step : one.steps) { most = std::max(most, step.stages[i]); }
+      std::printf(" %14.3f", static_cast<double>(most) / nanoseconds_a_millisecond);
+    }
+  }
+  std::printf("\n");
+}
+
 void print_balance(settings const& how, serve_record const& seen) {
   constexpr std::size_t rows = 10;
   auto const layers = static_cast<std::size_t>(how.shape.num_layers);
@@ -185,12 +202,13 @@ switch_answer answer_of(settings const& how, mode_record const& of) {
 bool print_report(settings const& how, std::size_t num_requests, serve_record const& seen) {
   print_setup(how, num_requests, seen);
   print_times(seen);
+  print_stages(seen);
   print_balance(how, seen);
   print_moves(how, seen);
   print_troubles(seen);
   auto const right = std::ranges::all_of(seen.modes, is_right);
-  std::printf("\noutputs of all requests are %s as those of one rank without ballast\n",
-              right ? "the same, bit for bit," : "NOT the same");
+  std::printf("\noutputs of all requests are %s as those of %s\n", right ? "the same, bit for bit," : "NOT the same",
+              how.has_reference ? "one rank without ballast" : "the first mode");
   return right;
 }
 
@@ -206,10 +224,19 @@ nlohmann::json to_json(settings const& how, std::size_t num_requests, serve_reco
     json durations = json::array();
     json idle = json::array();
     json tokens = json::array();
+    json in_ballast = json::array();
+    json bytes = json::array();
+    json stages = json::object();
     for (std::size_t pass = 0; pass < one.steps.size(); ++pass) {
       balance.push_back(balancedness_of(one, layers, pass, pass + 1));
       tokens.push_back(one.steps[pass].tokens);
+      bytes.push_back(one.steps[pass].bytes);
       idle.push_back(one.steps[pass].idle_ranks);
+      in_ballast.push_back(static_cast<double>(one.steps[pass].in_ballast) / nanoseconds_a_millisecond);
+      for (std::size_t i = 0; i < num_stages; ++i) {
+        stages[to_string(static_cast<stage>(i))].push_back(static_cast<double>(one.steps[pass].stages[i]) /
+                                                           nanoseconds_a_millisecond);
+      }
       durations.push_back(static_cast<double>(one.steps[pass].duration) / nanoseconds_a_millisecond);
     }
     modes.push_back({{"name", one.name},
@@ -218,11 +245,14 @@ nlohmann::json to_json(settings const& how, std::size_t num_requests, serve_reco
                      {"tokens_a_second", times.tokens_a_second},
                      {"balancedness", balance},
                      {"steps_ms", durations},
+                     {"steps_ballast_ms", in_ballast},
+                     {"steps_stages_ms", stages},
                      {"rebalances", one.rebalances},
                      {"moves", sum.moves},
                      {"tokens", tokens},
                      {"idle_ranks", idle},
                      {"bytes", sum.bytes},
+                     {"steps_bytes", bytes},
                      {"layers_dropped", one.dropped},
                      {"failures", one.failures},
                      {"passes_to_balance", answer.passes ? json(*answer.passes) : json()},

@@ -42,7 +42,7 @@ status served_mode::step() {
   if (central_) {
     if (auto result = clock_.timed([&] { return central_->before_pass(plan); }); !result.ok()) { return result; }
   }
-  auto result = runner_->launch(mine, [this] { stop_if_ordered(stop_place::pass); });
+  auto result = runner_->launch(mine, facts.tokens, [this] { stop_if_ordered(stop_place::pass); });
   if (result.ok()) { result = end_step(plan, facts); }
   if (!result.ok()) { return result; }
   facts.duration = ballast::detail::now() - began;
@@ -104,6 +104,7 @@ status served_mode::heal() {
 void served_mode::note_moves(step_record& facts) {
   facts.moves = counter_.moves - std::exchange(noted_moves_, counter_.moves);
   facts.bytes = counter_.bytes - std::exchange(noted_bytes_, counter_.bytes);
+  facts.stages = counter_.take_stages();
   record_.rebalances = central_ ? central_->rebalances() : counter_.rebalances;
   record_.dropped = central_ ? central_->dropped() : 0;
 }

@@ -12,6 +12,7 @@
 #include "traffic.hpp"
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace engine {
@@ -38,6 +39,9 @@ struct stop_order {
   stop_place place = stop_place::pass;
 };
 
+/// What moves experts between cards.
+enum class mover_kind : std::uint8_t { copy_engines, kernels, nccl };
+
 /// What every rank is told.
 struct settings {
   model_shape shape;
@@ -46,17 +50,20 @@ struct settings {
   ballast::topology where;
   ballast::placement initial;  ///< [L, P]
   std::vector<mode> modes;
-  index_t interval = 4;    ///< passes between plans
+  index_t interval = 4;  ///< passes between plans
+  index_t layers_per_chunk = 1;
   index_t patience = 8;    ///< passes that the central scheduler waits for a layer
   index_t slow_rank = -1;  ///< lets bytes travel at the end of its passes only; -1: none does
   ballast::nanoseconds_t timeout = 10'000'000'000;
   bool keeps_routing = false;                  ///< count what the gate chooses in every pass
   bool verifies = true;                        ///< moves are compared with their source
+  bool has_reference = true;                   ///< outputs are compared with one rank's; else with the first mode's
   index_t turn = 1;                            ///< passes of a mode before the next mode's
   std::size_t bytes_a_number = sizeof(float);  ///< of weights
   damage_kind damage = damage_kind::none;
   stop_order stop;
   // On GPUs:
+  mover_kind mover = mover_kind::copy_engines;
   int cards = 0;                  ///< at most; 0: all that there are
   int small_pass = 128;           ///< tokens of a rank up to which a pass is a small one
   std::uint32_t least_batch = 0;  ///< choices of all ranks below which a batch is not balanced

@@ -123,6 +123,45 @@ TEST_CASE("a wrong weight, a stale table and a move that was left out show in th
   }
 }
 
+TEST_CASE("without a reference the modes are compared with the first, and what one of them spoils shows") {
+  arguments const small{"--passes", "28",          "--layers", "3",       "--interval",
+                        "2",        "--reference", "0",        "--modes", "none,seed,incremental"};
+  auto const good = serve(small);
+  check_right(good);
+  CHECK(good.out.find("as those of the first mode") != std::string::npos);
+  auto const bad = serve(with(small, {"--damage", "table"}), 1);
+  CHECK(bad.out.find("NOT the same as those of the first mode") != std::string::npos);
+  CHECK(mode(bad, "none")["wrong_requests"].empty());
+  CHECK_FALSE(mode(bad, "seed")["wrong_requests"].empty());
+}
+
+TEST_CASE("steps tell what ballast took of them, by stage, and what was moved in each") {
+  auto const all = serve({"--passes", "40", "--layers", "4", "--interval", "4", "--layers-per-chunk", "3", "--modes",
+                          "none,seed-chunks,shares"});
+  check_right(all);
+  auto const sum = [](json const& values) {
+    auto const numbers = values.get<std::vector<double>>();
+    return std::accumulate(numbers.begin(), numbers.end(), 0.0);
+  };
+  for (auto const& one : all.seen["modes"]) {
+    CAPTURE(one["name"].get<std::string>());
+    auto const& stages = one["steps_stages_ms"];
+    bool const plans = one["name"] != "none";
+    CHECK((sum(stages["plan"]) > 0) == plans);
+    CHECK((sum(stages["loads"]) > 0) == plans);
+    CHECK((sum(stages["commit"]) > 0) == plans);
+    CHECK((sum(stages["shares"]) > 0) == (one["name"] == "shares"));
+    CHECK(sum(stages["device commit"]) == 0);  // there is none here
+    CHECK((sum(one["steps_ballast_ms"]) > 0) == plans);
+    CHECK(stages["plan"].size() == one["steps_ms"].size());
+    CHECK(sum(one["steps_bytes"]) == one["bytes"].get<double>());
+  }
+  // Four layers in chunks of three: two steps move, where four would.
+  auto const bytes = mode(all, "seed-chunks")["steps_bytes"].get<std::vector<double>>();
+  auto const moving = std::ranges::count_if(bytes, [](double of_step) { return of_step > 0; });
+  CHECK(moving <= 2 * mode(all, "seed-chunks")["rebalances"].get<int>());
+}
+
 TEST_CASE("a layer that the central scheduler finds late is left out, and serving goes on") {
   auto const hasty =
       serve({"--modes", "central", "--passes", "40", "--interval", "2", "--patience", "1", "--slow-rank", "1"});
@@ -194,6 +233,8 @@ TEST_CASE("what makes no sense is refused with the remedy") {
   expect({"--then", traces + "mixtral-8x7b/domains.csv", "--layers", "3"}, "holds 8 experts, the traffic before it 64");
   expect({"--traffic", "nowhere.csv"}, "nowhere.csv: cannot be opened");
   expect({"--damage", "all"}, "--damage is 'all', must be one of weight, table, move");
+  expect({"--moves-with", "kernels"}, "--moves-with is for ranks on GPUs");
+  expect({"--layers-per-chunk", "0"}, "--layers-per-chunk is 0, must be from 1 to");
   expect({"--slow-rank", "4"}, "--slow-rank is 4, must be from 0 to 3");
   expect({"--stop-rank", "1"}, "--stop-rank is for --transport processes");
   expect({"--stop-at", "1"}, "--stop-at and --stop-in say when --stop-rank stops: give it too");

@@ -87,7 +87,7 @@ cache_plan plan_caches(std::span<request const> requests, schedule_options const
 
 device_pass::device_pass(rank_card& card, std::span<request const> requests, schedule_options const& how,
                          device_experts& experts, route_function const& route, std::span<int const> sizes,
-                         bool keeps_routing)
+                         bool has_gate, bool keeps_routing)
     : card_{card},
       requests_{requests},
       plan_{plan_caches(requests, how, card.rank())},
@@ -113,14 +113,17 @@ device_pass::device_pass(rank_card& card, std::span<request const> requests, sch
               results + 1,
               results + 1 + layers,
               results + 1 + layers + tokens};
-  for (auto const size : sizes) { capture(experts, route, size); }
+  for (auto const size : sizes) {
+    capture(experts, route, size, true);
+    if (has_gate) { capture(experts, route, size, false); }
+  }
 }
 
 device_pass::~device_pass() {
-  for (auto const& [size, graph] : graphs_) { static_cast<void>(cudaGraphExecDestroy(graph)); }
+  for (auto const& one : graphs_) { static_cast<void>(cudaGraphExecDestroy(one.graph)); }
 }
 
-void device_pass::capture(device_experts& experts, route_function const& route, int size) {
+void device_pass::capture(device_experts& experts, route_function const& route, int size, bool balances) {
   auto const on = card_.on(size);
   check(cudaStreamBeginCapture(on.stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
   auto const layers = card_.model().shape.num_layers;
@@ -129,7 +132,7 @@ void device_pass::capture(device_experts& experts, route_function const& route, 
   for (index_t layer = 0; layer < layers; ++layer) {
     card_.enqueue_attention(on, layer, cache(layer), plan_.longest);
     card_.enqueue_gate(on, view_, layer);
-    auto const* const physical = route(layer, on);
+    auto const* const physical = route(layer, on, balances);
     enqueue_exchange(on, view_, physical, layer);
     enqueue_experts(on, view_, experts.gate_up(layer), experts.down(layer));
     enqueue_combine(on, view_, physical);
@@ -142,7 +145,7 @@ void device_pass::capture(device_experts& experts, route_function const& route, 
   auto const result = cudaGraphInstantiate(&made, graph, 0);
   check(cudaGraphDestroy(graph), "cudaGraphDestroy");
   check(result, "cudaGraphInstantiate");
-  graphs_.emplace_back(size, made);
+  graphs_.push_back({size, balances, made});
   check(cudaGraphUpload(made, on.stream), "cudaGraphUpload");
 }
 
@@ -151,15 +154,16 @@ token_entry device_pass::entry_of(token const& at) const {
   return {outputs_.drawn(at), requests_[number].kind, plan_.first_row[number], at.position};
 }
 
-status device_pass::launch(std::span<token const> tokens) {
+status device_pass::launch(std::span<token const> tokens, bool balances) {
   running_.assign(tokens.begin(), tokens.end());
   auto const count = static_cast<std::int32_t>(tokens.size());
   auto const bytes = entries_.bytes();
   std::memcpy(bytes.data(), &count, sizeof count);
   std::ranges::transform(tokens, reinterpret_cast<token_entry*>(bytes.data() + head_bytes),
                          [this](token const& at) { return entry_of(at); });
-  auto const graph = std::ranges::find_if(graphs_, [count](auto const& one) { return count <= one.first; });
-  return ballast::cudart::to_status(cudaGraphLaunch(graph->second, card_.stream()), "cudaGraphLaunch");
+  auto const graph =
+      std::ranges::find_if(graphs_, [&](auto const& one) { return count <= one.size && one.balances == balances; });
+  return ballast::cudart::to_status(cudaGraphLaunch(graph->graph, card_.stream()), "cudaGraphLaunch");
 }
 
 status device_pass::finish(ballast::nanoseconds_t timeout) {

@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <functional>
 #include <span>
-#include <utility>
 #include <vector>
 
 namespace engine {
@@ -33,19 +32,22 @@ struct cache_plan {
 /// One rank's forward pass, captured once for each of a few sizes and replayed, and what comes out of it.
 class device_pass {
 public:
-  /// Enqueues what turns `logical` into physical ids. @return where they are, [T, k + 1]
-  using route_function = std::function<std::int32_t const*(index_t layer, pass_stream const& on)>;
+  /// Enqueues what turns `logical` into physical ids; `balances`: the batch itself may be balanced.
+  /// @return where they are, [T, k + 1]
+  using route_function = std::function<std::int32_t const*(index_t layer, pass_stream const& on, bool balances)>;
 
   /// @param sizes  rows of a pass that there are graphs for, the largest last; the smallest that does is used
+  /// @param has_gate  there are graphs too for batches that are not to be balanced
   /// @param keeps_routing  count what the gate chooses
   /// @throws std::system_error
   device_pass(rank_card& card, std::span<request const> requests, schedule_options const& how, device_experts& experts,
-              route_function const& route, std::span<int const> sizes, bool keeps_routing);
+              route_function const& route, std::span<int const> sizes, bool has_gate, bool keeps_routing);
   device_pass(device_pass const&) = delete;
   device_pass& operator=(device_pass const&) = delete;
   ~device_pass();
 
-  [[nodiscard]] ballast::status launch(std::span<token const> tokens);
+  /// @param balances  the batch is to be balanced; alike on all ranks
+  [[nodiscard]] ballast::status launch(std::span<token const> tokens, bool balances);
   /// @return `errc::peer_lost` naming a rank whose rows did not come; `errc::missing_expert`;
   ///         `errc::deadline_exceeded`
   [[nodiscard]] ballast::status finish(ballast::nanoseconds_t timeout);
@@ -55,7 +57,12 @@ public:
   [[nodiscard]] std::uint64_t outcome_of(std::size_t request) const { return outputs_.outcome_of(request); }
 
 private:
-  void capture(device_experts& experts, route_function const& route, int size);
+  struct captured_pass {
+    int size;
+    bool balances;
+    cudaGraphExec_t graph;
+  };
+  void capture(device_experts& experts, route_function const& route, int size, bool balances);
   [[nodiscard]] bf16* cache(index_t layer) const {
     return caches_.data() +
            static_cast<std::size_t>(layer) * static_cast<std::size_t>(plan_.num_rows) * 2 * attention_width;
@@ -69,7 +76,7 @@ private:
   pass_view view_;
   ballast::cudart::device_memory<bf16> caches_;                ///< [L, rows, 2 A]
   ballast::cudart::device_memory<unsigned long long> chosen_;  ///< [L, E]
-  std::vector<std::pair<int, cudaGraphExec_t>> graphs_;        ///< by size
+  std::vector<captured_pass> graphs_;                          ///< by size
   ballast::cudart::pinned_buffer entries_;                     ///< n in 16 bytes, then [T] entries
   ballast::cudart::pinned_buffer results_;                     ///< failed in 8 bytes, [L] work, [T] outputs, [L, E]
   pass_letters letters_;

@@ -90,17 +90,19 @@ struct arguments {
   int depth = 0;  ///< K, a multiple of 64
 };
 
-/// One tile, by all threads of the block.
-template <int tile_rows, class Epilogue>
+/// One tile, by all threads of the block. Rows go to the warps in blocks of 16, alike to both halves of them; in a tile
+/// that is not full, blocks behind the slot's last row are not multiplied.
+template <int tile_rows, bool is_full, class Epilogue>
 __device__ void compute_tile(arguments const& a, bf16* shared, int slot, std::uint32_t first_row, std::uint32_t end_row,
                              int first_column) {
-  constexpr int warp_rows = tile_rows / 2;  // 2 x 4 warps
-  constexpr int row_blocks = warp_rows / 16;
-  constexpr int column_blocks = 4;  // of eight
+  constexpr int row_blocks = tile_rows / 32;  // of 16, for each of 2 x 4 warps
+  constexpr int column_blocks = 4;            // of eight
   auto const thread = static_cast<int>(threadIdx.x);
   auto const lane = thread % 32;
   auto const warp = thread / 32;
-  auto const warp_row = warp / 4 * warp_rows;
+  auto const warp_row = warp / 4 * 16;
+  auto const row_of_block = [warp_row](int i) { return warp_row + 32 * i; };
+  auto const used_blocks = is_full ? row_blocks : (static_cast<int>(end_row - first_row) - warp_row + 31) / 32;
   auto const warp_column = warp % 4 * 32;
   auto const stage_size = (tile_rows + columns) * depth;
   auto const* const weights = a.weights + (static_cast<std::size_t>(slot) * a.width + first_column) * a.depth;
@@ -144,7 +146,8 @@ __device__ void compute_tile(arguments const& a, bf16* shared, int slot, std::ui
       std::uint32_t of_columns[2][4];
 #pragma unroll
       for (int i = 0; i < row_blocks; ++i) {
-        load_matrices(of_rows[i], shared_address(rows + place_of(warp_row + 16 * i + lane % 16, 2 * k + lane / 16)));
+        if (i >= used_blocks) { continue; }
+        load_matrices(of_rows[i], shared_address(rows + place_of(row_of_block(i) + lane % 16, 2 * k + lane / 16)));
       }
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
@@ -153,6 +156,7 @@ __device__ void compute_tile(arguments const& a, bf16* shared, int slot, std::ui
       }
 #pragma unroll
       for (int i = 0; i < row_blocks; ++i) {
+        if (i >= used_blocks) { continue; }
 #pragma unroll
         for (int j = 0; j < column_blocks; ++j) {
           multiply_add(sums[i][j], of_rows[i], of_columns[j / 2][j % 2 * 2], of_columns[j / 2][j % 2 * 2 + 1]);
@@ -165,7 +169,7 @@ __device__ void compute_tile(arguments const& a, bf16* shared, int slot, std::ui
   for (int i = 0; i < row_blocks; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      auto const row = first_row + warp_row + 16 * i + 8 * half + lane / 4;
+      auto const row = first_row + row_of_block(i) + 8 * half + lane / 4;
       if (row >= end_row) { continue; }
       auto* const out = a.out + static_cast<std::size_t>(row) * (a.width / Epilogue::width_divisor);
       Epilogue::write(sums[i], half, out, first_column + warp_column, lane);
@@ -206,8 +210,13 @@ __device__ void compute_tiles(arguments const& a, bf16* shared, std::uint32_t* t
     auto const end = __ldcg(a.begins + slot + 1);
     auto const rows_of_tiles = (end - begin + tile_rows - 1) / tile_rows;
     auto const own = tile - tiles[slot];
-    compute_tile<tile_rows, Epilogue>(a, shared, slot, begin + own % rows_of_tiles * tile_rows, end,
-                                      static_cast<int>(own / rows_of_tiles) * columns);
+    auto const first_row = begin + own % rows_of_tiles * tile_rows;
+    auto const first_column = static_cast<int>(own / rows_of_tiles) * columns;
+    if (end - first_row >= tile_rows) {
+      compute_tile<tile_rows, true, Epilogue>(a, shared, slot, first_row, end, first_column);
+    } else {
+      compute_tile<tile_rows, false, Epilogue>(a, shared, slot, first_row, end, first_column);
+    }
   }
 }
 

@@ -2,6 +2,8 @@
 #include "gpu_ranks.hpp"
 
 #include <ballast/cudart/peer_directory.hpp>
+#include <ballast/detail/text.hpp>
+#include <ballast/status.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "../exchange_over.hpp"
@@ -17,6 +19,7 @@
 #include <cstdlib>
 #include <deque>
 #include <exception>
+#include <system_error>
 #include <utility>
 
 namespace engine {
@@ -46,12 +49,13 @@ void ask_for_queues() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
   device_experts weights{of.shape, where, initial, 0, card.stream()};
   auto const size = static_cast<int>(how.tokens_a_rank);
   // Each expert is in the slot of its number, and the shared one behind them.
-  device_pass pass{card,       requests, how, weights, [&](index_t, pass_stream const&) { return card.view().logical; },
-                   {&size, 1}, false};
+  device_pass pass{
+      card,       requests, how,  weights, [&](index_t, pass_stream const&, bool) { return card.view().logical; },
+      {&size, 1}, false,    false};
   scheduler passes{requests, how};
   while (!passes.is_done()) {
     auto const plan = passes.next();
-    pass.launch(plan.tokens.front()).or_throw();
+    pass.launch(plan.tokens.front(), true).or_throw();
     pass.finish(timeout).or_throw();
   }
   std::vector<std::uint64_t> outcomes;
@@ -79,15 +83,25 @@ class gpu_links final : public rank_links {
 public:
   gpu_links(settings const& how, in_process_endpoint& tokens, rank_card& card,
             std::deque<ballast::in_process_group>& groups, std::deque<ballast::cudart::local_peers>& peers)
-      : card_{card}, exchange_{tokens, tokens, 0, how.timeout}, groups_{groups}, peers_{peers} {}
+      : mover_{how.mover}, card_{card}, exchange_{tokens, tokens, 0, how.timeout}, groups_{groups}, peers_{peers} {}
 
   [[nodiscard]] token_exchange& exchange() override { return exchange_; }
   [[nodiscard]] std::unique_ptr<model_runner> make_runner(runner_parts const& parts) override {
-    return make_device_runner(parts, card_, exchange_, groups_[parts.number].endpoint(exchange_.rank()),
-                              peers_[parts.number]);
+    card_parts const on{card_, exchange_, groups_[parts.number].endpoint(exchange_.rank()), peers_[parts.number]};
+    switch (mover_) {
+      case mover_kind::copy_engines: break;
+      case mover_kind::kernels: return make_runner_with_kernels(parts, on);
+#ifdef ENGINE_HAS_NCCL
+      case mover_kind::nccl: return make_runner_with_nccl(parts, on);
+#else
+      case mover_kind::nccl: break;
+#endif
+    }
+    return make_runner_with_copy_engines(parts, on);
   }
 
 private:
+  mover_kind mover_;
   rank_card& card_;
   exchange_over<in_process_endpoint, in_process_endpoint> exchange_;
   std::deque<ballast::in_process_group>& groups_;
@@ -111,6 +125,11 @@ void run_on_gpus(settings const& how, std::span<routing_skew const> skews, rank_
   ask_for_queues();
   auto const ranks = how.where.num_ranks();
   auto const cards = std::min(count_cards(how.cards), static_cast<int>(ranks));
+  if (how.mover == mover_kind::nccl && cards < ranks) {
+    throw std::system_error{make_error_code(ballast::errc::invalid_option),
+                            ballast::detail::concat("--moves-with nccl: NCCL wants a card for each of the ", ranks,
+                                                    " ranks, there are ", cards)};
+  }
   enable_peer_access(cards);
   auto const model = make_device_model(how.shape, skews);
   std::deque<rank_card> own;

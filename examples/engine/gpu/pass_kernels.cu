@@ -203,10 +203,7 @@ __global__ void perfect_kernel(pass_view const v) {
     v.physical[i] = v.rank * v.ids_a_rank + slots;
     return;
   }
-  // Each rank begins elsewhere.
-  auto const number = (i / choices * v.top_k + choice + v.rank * (slots + 1));
-  auto const rank = number % v.num_ranks;
-  v.physical[i] = rank * v.ids_a_rank + number / v.num_ranks % slots;
+  v.physical[i] = v.even[i / choices * v.top_k + choice];
 }
 
 __global__ void output_kernel(pass_view const v) {

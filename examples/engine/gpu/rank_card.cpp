@@ -7,16 +7,35 @@
 #include "check.hpp"
 
 #include <utility>
+#include <vector>
 
 namespace engine {
 
 namespace {
 
-enum class part : std::uint64_t { projection = 100, output, gate, sample };
+enum class part : std::uint64_t { projection = 100, output, gate, sample, even };
 
 [[nodiscard]] std::uint64_t seed_of(part what, std::size_t layer) {
   return ballast::digest{}.add(static_cast<std::uint64_t>(what)).add(static_cast<std::uint64_t>(layer)).value();
 }
+
+/// Physical ids of all slots in one order after the other, each drawn anew: rows that are alike many for each slot come
+/// in no more order than those of a router.
+[[nodiscard]] std::vector<std::int32_t> draw_even_ids(pass_view const& v) {
+  std::vector<std::int32_t> slots;
+  for (int id = 0; id < v.num_ids; ++id) {
+    if (id % v.ids_a_rank < v.ids_a_rank - v.num_reserved) { slots.push_back(id); }
+  }
+  generator random{seed_of(part::even, static_cast<std::size_t>(v.rank))};
+  std::vector<std::int32_t> drawn(static_cast<std::size_t>(v.max_tokens) * static_cast<std::size_t>(v.top_k));
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
+    auto const at = i % slots.size();
+    std::swap(slots[at], slots[at + random.below(slots.size() - at)]);
+    drawn[i] = slots[at];
+  }
+  return drawn;
+}
+
 }  // namespace
 
 device_model make_device_model(model_shape const& shape, std::span<routing_skew const> skews) {
@@ -102,6 +121,7 @@ void rank_card::allocate(std::size_t ranks) {
   view_.blocks_done = room_for<std::uint32_t>(3);
   view_.begins = room_for<std::uint32_t>(static_cast<std::size_t>(view_.ids_a_rank) + 1);
   view_.work = room_for<std::uint64_t>(layers);
+  view_.even = room_for<std::int32_t>(tokens * static_cast<std::size_t>(view_.top_k));
   view_.failed = room_for<std::uint32_t>(1);
 
   projection_ = room_for<bf16>(layers * 3 * attention_width * hidden);
@@ -125,6 +145,10 @@ void rank_card::fill() {
   check(
       cudaMemcpyAsync(bias_, model_.bias.data(), model_.bias.size() * sizeof(float), cudaMemcpyHostToDevice, stream()),
       "cudaMemcpyAsync");
+  auto const even = draw_even_ids(view_);
+  check(cudaMemcpyAsync(view_.even, even.data(), even.size() * sizeof even[0], cudaMemcpyHostToDevice, stream()),
+        "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
   prepare_kernels();
   // Products are loaded by their first launch; later the other ranks would wait for it.
   auto const tokens = view_.max_tokens;

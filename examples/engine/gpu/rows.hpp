@@ -73,6 +73,7 @@ struct pass_view {
   std::uint32_t* blocks_done = nullptr;  ///< [3] 0 between kernels
   std::uint32_t* begins = nullptr;       ///< [ids_a_rank + 1] where a slot's rows begin in the mailbox
   std::uint64_t* work = nullptr;         ///< [L]
+  std::int32_t* even = nullptr;          ///< [T, k] physical ids, alike many of each, in no order: for `perfect`
   unsigned long long* chosen = nullptr;  ///< [L, E] or null
   std::uint32_t* failed = nullptr;       ///< a `trouble` in the high half, and what it is about
 };

@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef BALLAST_EXAMPLES_ENGINE_GPU_DEVICE_RUNNER_OVER_CUH
+#define BALLAST_EXAMPLES_ENGINE_GPU_DEVICE_RUNNER_OVER_CUH
+
 #include <ballast/cudart/device_store.hpp>
 #include <ballast/cudart/kernels/batch_balancer.cuh>
 #include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/route.cuh>
-#include <ballast/cudart/peer_copy.hpp>
+#include <ballast/transport/in_process.hpp>
 
 #include "../balancer_over.hpp"
+#include "../exchange.hpp"
 #include "device_experts.hpp"
 #include "device_pass.hpp"
-#include "device_runner.hpp"
+#include "rank_card.hpp"
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <utility>
@@ -18,32 +23,31 @@
 
 namespace engine {
 
-namespace {
-
 namespace cudart = ballast::cudart;
-using copies = cudart::peer_copy<cudart::local_peers::member>;
-using store_type = cudart::device_store<>;
-using device_balancer = balancer_over<cudart::device_recorder, store_type, copies, ballast::in_process_endpoint>;
 
 /// For the counts of another rank, whose thread may come late to set its pass off.
-constexpr std::uint32_t longest_wait = 1'000'000'000;
+inline constexpr std::uint32_t longest_wait = 1'000'000'000;
 
+/// The model on one card, or a part of it, and the rebalancer that moves its weights with this transport.
+/// @tparam Copies  what its commits copy with
+template <class Transport, class Copies>
 class device_runner final : public model_runner {
 public:
+  /// @param make_transport  gives the transport
+  template <class MakeTransport>
   device_runner(runner_parts const& parts, rank_card& card, token_exchange& ranks,
-                ballast::in_process_endpoint& control, cudart::local_peers& peers)
+                ballast::in_process_endpoint& control, MakeTransport make_transport)
       : parts_{parts},
         card_{card},
         ranks_{ranks},
         experts_{parts.how.shape, parts.how.where, parts.how.initial, card.rank(), card.stream()},
-        copies_{peers.join(card.rank())} {
+        wires_{make_transport()} {
     auto const& how = parts.how;
     if (parts.of().split == split_kind::quotas) {
-      batches_.emplace(
-          card.stream(), how.where, card.rank(), how.initial,
-          cudart::batch_options{.max_tokens = how.schedule.tokens_a_rank,
-                                .top_k = how.shape.top_k + 1,
-                                .control = {.min_tokens = how.least_batch, .wait_nanoseconds = longest_wait}});
+      batches_.emplace(card.stream(), how.where, card.rank(), how.initial,
+                       cudart::batch_options{.max_tokens = how.schedule.tokens_a_rank,
+                                             .top_k = how.shape.top_k + 1,
+                                             .control = {.wait_nanoseconds = longest_wait}});
     }
     store_.emplace(how.where, card.rank(), how.initial, store_options());
     experts_.add_to(*store_);
@@ -61,14 +65,17 @@ public:
     if (parts_.how.small_pass < sizes.front()) { sizes.insert(sizes.begin(), parts_.how.small_pass); }
     pass_.emplace(
         card_, parts_.requests, parts_.how.schedule, experts_,
-        [this](index_t layer, pass_stream const& on) { return route(layer, on); }, sizes,
-        parts_.how.keeps_routing && parts_.number == 0);
+        [this](index_t layer, pass_stream const& on, bool balances) { return route(layer, on, balances); }, sizes,
+        has_gate(), parts_.how.keeps_routing && parts_.number == 0);
     return {};
   }
   [[nodiscard]] balancer* own_balancer() override { return balancer_.get(); }
 
-  [[nodiscard]] status launch(std::span<token const> tokens, std::function<void()> const&) override {
-    auto result = pass_->launch(tokens);
+  [[nodiscard]] status launch(std::span<token const> tokens, std::int64_t in_batch,
+                              std::function<void()> const&) override {
+    // Every rank knows the batch, and so all choose alike whether it is worth being balanced.
+    auto const choices = in_batch * parts_.how.shape.top_k;
+    auto result = pass_->launch(tokens, !has_gate() || choices >= static_cast<std::int64_t>(parts_.how.least_batch));
     return result.ok() && card_.is_shared() ? meet() : result;
   }
   [[nodiscard]] status finish() override { return pass_->finish(parts_.how.timeout); }
@@ -81,9 +88,16 @@ public:
   }
 
 private:
+  using store_type = cudart::device_store<ballast::dispatch_tables, Copies>;
+  using device_balancer = balancer_over<cudart::device_recorder, store_type, Transport, ballast::in_process_endpoint>;
+
+  /// Small batches are left as they are.
+  [[nodiscard]] bool has_gate() const { return batches_ && parts_.how.least_batch > 0; }
+
   [[nodiscard]] cudart::device_store_options store_options() {
     cudart::device_store_options options;
     options.compute_stream = card_.stream();
+    options.timed = true;
     options.dispatch =
         parts_.of().split == split_kind::shares ? ballast::dispatch_mode::by_share : ballast::dispatch_mode::even;
     if (batches_) { options.follower = batches_->follower(); }
@@ -93,7 +107,7 @@ private:
     balanced_parts const parts{parts_.how, parts_.of(), parts_.watcher};
     cudart::device_recorder recorder{card_.stream(), parts_.how.shape.num_layers, parts_.how.shape.num_experts,
                                      window_of(parts)};
-    auto made = std::make_unique<device_balancer>(parts, std::move(recorder), *store_, copies_, control);
+    auto made = std::make_unique<device_balancer>(parts, std::move(recorder), *store_, wires_, control);
     counters_ = made->recorder().view();
     balancer_ = std::move(made);
   }
@@ -116,10 +130,10 @@ private:
     return batches_->connect(std::span<ballast::segment const>{boards});
   }
 
-  [[nodiscard]] std::int32_t const* route(index_t layer, pass_stream const& on) {
+  [[nodiscard]] std::int32_t const* route(index_t layer, pass_stream const& on, bool balances) {
     auto const& v = card_.view();
     cudart::routing<std::int32_t> const input{v.logical, on.padded_tokens, v.top_k + 1, v.num_tokens};
-    switch (parts_.of().split) {
+    switch (balances ? parts_.of().split : split_kind::even) {
       case split_kind::perfect: enqueue_perfect_routing(on, v); break;
       case split_kind::quotas:
         cudart::balance_and_dispatch(on.stream, batches_->view(), counters_, store_->view(), layer, input, v.physical)
@@ -141,7 +155,7 @@ private:
   rank_card& card_;
   token_exchange& ranks_;
   device_experts experts_;
-  copies copies_;
+  Transport wires_;
   std::optional<cudart::batch_balancer> batches_;
   std::optional<store_type> store_;
   cudart::record_view counters_{};
@@ -150,11 +164,6 @@ private:
   std::vector<std::uint64_t> met_;  ///< [R]
 };
 
-}  // namespace
-
-std::unique_ptr<model_runner> make_device_runner(runner_parts const& parts, rank_card& card, token_exchange& ranks,
-                                                 ballast::in_process_endpoint& control, cudart::local_peers& peers) {
-  return std::make_unique<device_runner>(parts, card, ranks, control, peers);
-}
-
 }  // namespace engine
+
+#endif
