@@ -7,6 +7,9 @@
 #include <ballast/topology.hpp>
 
 #include "gpu/check_limits.hpp"
+#ifdef ENGINE_HAS_MPI
+  #include "mpi_ranks.hpp"
+#endif
 #include "rank_links.hpp"
 #include "reference.hpp"
 #include "report.hpp"
@@ -55,9 +58,9 @@ struct options {
   void add_to(CLI::App& app) {
     using namespace ballast_tools;
     add_text(app, "--modes", modes, "Which to serve in, separated by commas (all of them)");
-    add_text(
-        app, "--transport", transport,
-        "threads: ranks are threads; processes: each is a process; gpus: each has a card, or a part of one (threads)");
+    add_text(app, "--transport", transport,
+             "threads: ranks are threads; processes: each is a process; mpi: each is one that mpirun has started; "
+             "gpus: each has a card, or a part of one (threads)");
     add_integer(app, "--ranks", ranks, "R, ranks (4)");
     add_integer(app, "--nodes", nodes, "N, nodes that they are spread over (1)");
     add_integer(app, "--spare-slots", spare_slots, "Slots of a rank beyond the experts' own (2)");
@@ -272,8 +275,9 @@ template <class Kind, std::size_t n>
 [[nodiscard]] status make_settings(options const& given, engine::settings& how,
                                    std::vector<engine::routing_skew>& skews) {
   if (auto result = check_sizes(given); !result.ok()) { return result; }
-  if (given.transport != "threads" && given.transport != "processes" && given.transport != "gpus") {
-    return refuse("--transport is '", given.transport.value_or(""), "', must be threads, processes or gpus");
+  constexpr std::array known{"threads", "processes", "mpi", "gpus"};
+  if (std::find(known.begin(), known.end(), given.transport) == known.end()) {
+    return refuse("--transport is '", given.transport.value_or(""), "', must be threads, processes, mpi or gpus");
   }
   if (auto result = check_gpus(given); !result.ok()) { return result; }
   std::string const traces{ENGINE_TRACES};
@@ -349,6 +353,29 @@ template <class Kind, std::size_t n>
 #endif
 }
 
+/// Serve with ranks that mpirun has started. @param is_first  out: whether this is rank 0, which knows how it went
+[[nodiscard]] status serve_on_mpi([[maybe_unused]] engine::settings const& how,
+                                  [[maybe_unused]] std::span<engine::routing_skew const> skews,
+                                  [[maybe_unused]] std::span<engine::request const> requests,
+                                  [[maybe_unused]] engine::serve_record& seen, [[maybe_unused]] bool& is_first) {
+#ifdef ENGINE_HAS_MPI
+  engine::mpi_job const job;
+  is_first = job.rank() == 0;
+  if (job.num_ranks() != how.where.num_ranks()) {
+    return is_first ? refuse("--ranks is ", how.where.num_ranks(), ", but mpirun has started ", job.num_ranks(),
+                             ": give both the same number")
+                    : status{};
+  }
+  engine::model const model{how.shape, skews};
+  engine::reference_outcome expected;
+  if (how.has_reference && is_first) { expected = engine::prove_batch_invariance(model, requests); }
+  job.run(how, model, [&](engine::rank_links& links) { engine::serve(how, requests, expected.outcomes, links, seen); });
+  return {};
+#else
+  return refuse("--transport mpi is not built in: configure with -DBALLAST_ENABLE_MPI=ON");
+#endif
+}
+
 /// Serve with ranks that have cards, or parts of one.
 void serve_on_gpus([[maybe_unused]] engine::settings const& how,
                    [[maybe_unused]] std::span<engine::routing_skew const> skews,
@@ -382,8 +409,12 @@ void serve_on_gpus([[maybe_unused]] engine::settings const& how,
   auto const requests = engine::make_requests(how.traffic);
   if (requests.empty()) { return refuse("no request arrives in ", how.traffic.passes, " passes: give more --passes"); }
   engine::serve_record seen;
+  bool is_first = true;
   if (given.transport == "gpus") {
     serve_on_gpus(how, skews, requests, seen);
+  } else if (given.transport == "mpi") {
+    if (auto result = serve_on_mpi(how, skews, requests, seen, is_first); !result.ok()) { return result; }
+    if (!is_first) { return {}; }
   } else if (auto result = serve_on_host(given, how, skews, requests, seen); !result.ok()) {
     return result;
   }
