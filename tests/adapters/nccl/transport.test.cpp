@@ -93,8 +93,9 @@ void splits_off_the_engines(Endpoint& self, law_log& log) {
 template <class Endpoint>
 void refuses_nonsense(Endpoint& self, law_log& log) {
   nccl::communicator made;
-  auto const options = nccl::communicator_options{self.rank() == 1 ? 0 : 4, 2'000 * millisecond};
-  log.expect(!nccl::communicator::create(self.control, made, options).ok(), "made with 0 thread blocks on a rank");
+  auto const options =
+      nccl::communicator_options{.max_ctas = self.rank() == 1 ? -1 : 4, .timeout = 2'000 * millisecond};
+  log.expect(!nccl::communicator::create(self.control, made, options).ok(), "made with -1 thread blocks on a rank");
   auto const refused = nccl::communicator::split(nullptr, self.control, made);
   log.expect_failure(refused, {errc::invalid_option}, "null", "split");
   log.expect(made.is_lost() && nccl::communicator::borrow(nullptr).is_lost(), "made of nothing");

@@ -31,7 +31,6 @@ struct communicator_options {
   /// thinks that the links need. Each is a multiprocessor that the engine lacks while a batch moves, and memory for
   /// each peer of the host: see `transport_options::communicator_in_force` and docs/gpu.md.
   int max_ctas = 0;
-  int min_ctas = 0;                        ///< at least, also where NCCL would take fewer; 0 leaves it to NCCL
   nanoseconds_t timeout = 60'000'000'000;  ///< of making it, all in all, and of a transport's `warm_up`
   /// The parent of a split was made with `splitShare` = 0, and NCCL_COMM_SPLIT_SHARE_RESOURCES is not set: what is
   /// split off may be aborted. Where the two share resources NCCL gives both one flag to abort by, and so aborting the
@@ -40,6 +39,7 @@ struct communicator_options {
   /// shares nothing, or to `create`.
   bool parent_shares_nothing = false;
   executor calls = {};  ///< makes the calls of NCCL that may block
+  int min_ctas = 0;     ///< thread blocks at least, also where NCCL would take fewer; 0 leaves it to NCCL
 };
 
 /// Say whether the options make sense, naming the first value that does not. @return `errc::invalid_option`
