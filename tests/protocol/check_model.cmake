@@ -15,7 +15,7 @@ else()
 endif()
 
 execute_process(COMMAND ${SPIN} -a ${macros} ${MODEL} WORKING_DIRECTORY ${FOLDER} OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
-execute_process(COMMAND ${CC} -O2 -w -DCOLLAPSE ${build} -o pan pan.c WORKING_DIRECTORY ${FOLDER} COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${CC} -O1 -w -DCOLLAPSE ${build} -o pan pan.c WORKING_DIRECTORY ${FOLDER} COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ./pan ${search} -m2000000 WORKING_DIRECTORY ${FOLDER} OUTPUT_VARIABLE report COMMAND_ERROR_IS_FATAL ANY)
 message(STATUS "${report}")
 if(PROPERTY MATCHES "^broken_safety")
