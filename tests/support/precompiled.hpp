@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// What tests include, for BALLAST_TESTS_PRECOMPILED; nothing includes this by name.
+// What tests include, for BALLAST_TESTS_PRECOMPILED; nothing includes this by name. throwing_contracts.hpp is before
+// it, as it is before every test.
 #ifndef BALLAST_TESTS_SUPPORT_PRECOMPILED_HPP
 #define BALLAST_TESTS_SUPPORT_PRECOMPILED_HPP
-
-#include "throwing_contracts.hpp"
 
 #include <ballast/ballast.hpp>
 #include <ballast/policies/any_policy.hpp>
