@@ -3,9 +3,9 @@
 // experts>/<slots>/<ranks>, and incremental/curve/<ranks> (100 layers, 2 experts and 4 slots a rank, 10 % drift),
 // beside balanced/curve. part/<start or drift>/...: what one rank of a group plans when they plan in parts; the counter
 // longest_layer is the milliseconds of the layer that takes longest, which is the longest call with
-// `layers_per_plan_call = 1`.
-// cells/...: `incremental` under every budget, split and start of a list, one after the other; the slowest of these
-// cells against their median.
+// `layers_per_plan_call = 1`; longest_slice those of the longest call with `work_per_plan_call = 50000`,
+// calls_in_slices how many there are then. cells/...: `incremental` under every budget, split and start of a list, one
+// after the other; the slowest of these cells against their median.
 #include <ballast/detail/clock.hpp>
 #include <ballast/placement/balancedness.hpp>
 #include <ballast/placement/moves.hpp>
@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <ctime>
 #include <limits>
 #include <span>
@@ -112,6 +113,28 @@ void part_of_a_rank(benchmark::State& state, model const& shape, bool drift) {
     benchmark::DoNotOptimize(next.logical_of_slot().elements().data());
     benchmark::ClobberMemory();
   };
+  auto const slices = [&] {
+    std::vector<nanoseconds_t> times;
+    auto const planner = incremental_placement{}.make_layer_planner(where, shape.num_logical);
+    nanoseconds_t spent = 0;
+    std::int64_t left = 50'000;
+    for (auto const layer : layers) {
+      auto start = detail::now();
+      planner->begin(matrix_view<load_t const>{loads, shape.num_layers, shape.num_logical}, current, layer, next)
+          .or_throw();
+      while (!planner->is_finished()) {
+        planner->advance(left).or_throw();
+        auto const stop = detail::now();
+        spent += stop - start;
+        start = stop;
+        if (left > 0) { continue; }
+        times.push_back(std::exchange(spent, 0));
+        left = 50'000;
+      }
+    }
+    if (spent > 0) { times.push_back(spent); }
+    return times;
+  };
   for (auto _ : state) { plan_some(layers); }
   nanoseconds_t longest = 0;
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -123,6 +146,14 @@ void part_of_a_rank(benchmark::State& state, model const& shape, bool drift) {
     }
     longest = std::max(longest, least);
   }
+  // The same slices each time: the least of five of each.
+  auto least = slices();
+  for (int repetition = 1; repetition < 5; ++repetition) {
+    auto const again = slices();
+    for (std::size_t i = 0; i < least.size(); ++i) { least[i] = std::min(least[i], again[i]); }
+  }
+  state.counters["longest_slice"] = static_cast<double>(*std::max_element(least.begin(), least.end())) / 1e6;
+  state.counters["calls_in_slices"] = static_cast<double>(least.size());
   state.counters["layers"] = static_cast<double>(layers.size());
   state.counters["longest_layer"] = static_cast<double>(longest) / 1e6;
   state.SetLabel(BALLAST_BENCH_INSTRUCTION_SET);

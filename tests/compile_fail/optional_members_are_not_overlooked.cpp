@@ -21,6 +21,7 @@
 // expect 3: Policy has a member interchangeable.*placement_policy
 // expect 3: Policy has a member choose_layers.*layerwise_policy
 // expect 3: Policy has a member plan_layers.*layerwise_policy
+// expect 3: Policy has a member make_layer_planner.*divisible_policy
 // expect 4: Schedule has a member step_bytes.*limits_step_bytes
 // expect 4: Schedule has a member for_each_option.*names_options
 // expect 5: Store has a member connect.*connecting_store
@@ -120,6 +121,7 @@ struct policy {
                                      ballast::placement&) const;
   [[nodiscard]] status plan_layers(ballast::load_history_view, ballast::placement const&, ballast::topology const&,
                                    ballast::placement&) const;
+  [[nodiscard]] ballast::layer_planner* make_layer_planner(ballast::topology const&, index_t) const;
 #endif
 };
 

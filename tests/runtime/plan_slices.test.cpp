@@ -407,6 +407,187 @@ TEST_CASE("in asynchronous mode the words say that a rank which plans records, a
   });
 }
 
+// ---- layers that are planned in slices ----
+
+namespace {
+
+struct divided {
+  std::vector<placement> planned{num_ranks};
+  std::vector<std::vector<std::uint64_t>> dumps{num_ranks}, plans{num_ranks}, commits{num_ranks};
+};
+/// One cycle under a limit of work, over as many calls as it takes.
+template <class Policy>
+divided divided_cycle(Policy const& policy, rebalancer_options options, index_t dead = -1) {
+  auto live = where;
+  if (dead >= 0) { live.set_live(dead, false); }
+  options.interval = 100;
+  options.timeout = patience;
+  divided result;
+  in_process_group group{num_ranks};
+  if (dead >= 0) { group.expel(dead); }
+  group.run([&](in_process_endpoint& wire) {
+    if (wire.rank() == dead) { return; }
+    member<Policy, layers_per_chunk<>> self{live, initial, policy, layers_per_chunk<>{num_layers}, wire, options};
+    self.moved.start().or_throw();
+    // The plan is made on what was counted before it began.
+    for (int call = 0; call < 199; ++call) {
+      run(self, 1, call < 101 ? 5 : 77);
+      bool const is_planning = call >= 100 && self.log.steps_of("plan").empty();
+      CHECK((self.moved.state() == rebalancer_state::planning) == is_planning);
+      if (is_planning) { CHECK(self.moved.current() == initial); }
+    }
+    CHECK(self.first_error().empty());
+    auto const at = static_cast<std::size_t>(wire.rank());
+    result.planned[at] = self.moved.current();
+    result.dumps[at] = self.log.steps_of("dump");
+    result.plans[at] = self.log.steps_of("plan");
+    result.commits[at] = self.log.steps_of("commit");
+  });
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("a plan whose layers are divided is the plan of one call, bit for bit, and all ranks take as many calls") {
+  auto const calls_of = [](auto const& policy, rebalancer_options options, index_t dead) {
+    CAPTURE(dead);
+    CAPTURE(options.plan_in_parts);
+    auto whole_options = options;
+    whole_options.layers_per_plan_call = 0;
+    auto const whole = divided_cycle(policy, whole_options, dead);
+    std::vector<std::uint64_t> calls;
+    for (std::int64_t const work : {std::int64_t{1} << 40, std::int64_t{20'000}, std::int64_t{4000}}) {
+      CAPTURE(work);
+      options.work_per_plan_call = work;
+      auto const sliced = divided_cycle(policy, options, dead);
+      auto const first = static_cast<std::size_t>(dead == 0 ? 1 : 0);
+      for (std::size_t rank = 0; rank < num_ranks; ++rank) {
+        if (static_cast<index_t>(rank) == dead) { continue; }
+        CHECK(whole.plans[rank] == std::vector<std::uint64_t>{101});
+        CHECK(sliced.planned[rank] == whole.planned[rank]);
+        CHECK_FALSE(sliced.planned[rank] == initial);
+        CHECK(sliced.plans[rank] == sliced.plans[first]);
+        REQUIRE(sliced.plans[rank].size() == 1);
+        CHECK(sliced.dumps[rank] == std::vector<std::uint64_t>{101});
+        CHECK(sliced.commits[rank] == sliced.plans[rank]);
+      }
+      calls.push_back(sliced.plans[first].front() - 100);
+    }
+    // What fits one call keeps its timing.
+    if (options.layers_per_plan_call == 0) { CHECK(calls[0] == 1); }
+    return calls;
+  };
+  for (index_t const dead : {-1, 0, 3}) {
+    for (bool const in_parts : {true, false}) {
+      rebalancer_options const options{.plan_in_parts = in_parts, .checked_layers = 1};
+      auto const calls = calls_of(incremental_placement{}, options, dead);
+      CHECK(calls[1] > 1);
+      CHECK(calls[2] > 6);  // more than there are layers
+      CHECK(calls[2] > calls[1]);
+      calls_of(incremental_placement{.max_moves_per_layer = 8, .shares = share_mode::optimal}, options, dead);
+      calls_of(any_policy{incremental_placement{.max_moves_in_all = 9}}, options, dead);
+    }
+  }
+  // Both limits hold: six layers of each rank, one a call at most.
+  auto const both = calls_of(incremental_placement{}, {.plan_in_parts = false, .layers_per_plan_call = 1}, -1);
+  CHECK(both[0] == 6);
+  CHECK(both[2] > 6);
+  // A policy that cannot stop within a layer has its layers planned as ever.
+  auto const undivided = calls_of(headroom_placement{}, {.plan_in_parts = false, .layers_per_plan_call = 2}, -1);
+  CHECK(undivided == std::vector<std::uint64_t>{3, 3, 3});
+}
+
+TEST_CASE("while a layer is half planned a plan may be dropped or refused, and nothing of it is left") {
+  rebalancer_options options{.interval = 1, .timeout = patience, .work_per_plan_call = 400};
+  in_process_group group{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    member<incremental_placement, layers_per_chunk<>> self{
+        where, initial, incremental_placement{}, layers_per_chunk<>{num_layers}, wire, options};
+    auto& moved = self.moved;
+    moved.start().or_throw();
+    run(self, 4);
+    CHECK(moved.state() == rebalancer_state::planning);
+    prediction foreseen;
+    CHECK(moved.predict(foreseen).code() == errc::busy);
+    moved.resume().or_throw();
+    CHECK(moved.state() == rebalancer_state::recording);
+    moved.predict(foreseen).or_throw();  // in one call
+    CHECK(moved.state() == rebalancer_state::recording);
+    run(self, 3);
+    CHECK(moved.state() == rebalancer_state::planning);
+    moved.disable();
+    run(self, 3);
+    CHECK(moved.current() == initial);
+    moved.enable();
+    auto whole = initial;
+    auto loads = some_loads(9);
+    for (auto& load : loads) { load *= num_ranks; }
+    plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, initial, where, whole)
+        .or_throw();
+    relabel(initial, where, whole, {.scope = incremental_placement{}.interchangeable()});
+    for (int call = 0; call < 200 && self.log.steps_of("plan").empty(); ++call) { run(self, 1, 9); }
+    CHECK(moved.current() == whole);
+    CHECK(self.first_error().empty());
+  });
+}
+
+TEST_CASE("a rank whose slice fails tells the others when all are done, and all come back") {
+  // A budget that does not suffice for the experts of a rank that died: every rank finds it in another layer.
+  auto live = where;
+  live.set_live(1, false);
+  in_process_group group{num_ranks};
+  group.expel(1);
+  group.run([&](in_process_endpoint& wire) {
+    if (wire.rank() == 1) { return; }
+    rebalancer_options const options{.interval = 1, .timeout = patience, .work_per_plan_call = 400};
+    member<incremental_placement, layers_per_chunk<>> self{
+        live, initial, incremental_placement{.max_moves_per_layer = 0}, layers_per_chunk<>{num_layers}, wire, options};
+    self.moved.start().or_throw();
+    status ended;
+    for (int call = 0; call < 200 && ended.ok(); ++call) { ended = pass(self.moved, some_loads()); }
+    CHECK(ended.code() == errc::missing_expert);
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    CHECK(self.moved.current() == initial);
+    self.moved.resume().or_throw();
+    CHECK(self.moved.state() == rebalancer_state::recording);
+  });
+}
+
+TEST_CASE("ranks that plan divided layers on different loads take rank 0's plan, whoever needs more calls") {
+  in_process_group group{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    miscounting_control control{wire, wire.rank() == 3};
+    patterned_weights weights{where, wire.rank(), initial, {{48, 48}, {5, 8}}};
+    host_store store{where, num_layers};
+    weights.add_to(store);
+    rebalancer moved{
+        where,
+        initial,
+        rebalancing{window_recorder{num_layers, num_experts, {1, 1}},
+                    incremental_placement{},
+                    layers_per_chunk{num_layers},
+                    {.interval = 1, .timeout = patience, .work_per_plan_call = 2000, .adopt_first_plan = true}},
+        store,
+        wire,
+        control};
+    moved.start().or_throw();
+    for (int call = 0; call < 200 && moved.current() == initial; ++call) { pass(moved, some_loads()).or_throw(); }
+    auto whole = initial;
+    auto loads = some_loads();
+    for (auto& load : loads) { load *= num_ranks; }
+    plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, initial, where, whole)
+        .or_throw();
+    relabel(initial, where, whole, {.scope = incremental_placement{}.interchangeable()});
+    CHECK(moved.current() == whole);
+    CHECK(weights.first_error(moved.current()).empty());
+  });
+}
+
+TEST_CASE("a limit of work must not be negative") {
+  rebalancer_options const options{.work_per_plan_call = -1};
+  CHECK(options.validate().message() == "rebalancer: work_per_plan_call is -1, must not be negative");
+}
+
 // ---- moves while more is planned ----
 
 namespace {
@@ -498,6 +679,31 @@ TEST_CASE("layers move before the next ones are planned, and in the end the plac
   same(incremental_placement{}, {}, 3);
   same(incremental_placement{.shares = share_mode::optimal}, {}, 3);
   same(headroom_placement{}, {.share_interval = 7}, -1);
+}
+
+TEST_CASE("layers that move before the next ones are planned may be divided too") {
+  std::vector<placement> whole(num_ranks);
+  for (std::int64_t const work : {0, 2000}) {
+    auto options = moving_meanwhile({.layers_per_plan_call = 1, .work_per_plan_call = work});
+    in_process_group group{num_ranks};
+    group.run([&](in_process_endpoint& wire) {
+      member<incremental_placement, layers_per_chunk<>> self{
+          where, initial, incremental_placement{}, layers_per_chunk<>{num_layers}, wire, options};
+      self.moved.start().or_throw();
+      // Until the moves of the first cycle are over.
+      for (int call = 0; call < 51; ++call) { run(self, 1); }
+      while (self.moved.state() != rebalancer_state::recording) { run(self, 1, 77); }
+      auto const calls = self.log.steps_of("plan");
+      REQUIRE(calls.size() == 2);
+      CHECK((calls[0] > 51) == (work > 0));
+      CHECK(self.log.steps_of("commit").front() < calls[1]);
+      auto& mine = whole[static_cast<std::size_t>(wire.rank())];
+      if (work == 0) { mine = self.moved.current(); }
+      CHECK(self.moved.current() == mine);
+      CHECK_FALSE(self.moved.current() == initial);
+      CHECK(self.first_error().empty());
+    });
+  }
 }
 
 TEST_CASE("layers that are not planned yet keep their shares, cycle after cycle") {

@@ -48,6 +48,10 @@ public:
                                    std::span<index_t const> layers, placement& next) const {
     return policy_ == nullptr ? none() : policy_->plan_layers(history, current, where, layers, next);
   }
+  /// See `divisible_policy`; null where the policy inside is none.
+  [[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(topology const& where, index_t num_logical) const {
+    return policy_ == nullptr ? nullptr : policy_->make_layer_planner(where, num_logical);
+  }
   void choose_layers(load_history_view history, placement const& current, topology const& where,
                      placement& next) const {
     if (policy_ != nullptr) { policy_->choose_layers(history, current, where, next); }
@@ -87,6 +91,8 @@ private:
                                       placement& next) const = 0;
     [[nodiscard]] virtual status plan_layers(load_history_view history, placement const& current, topology const& where,
                                              std::span<index_t const> layers, placement& next) const = 0;
+    [[nodiscard]] virtual std::unique_ptr<layer_planner> make_layer_planner(topology const& where,
+                                                                            index_t num_logical) const = 0;
     virtual void choose_layers(load_history_view history, placement const& current, topology const& where,
                                placement& next) const = 0;
     [[nodiscard]] virtual bool may_choose_layers() const noexcept = 0;
@@ -115,6 +121,10 @@ private:
       } else {
         return {errc::invalid_option, "any_policy: the policy inside does not plan layer by layer"};
       }
+    }
+    [[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(topology const& where,
+                                                                    index_t num_logical) const override {
+      return detail::layer_planner_of(policy_, where, num_logical);
     }
     void choose_layers(load_history_view history, placement const& current, topology const& where,
                        placement& next) const override {

@@ -14,6 +14,7 @@
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/policies/detail/incremental/choose_layers.hpp>
 #include <ballast/policies/detail/incremental/incremental_planner.hpp>
+#include <ballast/policies/detail/incremental/work_slice.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -25,6 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -86,6 +88,34 @@ struct move_cost_model {
     visit("plans_per_layout", detail::option_bits(plans_per_layout));
   }
 };
+
+namespace detail {
+
+/// Plans layers in slices.
+template <rank_cost Cost>
+class incremental_layer_planner final : public layer_planner {
+public:
+  incremental_layer_planner(topology const& where, index_t num_logical, Cost const& cost,
+                            incremental_limits const& limits, share_mode shares)
+      : planner_{where, num_logical, cost, limits}, shares_{shares} {}
+  [[nodiscard]] status begin(load_history_view history, placement const& current, index_t layer,
+                             placement& next) override {
+    return planner_.begin(history, current, layer, shares_, next);
+  }
+  [[nodiscard]] status advance(std::int64_t& work) override {
+    work_slice slice{work};
+    auto result = planner_.advance(slice);
+    work = slice.left();
+    return result;
+  }
+  [[nodiscard]] bool is_finished() const noexcept override { return planner_.is_finished(); }
+
+private:
+  incremental_planner<Cost> planner_;
+  share_mode shares_;
+};
+
+}  // namespace detail
 
 /// Starts from the placement in force and changes as little as pays.
 ///
@@ -153,12 +183,19 @@ struct basic_incremental_placement {
                                    std::span<index_t const> layers, placement& next) const {
     if (auto result = validate(); !result.ok()) { return result; }
     detail::incremental_planner<Cost> planner{where, history.num_logical(), cost, planner_limits(where)};
+    auto all = detail::work_slice::endless();
     for (auto const layer : layers) {
-      auto result = shares == share_mode::even ? planner.plan_even(history, current, layer, next)
-                                               : planner.plan_optimal(history, current, layer, next);
-      if (!result.ok()) { return result; }
+      if (auto result = planner.begin(history, current, layer, shares, next); !result.ok()) { return result; }
+      if (auto result = planner.advance(all); !result.ok()) { return result; }
     }
     return {};
+  }
+
+  /// See `divisible_policy`. A unit of work is a candidate that a search looks at, or what takes about as long: some
+  /// 20 ns (docs/incremental.md).
+  [[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(topology const& where, index_t num_logical) const {
+    return std::make_unique<detail::incremental_layer_planner<Cost>>(where, num_logical, cost, planner_limits(where),
+                                                                     shares);
   }
 
   /// See `layerwise_policy`.
@@ -238,7 +275,7 @@ private:
 
 /// One token, one unit of cost, on every rank.
 using incremental_placement = basic_incremental_placement<>;
-static_assert(layerwise_policy<incremental_placement>);
+static_assert(divisible_policy<incremental_placement>);
 
 BALLAST_END_NAMESPACE
 

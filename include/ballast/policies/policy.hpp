@@ -19,7 +19,9 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
+#include <memory>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -58,7 +60,56 @@ concept layerwise_policy =
       { p.plan_layers(history, current, where, layers, next) } -> std::same_as<status>;
     };
 
+/// Plans layers one after the other and may stop within one, to go on in a later call; a `divisible_policy` makes it.
+class layer_planner {
+public:
+  layer_planner() = default;
+  layer_planner(layer_planner const&) = delete;
+  layer_planner& operator=(layer_planner const&) = delete;
+  virtual ~layer_planner() = default;
+
+  /// Begin with a layer; one that is not finished is given up.
+  ///
+  /// @param history  [H, L, E] tokens; read now.
+  /// @param current  [L, P] the placement in force; stays as it is until the layer is finished.
+  /// @param next     in/out: [L, P], outlives the layer's planning; comes in with the layer's row of `current` and
+  ///                 without shares, and has both so in every call of `advance`. Other rows may change in between.
+  [[nodiscard]] virtual status begin(load_history_view history, placement const& current, index_t layer,
+                                     placement& next) = 0;
+  /// Go on until the layer is finished or no work is left.
+  ///
+  /// @param work  in/out: > 0, in the policy's unit, counted and not timed; what is done is taken off, at least 1, and
+  ///              the last step may exceed it.
+  /// @return why the layer has no plan; it is given up then.
+  /// @post what the slices make together does not depend on where they end: it is what `plan_layers` makes.
+  [[nodiscard]] virtual status advance(std::int64_t& work) = 0;
+  /// Whether no layer is begun, or its plan is in `next`.
+  [[nodiscard]] virtual bool is_finished() const noexcept = 0;
+};
+
+/// A layerwise policy that can stop while it plans a layer, and go on in a later call.
+///
+/// @par Semantics
+/// `p.make_layer_planner(where, num_logical)` makes what plans layers of so many experts in slices, `p` and `where`
+/// outlive it; null where this one, or the policy inside, cannot.
+template <class P>
+concept divisible_policy = layerwise_policy<P> && requires(P const& p, topology const& where, index_t num_logical) {
+  { p.make_layer_planner(where, num_logical) } -> std::same_as<std::unique_ptr<layer_planner>>;
+};
+
 namespace detail {
+
+/// What plans the layers of a policy in slices; null where they are not divisible.
+template <class Policy>
+[[nodiscard]] std::unique_ptr<layer_planner> layer_planner_of([[maybe_unused]] Policy const& policy,
+                                                              [[maybe_unused]] topology const& where,
+                                                              [[maybe_unused]] index_t num_logical) {
+  if constexpr (divisible_policy<Policy>) {
+    return policy.make_layer_planner(where, num_logical);
+  } else {
+    return nullptr;
+  }
+}
 
 /// Whether a policy plans layer by layer; one that holds another may know it only while the program runs.
 template <class P>
@@ -153,6 +204,10 @@ struct optional_policy_members {
       layerwise_policy<Policy> || !requires { &Policy::plan_layers; },
       "Policy has a member plan_layers, but is no layerwise_policy: status plan_layers(load_history_view, placement "
       "const&, topology const&, std::span<index_t const>, placement&) const");
+  static_assert(
+      divisible_policy<Policy> || !requires { &Policy::make_layer_planner; },
+      "Policy has a member make_layer_planner, but is no divisible_policy: std::unique_ptr<layer_planner> "
+      "make_layer_planner(topology const&, index_t) const");
   static_assert(!misnames_options<Policy>,
                 "Policy has a member for_each_option, but does not names_options: void for_each_option(Visit) const");
   static constexpr bool fit = true;

@@ -15,10 +15,33 @@
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
+#include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 
 BALLAST_BEGIN_NAMESPACE
+namespace detail {
+
+/// Plans the layers of a policy that sees only the buckets since the traffic last changed.
+class regime_layer_planner final : public layer_planner {
+public:
+  regime_layer_planner(std::unique_ptr<layer_planner> inner, index_t change_percent) noexcept
+      : inner_{std::move(inner)}, change_percent_{change_percent} {}
+  [[nodiscard]] status begin(load_history_view history, placement const& current, index_t layer,
+                             placement& next) override {
+    return inner_->begin(since_last_change(history, change_percent_), current, layer, next);
+  }
+  [[nodiscard]] status advance(std::int64_t& work) override { return inner_->advance(work); }
+  [[nodiscard]] bool is_finished() const noexcept override { return inner_->is_finished(); }
+
+private:
+  std::unique_ptr<layer_planner> inner_;
+  index_t change_percent_;
+};
+
+}  // namespace detail
 
 /// Lets another policy see only the buckets since the traffic last changed.
 ///
@@ -54,6 +77,14 @@ struct regime_placement {
   {
     if (auto result = validate(); !result.ok()) { return result; }
     return policy.plan_layers(since_last_change(history, change_percent), current, where, layers, next);
+  }
+  /// See `divisible_policy`.
+  [[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(topology const& where, index_t num_logical) const
+    requires layerwise_policy<Policy>
+  {
+    auto inner = detail::layer_planner_of(policy, where, num_logical);
+    if (inner == nullptr) { return nullptr; }
+    return std::make_unique<detail::regime_layer_planner>(std::move(inner), change_percent);
   }
   void choose_layers(load_history_view history, placement const& current, topology const& where,
                      placement& next) const {

@@ -200,8 +200,9 @@ public:
   ///
   /// Call once per global step on every rank, idle and dummy passes included (`counted = false`), never while
   /// capturing. With calls numbered from 1, loads are reduced and planned on call N + 1, where `layers_per_plan_call`
-  /// does not spread the plan over more. One chunk moves on the (last) same call; C > 1 chunks on the C calls that
-  /// follow. The next plan comes N calls later. The first call that finds the device done with a chunk tells its times.
+  /// or `work_per_plan_call` does not spread the plan over more. One chunk moves on the (last) same call; C > 1 chunks
+  /// on the C calls that follow. The next plan comes N calls later. The first call that finds the device done with a
+  /// chunk tells its times.
   ///
   /// A rank that is dead or has given up makes this call fail on the others as soon as the control plane knows of it.
   ///

@@ -12,7 +12,8 @@ BALLAST_BEGIN_NAMESPACE
 /// What a rebalancer does with the next call.
 enum class rebalancer_state {
   recording,    ///< counts passes until the interval is over, then reduces the loads and plans
-  planning,     ///< plans some more layers, where `layers_per_plan_call` spreads a plan over several calls
+  planning,     ///< plans some more layers, where `layers_per_plan_call` or `work_per_plan_call` spreads a plan over
+                ///< several calls
   moving,       ///< moves and commits one chunk a call
   failed,       ///< the last cycle ended early; every layer is at its last agreed epoch and serving may go on. A
                 ///< `resume` on every rank is due

@@ -15,9 +15,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <utility>
+#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
@@ -28,10 +30,12 @@ namespace detail {
 struct layer_plan {
   plan_parts parts;
   bool shared = true;       ///< each rank plans some of the layers
-  index_t calls_left = 1;   ///< that plan layers
+  index_t calls_left = 1;   ///< that plan layers; 1 where nobody knows, as `planner` stops within layers
   std::size_t done = 0;     ///< layers of this rank that are planned
   status planned{};         ///< why this rank cannot
   nanoseconds_t spent = 0;  ///< by this rank, in calls that are over
+  std::unique_ptr<layer_planner>
+      planner{};  ///< has the layer that is half planned; null: layers are planned as a whole
 
   /// What this rank has planned of some of its layers, or that it cannot.
   void keep(placement const& next, std::span<index_t const> layers) {
@@ -84,26 +88,36 @@ template <class Core>
   return each == 0 ? 1 : std::max<index_t>((layers + each - 1) / each, 1);
 }
 
+/// What plans layers in slices, where a call's work is limited and the policy can stop.
+template <class Core>
+[[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(Core const& core) {
+  if (core.options.work_per_plan_call == 0 || core.options.executor.run != nullptr) { return nullptr; }
+  return layer_planner_of(core.policy, core.books.where(), core.books.in_force().num_logical());
+}
+
 /// Begin to plan these layers of all ranks, by all or alone.
 template <class Core>
-void open_layer_plan(Core& core, bool shared, part_range range) {
+void open_layer_plan(Core& core, bool shared, part_range range, std::unique_ptr<layer_planner> planner) {
   auto& books = core.books;
   auto const shape = books.in_force().shape();
   core.planning = std::make_unique<layer_plan>(
       layer_plan{.parts = shared ? plan_parts{books.where(), shape, core.rank(), core.options.checked_layers, range}
                                  : plan_parts::alone(shape, range),
-                 .shared = shared});
+                 .shared = shared,
+                 .planner = std::move(planner)});
   core.planning->planned = validate_question(core.policy, books.window().history(), books.in_force(), books.where());
   core.next = books.in_force();
   core.next.drop_shares();
 }
-/// Begin with the layers that move before the next ones are planned; one call plans them.
+/// Begin with the layers that move before the next ones are planned; one call plans them, where its work is not
+/// limited.
 template <class Core>
 void open_next_wave(Core& core) {
   auto& waves = core.waves;
   waves.first = waves.next;
   waves.next = std::min(waves.end, waves.first + core.options.layers_per_plan_call);
-  detail::open_layer_plan(core, waves.shared, {waves.first, waves.next - waves.first});
+  detail::open_layer_plan(core, waves.shared, {waves.first, waves.next - waves.first},
+                          detail::make_layer_planner(core));
 }
 
 /// Begin to plan layer by layer, where that is the way here. Otherwise the policy plans all at once, later.
@@ -128,15 +142,18 @@ template <class Core>
       shared = agreed.ok();
     }
     auto const shape = books.in_force().shape();
-    if (!shared && detail::calls_for(core, shape.num_layers) == 1) { return {}; }
+    auto planner = moves ? detail::make_layer_planner(core) : nullptr;
+    if (!shared && planner == nullptr && detail::calls_for(core, shape.num_layers) == 1) { return {}; }
     if (moves && core.options.moves_while_planning) {
       auto const planners = shared ? books.where().num_live_ranks() : 1;
       core.waves = {.shared = shared, .planners = planners, .end = plan_parts::most_layers(shape.num_layers, planners)};
       detail::open_next_wave(core);
       return {};
     }
-    detail::open_layer_plan(core, shared, {});
-    core.planning->calls_left = detail::calls_for(core, core.planning->parts.most_layers());
+    detail::open_layer_plan(core, shared, {}, std::move(planner));
+    if (core.planning->planner == nullptr) {
+      core.planning->calls_left = detail::calls_for(core, core.planning->parts.most_layers());
+    }
   }
   return {};
 }
@@ -164,6 +181,44 @@ void plan_next_layers([[maybe_unused]] Core& core) {
     plan.done += layers.size();
     plan.spent += now() - start;
   }
+}
+
+/// Plan as much as one call may, also a part of a layer.
+template <class Core>
+void plan_next_slice(Core& core) {
+  auto const start = now();
+  auto& books = core.books;
+  auto& plan = *core.planning;
+  auto const layers = plan.parts.layers();
+  auto const each = static_cast<std::size_t>(core.options.layers_per_plan_call);
+  auto const end = each == 0 ? layers.size() : std::min(layers.size(), plan.done + each);
+  auto work = core.options.work_per_plan_call;
+  while (plan.planned.ok() && plan.done < end && work > 0) {
+    auto const layer = layers[plan.done];
+    plan.planned = plan_part_of_row(*plan.planner, books.window().history(), books.in_force(), books.where(), layer,
+                                    detail::options_of_rows(core), work, core.next);
+    if (!plan.planned.ok() || !plan.planner->is_finished()) { break; }
+    plan.keep(core.next, {&layer, 1});
+    core.next.copy_layer(books.in_force(), layer);
+    core.next.drop_shares();
+    ++plan.done;
+  }
+  plan.keep(core.next, {});
+  plan.spent += now() - start;
+}
+
+/// Hear whether every rank has planned its layers, or cannot.
+template <class Core>
+[[nodiscard]] status ask_whether_planned(Core& core) {
+  enum : std::uint64_t { working, ready };
+  auto& plan = *core.planning;
+  bool const is_done = !plan.planned.ok() || plan.done == plan.parts.layers().size();
+  std::uint64_t const mine[] = {is_done ? ready : working};
+  std::vector<std::uint64_t> all(static_cast<std::size_t>(core.books.where().num_ranks()));
+  if (auto told = core.ranks.control().all_gather(mine, all, core.options.timeout); !told.ok()) { return told; }
+  bool const are_done = std::all_of(all.begin(), all.end(), [](std::uint64_t word) { return word == ready; });
+  plan.calls_left = are_done ? 0 : 1;
+  return {};
 }
 
 /// Put the rows of all ranks together, in `next`.

@@ -14,6 +14,7 @@
 #include <ballast/types.hpp>
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <utility>
@@ -28,6 +29,17 @@ struct row_options {
   bool splits_anew = false;  ///< shares are found afterwards
 };
 
+/// Check rows that a policy has planned into `next`, and name what is in them.
+[[nodiscard]] inline status finish_rows(placement const& in_force, topology const& where,
+                                        std::span<index_t const> layers, row_options const& options, placement& next) {
+  if (options.splits_anew) { next.drop_shares(); }
+  if (auto result = validate_layers(next, in_force.shape(), layers); !result.ok()) {
+    return {errc::policy_failed, concat("plan: the policy broke its promise: ", result.message()), result.rank()};
+  }
+  relabel(in_force, where, next, layers, options.naming);
+  return {};
+}
+
 /// Let a policy plan some layers into `next`, which has the rows in force there and no shares.
 template <class Policy>
 [[nodiscard]] status plan_rows(Policy const& policy, load_history_view history, placement const& in_force,
@@ -36,13 +48,22 @@ template <class Policy>
   auto planned = guarded([&policy, &history, &in_force, &where, &layers, &next] {
     return policy.plan_layers(history, in_force, where, layers, next);
   });
-  if (!planned.ok()) { return planned; }
-  if (options.splits_anew) { next.drop_shares(); }
-  if (auto result = validate_layers(next, in_force.shape(), layers); !result.ok()) {
-    return {errc::policy_failed, concat("plan: the policy broke its promise: ", result.message()), result.rank()};
-  }
-  relabel(in_force, where, next, layers, options.naming);
-  return {};
+  return planned.ok() ? finish_rows(in_force, where, layers, options, next) : planned;
+}
+
+/// Go on with a layer of a policy that divides them, or begin it; the same once it is finished.
+/// @param work  in/out: left for this call
+[[nodiscard]] inline status plan_part_of_row(layer_planner& planner, load_history_view history,
+                                             placement const& in_force, topology const& where, index_t layer,
+                                             row_options const& options, std::int64_t& work, placement& next) {
+  auto planned = guarded([&planner, &history, &in_force, &layer, &work, &next] {
+    if (planner.is_finished()) {
+      if (auto begun = planner.begin(history, in_force, layer, next); !begun.ok()) { return begun; }
+    }
+    return planner.advance(work);
+  });
+  if (!planned.ok() || !planner.is_finished()) { return planned; }
+  return finish_rows(in_force, where, {&layer, 1}, options, next);
 }
 
 /// A plan that is made on the engine's executor: what it is made of, and what comes of it. It may outlive the

@@ -283,7 +283,12 @@ template <class Core>
 [[nodiscard]] status plan_step(Core& core) {
   if (core.elsewhere.plan != nullptr) { return detail::take_plan_back(core); }
   auto const start = now() - core.planning->spent;
-  detail::plan_next_layers(core);
+  if (core.planning->planner == nullptr) {
+    detail::plan_next_layers(core);
+  } else {
+    detail::plan_next_slice(core);
+    if (auto told = detail::ask_whether_planned(core); !told.ok()) { return core.fail(std::move(told)); }
+  }
   if (core.planning->calls_left > 0) {
     core.state = rebalancer_state::planning;
     return {};

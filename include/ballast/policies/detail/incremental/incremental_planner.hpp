@@ -14,6 +14,7 @@
 #include <ballast/policies/detail/incremental/rehome.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
 #include <ballast/policies/detail/incremental/share_move_search.hpp>
+#include <ballast/policies/detail/incremental/work_slice.hpp>
 #include <ballast/policies/relabel.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -25,6 +26,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <span>
 #include <utility>
@@ -42,7 +44,11 @@ struct incremental_limits {
   std::int64_t plans_per_layout = 0;  ///< that a layout from scratch serves; 0: there is none
 };
 
-/// Plans layer after layer with the same scratch memory.
+/// Plans layer after layer with the same scratch memory, each in one go or in slices.
+///
+/// What is left to do stands in an agenda, the next step last: a step does what takes no time worth counting, goes on
+/// with a search, or puts further steps on the agenda. So it may stop between any two, and within a search, and what
+/// comes out is the same. What steps hand on to each other are members.
 template <rank_cost Cost>
 class incremental_planner {
 public:
@@ -56,30 +62,47 @@ public:
         loads_(static_cast<std::size_t>(num_logical)),
         tokens_(loads_.size()) {}
 
-  /// Plan a layer for even shares.
+  /// Begin with a layer, which `advance` plans.
   ///
-  /// @param current  [L, P] the placement in force.
-  /// @param next     in/out: [L, P]; the layer's row of `current` comes in, its plan goes out.
-  [[nodiscard]] status plan_even(load_history_view history, placement const& current, index_t layer, placement& next) {
-    if (auto result = open(history, current, layer); !result.ok()) { return result; }
-    static_cast<void>(change(current, layer, next));
-    write(current, next, layer);
+  /// @param current  [L, P] the placement in force; as it is until the plan is finished.
+  /// @param mode     what moves are chosen for. For optimal shares the plan is never worse than the one for even
+  /// shares,
+  ///                 split anew, and has the shares.
+  /// @param next     in/out: [L, P]; the layer's row of `current` comes in, its plan goes out. Other rows may change in
+  ///                 between.
+  [[nodiscard]] status begin(load_history_view history, placement const& current, index_t layer, share_mode mode,
+                             placement& next) {
+    agenda_.clear();
+    is_open_ = is_split_along_ = false;
+    current_ = &current;
+    next_ = &next;
+    layer_ = layer;
+    mode_ = mode;
+    if (auto result = open(history); !result.ok()) { return result; }
+    if (mode == share_mode::even) {
+      put({&incremental_planner::change});
+    } else {
+      split_work_ = limits_.of_search.work;
+      put({has_budget() ? &incremental_planner::split_within_budget : &incremental_planner::split_as_pays});
+      split_rounds_ = max_rounds;
+    }
+    is_open_ = true;
     return {};
   }
-
-  /// Plan a layer for the shares that suit it best: never worse than the plan for even shares, split anew.
-  [[nodiscard]] status plan_optimal(load_history_view history, placement const& current, index_t layer,
-                                    placement& next) {
-    if (auto result = open(history, current, layer); !result.ok()) { return result; }
-    split_work_ = limits_.of_search.work;
-    if (has_budget()) {
-      split_within_budget(current, layer, next);
-    } else {
-      for (auto rounds = max_rounds; rounds > 0 && split_as_pays(current, layer, next); --rounds) { start_again(); }
+  /// Go on with the layer until it is finished or the slice is used up.
+  [[nodiscard]] status advance(work_slice& slice) {
+    slice_ = &slice;
+    while (!agenda_.empty()) {
+      if (slice.is_used_up()) { return {}; }
+      auto const next = agenda_.back();
+      agenda_.pop_back();
+      (this->*next)();
     }
-    write(current, next, layer);
-    return split_planned_layer(where_, next, layer, tokens_, solver_);
+    is_open_ = false;
+    return finish();
   }
+  /// Whether the layer's plan is made, or was given up.
+  [[nodiscard]] bool is_finished() const noexcept { return !is_open_; }
 
 private:
   static constexpr index_t none = replica_map::none;
@@ -97,16 +120,33 @@ private:
   static constexpr std::int64_t split_searches = 8;  ///< that may take the work of a layer together
   static constexpr index_t slots_of_large_layers = 400;
   static constexpr index_t slots_of_huge_layers = 1600;
+  /// What looking at a layer as a whole takes, and a layout from scratch, in candidates for each slot, see
+  /// `work_slice`; the layout as many more as there are ranks.
+  static constexpr std::int64_t work_of_slot = 4;
+  static constexpr std::int64_t work_of_layout = 32;
+
+  using todo = void (incremental_planner::*)();
+  /// Put steps on the agenda, the next one first.
+  void put(std::initializer_list<todo> steps) {
+    for (auto one = steps.end(); one != steps.begin();) { agenda_.push_back(*--one); }
+  }
+  /// Go on with the search for even shares, and with the one for optimal shares.
+  void go_on_searching() {
+    if (!search_.advance(*slice_)) { put({&incremental_planner::go_on_searching}); }
+  }
+  void go_on_searching_shares() {
+    if (!share_search_.advance(*slice_)) { put({&incremental_planner::go_on_searching_shares}); }
+  }
 
   // ---- a layer as it is ----
 
-  [[nodiscard]] status open(load_history_view history, placement const& current, index_t layer) {
-    sum_buckets(history, layer, tokens_);
+  [[nodiscard]] status open(load_history_view history) {
+    sum_buckets(history, layer_, tokens_);
     for (std::size_t e = 0; e < tokens_.size(); ++e) { loads_[e] = tokens_[e] * load_unit; }
-    auto const row = current.logical_of_slot(layer);
+    auto const row = current_->logical_of_slot(layer_);
     start_row_.assign(row.begin(), row.end());
     map_.open(where_, start_row_, loads_);
-    auto result = rehome(map_, limits_at(0), layer);
+    auto result = rehome(map_, limits_at(0), layer_);
     start_ = search_.level_of(map_);
     return result;
   }
@@ -124,41 +164,60 @@ private:
     return result;
   }
 
-  /// A layout from scratch, or a few moves; true for the former. Which one shows after the first descent; what the
-  /// search does beyond it makes the layer better on these loads, not on others.
-  bool change(placement const& current, index_t layer, placement& next) {
-    auto const limits = limits_at(start_.mean);
+  /// A layout from scratch (`is_fresh_`), or a few moves. Which one shows after the first descent; what the search does
+  /// beyond it makes the layer better on these loads, not on others.
+  void change() {
+    slice_->spend(work_of_slot * map_.num_slots());
+    even_limits_ = limits_at(start_.mean);
+    is_fresh_ = false;
     if (has_budget()) { rehomed_ = map_; }
-    bool const has_changed = search_.begin(map_, limits);
-    if (is_layout_worth_a_look() && take_fresh_layout(current, layer, next)) {
-      balance_layout(limits);
-      return true;
-    }
-    if (has_budget()) {
-      climb(limits);
+    search_.begin(map_, even_limits_);
+    put({&incremental_planner::go_on_searching, &incremental_planner::choose_the_way});
+  }
+  void choose_the_way() {
+    bool const has_changed = search_.has_changed();
+    is_fresh_ = is_layout_worth_a_look() && take_fresh_layout();
+    if (is_fresh_) {
+      balance_layout();
+    } else if (has_budget()) {
+      climb();
     } else {
       if (has_changed) { search_.retry(); }
-      go_on(limits);
+      put({&incremental_planner::go_on_searching, &incremental_planner::go_on});
     }
-    return false;
+  }
+  /// Search the map at hand, and go on where that changed it.
+  void run(move_limits const& limits) {
+    search_.begin(map_, limits);
+    put({&incremental_planner::go_on_searching, &incremental_planner::retry_what_changed});
+  }
+  void retry_what_changed() {
+    if (!search_.has_changed()) { return; }
+    search_.retry();
+    put({&incremental_planner::go_on_searching});
   }
 
   // ---- a few moves ----
 
   /// The first moves are the cheapest, so without a budget a plan may be the start of another. Go on until it is not:
   /// then the same loads move nothing when they come again.
-  void go_on(move_limits const& limits) {
-    if (limits.retries == 0 || limits.limits_arrivals()) { return; }
-    for (auto rounds = max_rounds; rounds > 1 && map_.moves() > 0; --rounds) {
-      start_again();
-      search_.run(map_, limits);
-    }
+  void go_on() {
+    if (even_limits_.retries == 0 || even_limits_.limits_arrivals()) { return; }
+    rounds_ = max_rounds;
+    put({&incremental_planner::go_another_round});
+  }
+  void go_another_round() {
+    if (--rounds_ == 0 || map_.moves() == 0) { return; }
+    start_again();
+    put({&incremental_planner::go_another_round});
+    run(even_limits_);
   }
   /// What has been planned becomes what a plan starts from.
   void start_again() {
     row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
     keep_dead_slots(row_);
     map_.open(where_, row_, loads_);
+    slice_->spend(work_of_slot * map_.num_slots());
   }
 
   // ---- a few moves, within a budget ----
@@ -167,25 +226,35 @@ private:
   /// reaches. It is tried rung by rung, each a budget: the plan of a rung is the better of one made for it and one that
   /// goes on from the rung below, improved by retries. Above the last rung that fits, a search for the next one goes on
   /// until the budget is used up. A plan with second copies that some rung was worth stays until others are as good.
-  void climb(move_limits limits) {
-    limits.retries /= retries_of_rungs;
+  void climb() {
+    ladder_ = even_limits_;
+    ladder_.retries /= retries_of_rungs;
     map_ = rehomed_;
     other_ = rehomed_;
     doubled_max_ = start_.max;
-    climb_rungs(limits);
-    if (doubled_max_ < search_.level_of(map_).max) { std::swap(map_, doubled_); }
+    rung_ = 0;
+    put({&incremental_planner::climb_rung, &incremental_planner::take_doubled});
   }
-  void climb_rungs(move_limits& limits) {
-    constexpr index_t least_idle = 8;
-    index_t rung = 0;
-    for (; rung <= limits_.budget; rung = rung_above(rung)) {
-      try_rung(rung, limits);
-      bool const is_idle = map_.moves() < std::min(rung / 2, rung - least_idle);
-      if (is_idle || limits.work <= 0 || search_.level_of(map_).max <= limits.good_enough) { return; }
+  void climb_rung() {
+    ladder_.max_moves = rung_;
+    if (rung_ <= limits_.budget) {
+      put({&incremental_planner::go_on_from_here, &incremental_planner::begin_again,
+           &incremental_planner::improve_better, &incremental_planner::keep_rung, &incremental_planner::try_doubles,
+           &incremental_planner::leave_rung});
+    } else {
+      ladder_.most_kept = limits_.budget;
+      put({&incremental_planner::go_on_from_here});
     }
-    limits.max_moves = rung;
-    limits.most_kept = limits_.budget;
-    go_on_from_here(limits);
+  }
+  void leave_rung() {
+    constexpr index_t least_idle = 8;
+    bool const is_idle = map_.moves() < std::min(rung_ / 2, rung_ - least_idle);
+    if (is_idle || ladder_.work <= 0 || search_.level_of(map_).max <= ladder_.good_enough) { return; }
+    rung_ = rung_above(rung_);
+    put({&incremental_planner::climb_rung});
+  }
+  void take_doubled() {
+    if (doubled_max_ < search_.level_of(map_).max) { std::swap(map_, doubled_); }
   }
   /// Large layers and ranks take long to search, so they have fewer rungs.
   [[nodiscard]] index_t rung_above(index_t rung) const {
@@ -196,49 +265,51 @@ private:
         map_.num_slots() <= slots_of_large_layers && map_.first_slot(1) <= move_search_numbers::few_slots;
     return rung + std::max(step, rung / (is_small ? 8 : 2) / step * step);
   }
-  void try_rung(index_t rung, move_limits& limits) {
-    limits.max_moves = rung;
-    go_on_from_here(limits);
-    begin_again(limits);
-    if (search_.level_of(other_).max < search_.level_of(map_).max) { std::swap(map_, other_); }
-    if (limits.retries > 0 && search_.level_of(map_).max > limits.good_enough) {
-      go_on_from_here(limits);
-      search_.retry();
-      limits.work = search_.work_left();
-    }
-    if (is_split_along_) { keep_if_better(map_); }
-    try_doubles(limits);
-  }
   /// From the layer as it was, into `other_`.
-  void begin_again(move_limits& limits) {
+  void begin_again() {
     for (index_t slot = 0; slot < other_.num_slots(); ++slot) {
       if (other_.expert(slot) != rehomed_.expert(slot)) { other_.assign(slot, rehomed_.expert(slot)); }
     }
-    static_cast<void>(search_.begin(other_, limits));
-    limits.work = search_.work_left();
+    search_.begin(other_, ladder_);
+    put({&incremental_planner::go_on_searching, &incremental_planner::count_work});
   }
-  void go_on_from_here(move_limits& limits) {
-    auto here = limits;
+  void count_work() { ladder_.work = search_.work_left(); }
+  void go_on_from_here() {
+    auto here = ladder_;
     here.least_gain = 1;
     here.keeps_trail = is_split_along_;
     if (is_split_along_) { walked_ = map_; }
-    static_cast<void>(search_.begin(map_, here));
-    limits.work = search_.work_left();
-    if (is_split_along_) { split_along_trail(); }
+    search_.begin(map_, here);
+    put({&incremental_planner::go_on_searching, &incremental_planner::count_work,
+         &incremental_planner::split_along_trail});
   }
-  void try_doubles(move_limits& limits) {
-    auto const max = search_.level_of(map_).max;
-    auto const worth = start_.mean / worth_of_doubles;
-    if (map_.moves() < limits.max_moves || max - start_.mean < worth) { return; }
-    limits.may_double = true;
-    begin_again(limits);
-    if (limits.retries > 0 && search_.level_of(other_).max < start_.max) {
-      search_.retry();
-      limits.work = search_.work_left();
+  /// The better one of both ways, and retries from there.
+  void improve_better() {
+    if (search_.level_of(other_).max < search_.level_of(map_).max) { std::swap(map_, other_); }
+    if (ladder_.retries > 0 && search_.level_of(map_).max > ladder_.good_enough) {
+      put({&incremental_planner::go_on_from_here, &incremental_planner::retry_on_ladder});
     }
-    limits.may_double = false;
+  }
+  void retry_on_ladder() {
+    search_.retry();
+    put({&incremental_planner::go_on_searching, &incremental_planner::count_work});
+  }
+  void keep_rung() {
+    if (is_split_along_) { keep_if_better(map_); }
+  }
+  void try_doubles() {
+    auto const max = search_.level_of(map_).max;
+    if (map_.moves() < ladder_.max_moves || max - start_.mean < start_.mean / worth_of_doubles) { return; }
+    ladder_.may_double = true;
+    put({&incremental_planner::begin_again, &incremental_planner::retry_doubles, &incremental_planner::keep_doubles});
+  }
+  void retry_doubles() {
+    if (ladder_.retries > 0 && search_.level_of(other_).max < start_.max) { retry_on_ladder(); }
+  }
+  void keep_doubles() {
+    ladder_.may_double = false;
     auto const reached = search_.level_of(other_).max;
-    if (max - reached > worth && reached < doubled_max_) {
+    if (search_.level_of(map_).max - reached > start_.mean / worth_of_doubles && reached < doubled_max_) {
       doubled_ = other_;
       doubled_max_ = reached;
       if (is_split_along_) { keep_if_better(doubled_); }
@@ -251,23 +322,20 @@ private:
   /// far as it reaches. A thousandth of the mean above it counts as balance; where one way leads there, the others are
   /// not tried. The first is the search for the last rung that fits, enough where the budget is ample; then come all
   /// rungs; then the plan for even shares, and all that its ladder passes by, split anew.
-  void split_within_budget(placement const& current, index_t layer, placement& next) {
+  void split_within_budget() {
     if (budget() == 0 || !begin_split()) { return; }
-    try_ample();
-    if (!is_done()) { climb_for_split(); }
-    if (!is_done()) {
-      map_ = before_;
-      is_split_along_ = true;
-      if (change(current, layer, next)) { try_for_split(limits_of_rung(budget())); }
-      is_split_along_ = false;
-    }
-    std::swap(map_, best_);
+    put({&incremental_planner::try_ample, &incremental_planner::climb_for_split, &incremental_planner::split_along,
+         &incremental_planner::take_best});
   }
+  void take_best() { std::swap(map_, best_); }
   void try_ample() {
     ample_rung_ = 1;
     auto const most = std::min(budget(), map_.num_slots());
     while (split_rung_above(ample_rung_) <= most) { ample_rung_ = split_rung_above(ample_rung_); }
-    split_afresh(ample_rung_);
+    rung_ = ample_rung_;
+    put({&incremental_planner::split_afresh, &incremental_planner::keep_ample});
+  }
+  void keep_ample() {
     if (is_done()) { return; }
     ample_ = best_;
     ample_max_ = best_max_;
@@ -277,23 +345,50 @@ private:
   /// The plan of a rung is the best of those made for it from the layer as it was, and one that goes on from the rung
   /// below, improved by retries. More moves than slots are of no use.
   void climb_for_split() {
-    index_t rung = 1;
-    for (; rung <= std::min(budget(), map_.num_slots()); rung = split_rung_above(rung)) {
-      go_on_for_split(limits_of_rung(rung));
-      if (is_done()) { return; }
-      if (rung == ample_rung_) {
-        take_ample();
-      } else {
-        split_afresh(rung);
-      }
-      if (is_done()) { return; }
-      retry_for_split(limits_of_rung(rung));
-      best_max_ = split(best_);
-      if (is_done()) { return; }
+    if (is_done()) { return; }
+    rung_ = 1;
+    put({&incremental_planner::climb_split_rung});
+  }
+  void climb_split_rung() {
+    auto limits = limits_of_rung(rung_);
+    bool const is_last = rung_ > std::min(budget(), map_.num_slots());
+    if (is_last) {
+      limits.most_kept = budget();
+    } else {
+      put({&incremental_planner::try_split_rung, &incremental_planner::retry_split_rung,
+           &incremental_planner::leave_split_rung});
     }
-    auto limits = limits_of_rung(rung);
-    limits.most_kept = budget();
-    go_on_for_split(limits);
+    limits.least_gain = 1;
+    map_ = best_;
+    try_for_split(limits);
+  }
+  void try_split_rung() {
+    if (is_done()) { return; }
+    if (rung_ == ample_rung_) {
+      take_ample();
+    } else {
+      split_afresh();
+    }
+  }
+  void retry_split_rung() {
+    if (!is_done()) { retry_for_split(limits_of_rung(rung_)); }
+  }
+  void leave_split_rung() {
+    if (is_done()) { return; }
+    best_max_ = split(best_);
+    if (is_done()) { return; }
+    rung_ = split_rung_above(rung_);
+    put({&incremental_planner::climb_split_rung});
+  }
+  void split_along() {
+    if (is_done()) { return; }
+    map_ = before_;
+    is_split_along_ = true;
+    put({&incremental_planner::change, &incremental_planner::end_along});
+  }
+  void end_along() {
+    is_split_along_ = false;
+    if (is_fresh_) { try_for_split(limits_of_rung(budget())); }
   }
   /// A quarter of a power of two apart from 64 on, and in large layers from 8 on; a search that ends between rungs
   /// gains little.
@@ -312,25 +407,24 @@ private:
     limits.retries /= retries_of_rungs;
     return limits;
   }
-  void go_on_for_split(move_limits limits) {
-    limits.least_gain = 1;
-    map_ = best_;
-    try_for_split(limits);
-  }
   /// From the layer as it was: moves for the best split, and the same after moves for even shares by which experts may
   /// leave a rank for good, a second copy of another one in their place.
-  void split_afresh(index_t rung) {
+  void split_afresh() {
     map_ = before_;
-    auto limits = limits_of_rung(rung);
-    try_for_split(limits);
+    put({&incremental_planner::split_with_doubles});
+    try_for_split(limits_of_rung(rung_));
+  }
+  void split_with_doubles() {
     if (is_done()) { return; }
     map_ = before_;
+    auto limits = limits_of_rung(rung_);
     limits.may_double = true;
     limits.retries = 0;
     limits.good_enough = limits_at(start_.mean).good_enough;
-    search_.run(map_, limits);
-    try_for_split(limits_of_rung(rung));
+    put({&incremental_planner::split_doubled});
+    run(limits);
   }
+  void split_doubled() { try_for_split(limits_of_rung(rung_)); }
   void take_ample() {
     if (ample_max_ >= best_max_) { return; }
     best_ = ample_;
@@ -348,33 +442,53 @@ private:
   }
   /// The same for all plans that the search for even shares might have ended with on its way from `walked_`.
   void split_along_trail() {
+    if (!is_split_along_) { return; }
     open_solver(walked_);
-    std::size_t made = 0;
-    for (auto const length : search_.bests_on_trail()) {
-      for (; made < length; ++made) {
-        auto const& [slot, expert] = search_.trail()[made];
+    walked_steps_ = 0;
+    walked_bests_ = 0;
+    put({&incremental_planner::walk_on_along_trail});
+  }
+  void walk_on_along_trail() {
+    auto const bests = search_.bests_on_trail();
+    while (walked_bests_ < bests.size()) {
+      auto const length = bests[walked_bests_++];
+      for (; walked_steps_ < length; ++walked_steps_) {
+        auto const& [slot, expert] = search_.trail()[walked_steps_];
         walked_.assign(slot, expert);
         solver_.replace(slot, expert);
       }
-      if (solver_.settle(best_max_ - 1) > 0) { continue; }
-      keep(walked_);
-      open_solver(walked_);
+      slice_->spend(share_move_search::slice_of_solving(map_.num_slots()));
+      if (solver_.settle(best_max_ - 1) == 0) {
+        keep(walked_);
+        open_solver(walked_);
+      }
+      if (!slice_->is_used_up()) { continue; }
+      put({&incremental_planner::walk_on_along_trail});
+      return;
     }
   }
   /// Moves for the best split from the layer as it is, unless a layout from scratch is taken, or the plan for even
-  /// shares is better all the same.
-  /// @return whether the plan may be the start of another, see `go_on`.
-  [[nodiscard]] bool split_as_pays(placement const& current, index_t layer, placement& next) {
-    if (!begin_split()) { return false; }
-    bool const is_fresh = change(current, layer, next);
-    try_for_split(limits_of_split(), is_fresh);
-    if (!is_fresh) {
-      map_ = before_;
-      try_for_split(limits_of_split());
-      if (!is_done()) { retry_for_split(limits_of_split()); }
-    }
-    std::swap(map_, best_);
-    return map_.moves() > 0 && !is_fresh && !is_done() && !limits_.of_search.limits_arrivals();
+  /// shares is better all the same. What comes of it may be the start of another, see `go_on`.
+  void split_as_pays() {
+    if (!begin_split()) { return; }
+    put({&incremental_planner::change, &incremental_planner::split_what_pays, &incremental_planner::split_before,
+         &incremental_planner::retry_split, &incremental_planner::split_again});
+  }
+  void split_what_pays() { try_for_split(limits_of_split(), is_fresh_); }
+  void split_before() {
+    if (is_fresh_) { return; }
+    map_ = before_;
+    try_for_split(limits_of_split());
+  }
+  void retry_split() {
+    if (!is_fresh_ && !is_done()) { retry_for_split(limits_of_split()); }
+  }
+  void split_again() {
+    take_best();
+    bool const may_go_on = map_.moves() > 0 && !is_fresh_ && !is_done() && !limits_.of_search.limits_arrivals();
+    if (!may_go_on) { return; }
+    start_again();
+    if (--split_rounds_ > 0) { put({&incremental_planner::split_as_pays}); }
   }
   /// @return whether there is anything to gain.
   [[nodiscard]] bool begin_split() {
@@ -390,6 +504,7 @@ private:
   /// Load of the busiest rank under the best shares.
   [[nodiscard]] load_t split(replica_map const& map) {
     open_solver(map);
+    slice_->spend(share_move_search::slice_of_solving(map.num_slots()));
     return solver_.solve();
   }
   void open_solver(replica_map const& map) {
@@ -401,20 +516,27 @@ private:
   /// Search on from the map at hand, and keep it if it is the best so far.
   void try_for_split(move_limits const& limits, bool search_on = true) {
     give_doubles_back(map_);
-    auto reached = split(map_);
-    if (reached > done() && search_on) {
-      share_search_.run(map_, solver_, limits);
-      split_work_ = share_search_.work_left();
-      reached = split(map_);
+    auto const reached = split(map_);
+    if (reached <= done() || !search_on) {
+      take_split(reached);
+      return;
     }
-    if (reached < best_max_) {
-      best_max_ = reached;
-      std::swap(map_, best_);
-    }
+    share_search_.begin(map_, solver_, limits);
+    put({&incremental_planner::go_on_searching_shares, &incremental_planner::take_searched_split});
+  }
+  void take_searched_split() {
+    split_work_ = share_search_.work_left();
+    take_split(split(map_));
+  }
+  void take_split(load_t reached) {
+    if (reached >= best_max_) { return; }
+    best_max_ = reached;
+    std::swap(map_, best_);
   }
   void retry_for_split(move_limits const& limits) {
     open_solver(best_);
     share_search_.retry(best_, solver_, limits);
+    put({&incremental_planner::go_on_searching_shares});
   }
   [[nodiscard]] move_limits limits_of_split() const {
     auto limits = limits_at(start_.mean);
@@ -452,14 +574,16 @@ private:
     }
     return map_.num_slots() <= slots_of_large_layers || start_.max > start_.mean + start_.mean / 2;
   }
-  [[nodiscard]] bool take_fresh_layout(placement const& current, index_t layer, placement& next) {
+  [[nodiscard]] bool take_fresh_layout() {
+    slice_->spend(work_of_slot * map_.num_slots());
     auto const stress = stress_(where_, map_);
     if (stress < layout_stress::unit + least_relief) { return false; }
-    auto const row = next.edit(layer).logical_of_slot;
+    slice_->spend((work_of_layout + map_.num_ranks()) * map_.num_slots());
+    auto const row = next_->edit(layer_).logical_of_slot;
     std::copy(tokens_.begin(), tokens_.end(), fresh_.loads().begin());
-    fresh_.plan_even_layer(layer, row);
-    next.index_replicas(layer);
-    relabeler_.run(current, next, layer);
+    fresh_.plan_even_layer(layer_, row);
+    next_->index_replicas(layer_);
+    relabeler_.run(*current_, *next_, layer_);
     other_.open(where_, start_row_, loads_);
     for (index_t slot = 0; slot < other_.num_slots(); ++slot) {
       if (other_.expert(slot) != none) { other_.assign(slot, row[static_cast<std::size_t>(slot)]); }
@@ -470,10 +594,11 @@ private:
     return true;
   }
   /// Where ranks have few slots, a layout may be far from balance. What it moved anyway may go elsewhere for nothing.
-  void balance_layout(move_limits limits) {
+  void balance_layout() {
+    auto limits = even_limits_;
     limits.goal = limits.good_enough = start_.mean + start_.mean / part_off_balance;
     limits.retries = 0;
-    search_.run(map_, limits);
+    run(limits);
   }
   [[nodiscard]] bool is_within_limits(replica_map const& map) const {
     auto const& limits = limits_.of_search;
@@ -500,13 +625,17 @@ private:
       if (row[slot] == none) { row[slot] = start_row_[slot]; }
     }
   }
-  /// The map, each expert that a rank keeps in the slot it has.
-  void write(placement const& current, placement& next, index_t layer) {
+  /// The map, each expert that a rank keeps in the slot it has, and its best shares.
+  [[nodiscard]] status finish() {
     row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
     keep_dead_slots(row_);
-    std::copy(row_.begin(), row_.end(), next.edit(layer).logical_of_slot.begin());
-    next.index_replicas(layer);
-    relabeler_.align_slots(current, next, layer);
+    std::copy(row_.begin(), row_.end(), next_->edit(layer_).logical_of_slot.begin());
+    next_->index_replicas(layer_);
+    relabeler_.align_slots(*current_, *next_, layer_);
+    slice_->spend(work_of_slot * map_.num_slots());
+    if (mode_ == share_mode::even) { return {}; }
+    slice_->spend(share_move_search::slice_of_solving(map_.num_slots()));
+    return split_planned_layer(where_, *next_, layer_, tokens_, solver_);
   }
 
   topology const& where_;
@@ -517,7 +646,19 @@ private:
   relabeler relabeler_;
   layout_stress stress_;
   share_solver solver_;
+  placement const* current_ = nullptr;
+  placement* next_ = nullptr;
+  index_t layer_ = 0;
+  share_mode mode_ = share_mode::even;
+  bool is_open_ = false;                       ///< the layer is being planned
+  std::vector<todo> agenda_;                   ///< what is left to do for it, the next step last
+  work_slice* slice_ = nullptr;                ///< at hand
   typename move_search<Cost>::level start_{};  ///< of the layer, experts of dead ranks at home
+  bool is_fresh_ = false;                      ///< it gets a layout from scratch
+  move_limits even_limits_;                    ///< of moves for even shares
+  int rounds_ = 0;                             ///< left of those in which a plan is the start of another
+  move_limits ladder_;                         ///< the same, within a budget, on the rung at hand
+  index_t rung_ = 0;                           ///< the budget that is tried
   replica_map map_;                            ///< the plan so far
   replica_map rehomed_;                        ///< the layer as it was, experts of dead ranks at home
   replica_map other_;                          ///< one to compare it with
@@ -527,11 +668,14 @@ private:
   replica_map best_;                           ///< the best plan for optimal shares so far
   bool is_split_along_ = false;                ///< plans for even shares on the way are candidates for it
   replica_map walked_;                         ///< one of them
+  std::size_t walked_steps_ = 0;               ///< along the trail that leads to it
+  std::size_t walked_bests_ = 0;               ///< passed by on it
   replica_map ample_;                          ///< the plan for optimal shares of the highest rung that is made afresh
   load_t ample_max_ = 0;                       ///< its busiest rank
   index_t ample_rung_ = 0;
   load_t best_max_ = 0;             ///< its busiest rank
   std::int64_t split_work_ = 0;     ///< left for the searches for it
+  int split_rounds_ = 0;            ///< left of those in which it is the start of another
   std::vector<load_t> loads_;       ///< [E] load units
   std::vector<load_t> tokens_;      ///< [E]
   std::vector<index_t> start_row_;  ///< [P] of the placement in force

@@ -7,6 +7,7 @@
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/rank_cost.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
+#include <ballast/policies/detail/incremental/work_slice.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
 
@@ -39,6 +40,11 @@ struct move_search_numbers {
   // above the costliest rank, a fifth less.
   static constexpr load_t margin_of_excess[] = {3, 20};
   static constexpr load_t margin_step = 5;
+
+  // What a step takes beyond its candidates, in candidates; see `work_slice`.
+  static constexpr std::int64_t work_of_step = 64;
+  static constexpr std::int64_t work_of_slots_of_rank = 4;  ///< for each slot of a rank
+  static constexpr std::int64_t slots_a_candidate = 8;      ///< of the layer
 
   // A retry aims a quarter of the way down to the mean, and takes the costliest rank's changes and two more back.
   static constexpr load_t retry_depth = 4;
@@ -136,13 +142,13 @@ public:
     return {sum, max};
   }
 
-  /// Change the map for the better; it stays as it is if nothing is worth it.
-  void run(replica_map& map, move_limits const& limits) {
-    if (begin(map, limits)) { retry(); }
-  }
-  /// The first descent of `run`; true if it changed the map, and `retry` does the rest. With `most_kept` it is the
-  /// beginning of the descent that has `max_moves`, so what it reaches never gets worse with more.
-  [[nodiscard]] bool begin(replica_map& map, move_limits const& limits) {
+  /// Begin to change the map for the better, by a descent that `advance` makes; the map stays as it is if nothing is
+  /// worth it. With `most_kept` it is the beginning of the descent that has `max_moves`, so what it reaches never gets
+  /// worse with more.
+  /// @param map  outlives the search, and does not change while it is not over.
+  void begin(replica_map& map, move_limits const& limits) {
+    task_ = task::none;
+    has_changed_ = false;
     map_ = &map;
     limits_ = limits;
     work_ = limits.work;
@@ -153,48 +159,48 @@ public:
     trail_.clear();
     bests_.clear();
     auto const start = level_of(map);
-    if (start.max <= limits.good_enough) { return false; }
+    if (start.max <= limits.good_enough) { return; }
     mean_ = start.mean;
     tolerance_ = (mean_ >> numbers::tolerance_shift) + 1;
     moves_at_start_ = map.moves();
     best_ = {start.max, start.max, 0};
+    max_at_start_ = start.max;
     std::fill(rank_cost_.begin(), rank_cost_.end(), mean_);
     sum_ = 0;
     stale_ = live_ranks_;
     number_slots();
     touched_.resize(static_cast<std::size_t>(map.num_slots()) * 2 + 2);
-    descend();
-    limits_.keeps_trail = false;
-    bool const pays =
-        start.max - best_.max >= limits.least_gain && start.max - best_.worth >= limits.price / 2 && best_.length > 0;
-    if (!pays) { rewind(0); }
-    return pays;
+    open_descent();
+    task_ = task::first_descent;
   }
-  /// Undo a few changes and search again, as often as the limits say.
-  /// @pre `begin` came last, its map is as it left it, and was not good enough before
+  /// Begin to undo a few changes and search again, as often as the limits say; `advance` does it.
+  /// @pre `begin` came last and is over, its map is as it left it, and was not good enough before
   void retry() {
-    auto best = best_;
+    kept_ = best_;
     random_ = 0;
-    for (index_t i = 0; i < retries_at(best.max) && best.max > limits_.goal && work_ > 0; ++i) {
-      journal_.clear();
-      undo_some();
-      if (!limits_.may_double && has_doubled()) {
-        rewind(0);
-        continue;
-      }
-      best_ = {best.worth, best.max, 0};
-      descend(best.max - (best.max - mean_) / numbers::retry_depth);
-      if (best_.length > 0) { best = best_; }
-    }
-    drop_needless_doubles();
+    retries_made_ = 0;
+    is_descending_ = false;
+    task_ = task::retries;
   }
+  /// Go on with what was begun; where it stops changes nothing of what comes out.
+  /// @return whether it is over; else the slice is used up.
+  [[nodiscard]] bool advance(work_slice& slice) {
+    bool const is_over = task_ == task::none || (task_ == task::retries ? go_on_retrying(slice) : descend(slice));
+    if (!is_over) { return false; }
+    if (task_ == task::first_descent) { keep_if_it_pays(); }
+    if (task_ == task::retries) { drop_needless_doubles(); }
+    task_ = task::none;
+    return true;
+  }
+  /// Whether the descent of the last `begin` changed its map, and `retry` has something to do.
+  [[nodiscard]] bool has_changed() const noexcept { return has_changed_; }
 
   /// A slot and the expert that it gets.
   struct assignment {
     index_t slot;
     index_t expert;
   };
-  /// What the last `begin` changed, also what it took back in the end, if its limits asked for that.
+  /// What the last descent of `begin` changed, also what it took back in the end, if its limits asked for that.
   [[nodiscard]] std::span<assignment const> trail() const noexcept { return trail_; }
   /// Lengths of the beginnings of the trail that were its best plan once: of all plans that it makes with less
   /// `most_kept` as well.
@@ -205,6 +211,7 @@ public:
 
 private:
   using numbers = move_search_numbers;
+  enum class task : unsigned char { none, first_descent, retries };
   static constexpr index_t none = replica_map::none;
   static constexpr unsigned char no = 0, yes = 1, maybe = 2;
   static constexpr unsigned char is_unsorted = 0, is_outdated = 1, is_sorted = 2;
@@ -255,18 +262,63 @@ private:
     for (std::size_t slot = 0; slot < by_load_.size(); ++slot) { by_load_[slot].second = slot % slots; }
   }
 
-  /// Make changes while there are any, and keep the best beginning of them.
   /// @param target  to aim at; 0: whatever the moves that are left allow.
-  void descend(load_t target = 0) {
+  void open_descent(load_t target = 0) {
+    descent_target_ = target;
     least_margin_ = 0;
     misses_ = 0;
     spare_age_ = 0;
     ++era_;
-    auto steps = numbers::steps_at_least + numbers::steps_for_each * std::min(limits_.max_moves, map_->num_slots());
-    while (aim(target) && work_ > 0 && steps-- > 0) {
-      if (!step() && (target > 0 || map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
+    steps_left_ = numbers::steps_at_least + numbers::steps_for_each * std::min(limits_.max_moves, map_->num_slots());
+  }
+  /// Make changes while there are any, and keep the best beginning of them.
+  /// @return whether that is over; else the slice is used up.
+  [[nodiscard]] bool descend(work_slice& slice) {
+    auto const target = descent_target_;
+    while (!slice.is_used_up()) {
+      auto const work = work_;
+      bool goes_on = aim(target) && work_ > 0 && steps_left_-- > 0;
+      goes_on = goes_on && (step() || !(target > 0 || map_->moves() >= limits_.max_moves || !aim_higher()));
+      slice.spend(work - work_ + work_of_step());
+      if (!goes_on) {
+        rewind(best_.length);
+        return true;
+      }
     }
-    rewind(best_.length);
+    return false;
+  }
+  /// What a step takes beyond its candidates.
+  [[nodiscard]] std::int64_t work_of_step() const noexcept {
+    return numbers::work_of_step + numbers::work_of_slots_of_rank * map_->first_slot(1) +
+           map_->num_slots() / numbers::slots_a_candidate;
+  }
+  void keep_if_it_pays() {
+    limits_.keeps_trail = false;
+    has_changed_ = max_at_start_ - best_.max >= limits_.least_gain &&
+                   max_at_start_ - best_.worth >= limits_.price / 2 && best_.length > 0;
+    if (!has_changed_) { rewind(0); }
+  }
+  /// @return whether all retries are made; else the slice is used up.
+  [[nodiscard]] bool go_on_retrying(work_slice& slice) {
+    for (;; ++retries_made_) {
+      if (!is_descending_) {
+        if (retries_made_ >= retries_at(kept_.max) || kept_.max <= limits_.goal || work_ <= 0) { return true; }
+        if (slice.is_used_up()) { return false; }
+        journal_.clear();
+        undo_some();
+        slice.spend(work_of_step());
+        if (!limits_.may_double && has_doubled()) {
+          rewind(0);
+          continue;
+        }
+        best_ = {kept_.worth, kept_.max, 0};
+        open_descent(kept_.max - (kept_.max - mean_) / numbers::retry_depth);
+        is_descending_ = true;
+      }
+      if (!descend(slice)) { return false; }
+      is_descending_ = false;
+      if (best_.length > 0) { kept_ = best_; }
+    }
   }
   void rewind(std::size_t length) {
     while (journal_.size() > length) {
@@ -924,6 +976,13 @@ private:
   bool has_nodes_;  ///< more than one
   replica_map* map_ = nullptr;
   move_limits limits_;
+  task task_ = task::none;      ///< at hand
+  bool is_descending_ = false;  ///< for the retry at hand
+  bool has_changed_ = false;
+  load_t max_at_start_ = 0;    ///< largest rank cost when the search began
+  load_t descent_target_ = 0;  ///< see `open_descent`
+  index_t steps_left_ = 0;     ///< of the descent at hand
+  load_t retries_made_ = 0;
   std::int64_t work_ = 0;
   load_t mean_ = 0;
   load_t target_ = 0;
@@ -940,6 +999,7 @@ private:
   change free_;  ///< best change without moves
   change paid_;  ///< best change with moves
   milestone best_{};
+  milestone kept_{};  ///< the best one before the retry at hand
   std::vector<index_t> live_ranks_;
   std::vector<load_t> rank_cost_;      ///< [R]
   std::vector<rank_block> blocks_;     ///< of live ranks

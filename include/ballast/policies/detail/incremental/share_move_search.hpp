@@ -6,6 +6,7 @@
 #include <ballast/detail/index.hpp>
 #include <ballast/policies/detail/incremental/move_search.hpp>
 #include <ballast/policies/detail/incremental/replica_map.hpp>
+#include <ballast/policies/detail/incremental/work_slice.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/topology.hpp>
 #include <ballast/types.hpp>
@@ -27,6 +28,7 @@ struct share_search_numbers : move_search_numbers {
   static constexpr std::size_t most_tries = 8;           ///< changes a step solves the shares for that help,
   static constexpr std::size_t most_failures = 8;        ///< and that do not
   static constexpr load_t least_promise = 2;             ///< a third of the best promise; less is not looked at
+  static constexpr std::int64_t part_of_slice = 8;       ///< work on shares takes an eighth of its candidates' time
   static constexpr int undone = 2;                       ///< changes that a retry takes back
   static constexpr index_t retries[] = {1, 2};           ///< of those for even shares
 };
@@ -46,45 +48,56 @@ public:
     piece_.resize(ranks);
   }
 
-  /// Change the map for the better; it stays as it is if nothing is worth it. With `most_kept` it is the beginning of
-  /// the search that has `max_moves`, so what it reaches never gets worse with more.
+  /// Begin to change the map for the better, which `advance` does; it stays as it is if nothing is worth it. With
+  /// `most_kept` it is the beginning of the search that has `max_moves`, so what it reaches never gets worse with more.
+  /// @param map     outlives the search, as the solver does; neither changes while it is not over.
   /// @param solver  open on the same map and loads; its split is unspecified afterwards.
-  void run(replica_map& map, share_solver& solver, move_limits const& limits) {
-    auto const start = open(map, solver, limits);
-    if (start <= limits.good_enough) { return; }
-    descend();
-    if (start - best_.max < limits.least_gain) { rewind(0); }
+  void begin(replica_map& map, share_solver& solver, move_limits const& limits) {
+    task_ = task::none;
+    max_at_start_ = open(map, solver, limits);
+    if (max_at_start_ <= limits.good_enough) { return; }
+    open_descent();
+    task_ = task::descent;
   }
-  /// Take some changes back and search again, as often as the limits say; the map never gets worse.
-  /// @param solver  as above
+  /// Begin to take some changes back and search again, as often as the limits say; the map never gets worse.
+  /// @param map, solver  as above
   void retry(replica_map& map, share_solver& solver, move_limits const& limits) {
-    auto best = milestone{0, open(map, solver, limits), 0};
+    kept_ = milestone{0, open(map, solver, limits), 0};
     moves_at_start_ = 0;
-    best.worth = best.max + limits.price_of(map.moves());
+    kept_.worth = kept_.max + limits.price_of(map.moves());
     random_ = 0;
-    auto const retries = limits.retries * numbers::retries[0] / numbers::retries[1];
-    for (index_t i = 0; i < retries && best.max > limits.good_enough && work_ > 0; ++i) {
-      journal_.clear();
-      undo_some();
-      best_ = {best.worth, best.max, 0};
-      descend(best.max - (best.max - mean_) / numbers::retry_depth);
-      if (best_.length > 0) { best = best_; }
-    }
+    retries_left_ = limits.retries * numbers::retries[0] / numbers::retries[1];
+    is_descending_ = false;
+    task_ = task::retries;
+  }
+  /// Go on with what was begun; where it stops changes nothing of what comes out.
+  /// @return whether it is over; else the slice is used up.
+  [[nodiscard]] bool advance(work_slice& slice) {
+    bool const is_over = task_ == task::none || (task_ == task::retries ? go_on_retrying(slice) : descend(slice));
+    if (!is_over) { return false; }
+    if (task_ == task::descent && max_at_start_ - best_.max < limits_.least_gain) { rewind(0); }
+    task_ = task::none;
+    return true;
   }
 
   /// What the last search left of its `move_limits::work`; below 0 by what its last step took.
   [[nodiscard]] std::int64_t work_left() const noexcept { return work_; }
+  /// What solving once takes of a slice.
+  [[nodiscard]] static constexpr std::int64_t slice_of_solving(std::int64_t num_slots) noexcept {
+    return work_of_solving(num_slots) / numbers::part_of_slice;
+  }
 
 private:
   using numbers = share_search_numbers;
+  enum class task : unsigned char { none, descent, retries };
   static constexpr index_t none = replica_map::none;
   /// What solving costs, in candidates: so much for each slot, and more in large layers, whose paths are longer.
-  [[nodiscard]] std::int64_t work_of_solving() const {
+  [[nodiscard]] static constexpr std::int64_t work_of_solving(std::int64_t num_slots) noexcept {
     constexpr std::int64_t of_slot = 8;
     constexpr std::int64_t large = 512;
-    auto const slots = std::int64_t{map_->num_slots()};
-    return of_slot * slots * (large + slots) / large;
+    return of_slot * num_slots * (large + num_slots) / large;
   }
+  [[nodiscard]] std::int64_t work_of_solving() const { return work_of_solving(map_->num_slots()); }
 
   struct entry {
     index_t slot;
@@ -146,18 +159,48 @@ private:
   [[nodiscard]] load_t flow(index_t slot) const { return solver_->slot_loads()[static_cast<std::size_t>(slot)]; }
   [[nodiscard]] bool is_outside(index_t rank) const { return where_.is_live(rank) && !solver_->is_bottleneck(rank); }
 
-  /// Make changes while there are any, and keep the best beginning of them.
   /// @param target  to aim at; 0: whatever the moves that are left allow.
-  void descend(load_t target = 0) {
+  void open_descent(load_t target = 0) {
+    descent_target_ = target;
     is_thorough_ = target == 0;
     least_margin_ = 0;
     misses_ = 0;
     ++era_;
-    auto steps = numbers::steps_at_least + numbers::steps_for_each * std::min(limits_.max_moves, map_->num_slots());
-    while (aim(target) && work_ > 0 && steps-- > 0) {
-      if (!step() && (target > 0 || map_->moves() >= limits_.max_moves || !aim_higher())) { break; }
+    steps_left_ = numbers::steps_at_least + numbers::steps_for_each * std::min(limits_.max_moves, map_->num_slots());
+  }
+  /// Make changes while there are any, and keep the best beginning of them.
+  /// @return whether that is over; else the slice is used up.
+  [[nodiscard]] bool descend(work_slice& slice) {
+    auto const target = descent_target_;
+    while (!slice.is_used_up()) {
+      auto const work = work_;
+      bool goes_on = aim(target) && work_ > 0 && steps_left_-- > 0;
+      goes_on = goes_on && (step() || !(target > 0 || map_->moves() >= limits_.max_moves || !aim_higher()));
+      slice.spend((work - work_) / numbers::part_of_slice + 1);
+      if (!goes_on) {
+        rewind(best_.length);
+        return true;
+      }
     }
-    rewind(best_.length);
+    return false;
+  }
+  /// @return whether all retries are made; else the slice is used up.
+  [[nodiscard]] bool go_on_retrying(work_slice& slice) {
+    for (;;) {
+      if (!is_descending_) {
+        if (retries_left_ <= 0 || kept_.max <= limits_.good_enough || work_ <= 0) { return true; }
+        if (slice.is_used_up()) { return false; }
+        --retries_left_;
+        journal_.clear();
+        undo_some();
+        best_ = {kept_.worth, kept_.max, 0};
+        open_descent(kept_.max - (kept_.max - mean_) / numbers::retry_depth);
+        is_descending_ = true;
+      }
+      if (!descend(slice)) { return false; }
+      is_descending_ = false;
+      if (best_.length > 0) { kept_ = best_; }
+    }
   }
   void rewind(std::size_t length) {
     while (journal_.size() > length) {
@@ -465,6 +508,12 @@ private:
   replica_map* map_ = nullptr;
   share_solver* solver_ = nullptr;
   move_limits limits_;
+  task task_ = task::none;      ///< at hand
+  bool is_descending_ = false;  ///< for the retry at hand
+  load_t max_at_start_ = 0;     ///< least possible load of the busiest rank when the search began
+  load_t descent_target_ = 0;   ///< see `open_descent`
+  index_t steps_left_ = 0;      ///< of the descent at hand
+  index_t retries_left_ = 0;
   std::int64_t work_ = 0;
   load_t mean_ = 0;
   load_t tolerance_ = 0;  ///< gains that count as none
@@ -477,6 +526,7 @@ private:
   bool is_thorough_ = true;  ///< a step without a change looks at what promises less; not in retries
   index_t misses_ = 0;       ///< targets in a row at which nothing helped
   milestone best_{};
+  milestone kept_{};  ///< the best one before the retry at hand
   std::uint64_t random_ = 0;
   std::vector<load_t> room_;          ///< [R] below the target
   std::vector<load_t> reach_;         ///< [R] the same with that of ranks beside
