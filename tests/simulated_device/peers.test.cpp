@@ -213,6 +213,7 @@ TEST_CASE("a transport that is destroyed while the device still copies leaves th
     outgoing_message const send{1 - rank, 0, 1, mine};
     incoming_message const receive{1 - rank, 0, 1, {&target, 1}, source};
     log.expect_ok(wires->start({&send, 1}, {&receive, 1}), "start");
+    static_cast<void>(control.all_reduce({}, patience));  // both have offered
     constexpr nanoseconds_t milliseconds = 1'000'000;
     auto const begin = ballast::detail::now();
     while (ballast::detail::now() - begin < 20 * milliseconds) { static_cast<void>(wires->poll()); }
