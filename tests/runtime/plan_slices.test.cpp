@@ -497,6 +497,52 @@ TEST_CASE("a plan whose layers are divided is the plan of one call, bit for bit,
   CHECK(undivided == std::vector<std::uint64_t>{3, 3, 3});
 }
 
+namespace {
+
+/// Counts what it has made that plans layers.
+struct counting_planners : incremental_placement {
+  int* made = nullptr;
+  [[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(topology const& ranks, index_t num_logical) const {
+    ++*made;
+    return incremental_placement::make_layer_planner(ranks, num_logical);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("what plans layers in slices is made once, and anew for another topology, and plans as a new one would") {
+  rebalancer_options const options{.interval = 1, .timeout = patience, .work_per_plan_call = 2000};
+  in_process_group group{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    int made = 0;
+    counting_planners policy;
+    policy.made = &made;
+    member<counting_planners, layers_per_chunk<>> self{where, initial, policy, layers_per_chunk<>{num_layers},
+                                                       wire,  options};
+    self.moved.start().or_throw();
+    auto in_force = initial;
+    auto const plan_again = [&](std::uint64_t seed) {
+      auto const before = self.log.steps_of("plan").size();
+      while (self.log.steps_of("plan").size() == before) { run(self, 1, seed); }
+      while (self.moved.state() != rebalancer_state::recording) { run(self, 1, seed); }
+      auto loads = some_loads(seed);
+      for (auto& load : loads) { load *= num_ranks; }
+      auto wanted = in_force;
+      plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, in_force, where, wanted)
+          .or_throw();
+      relabel(in_force, where, wanted, {.scope = incremental_placement{}.interchangeable()});
+      CHECK(self.moved.current() == wanted);
+      in_force = wanted;
+    };
+    for (std::uint64_t seed = 5; seed < 8; ++seed) { plan_again(seed); }
+    CHECK(made == 1);
+    self.moved.set_topology(where, in_force).or_throw();
+    plan_again(8);
+    CHECK(made == 2);
+    CHECK(self.first_error().empty());
+  });
+}
+
 TEST_CASE("while a layer is half planned a plan may be dropped or refused, and nothing of it is left") {
   rebalancer_options options{.interval = 1, .timeout = patience, .work_per_plan_call = 400};
   in_process_group group{num_ranks};

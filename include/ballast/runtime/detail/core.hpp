@@ -191,10 +191,11 @@ struct rebalancer_core {
   store_claim claim;
   transport_share<Transport, Store> share;
 
-  placement next;                        // where the cycle leads
-  std::unique_ptr<layer_plan> planning;  // what is made of it layer by layer
-  plan_waves waves;                      // what is planned once that has moved
-  task_elsewhere elsewhere;              // what the engine's executor makes of it
+  placement next;                               // where the cycle leads
+  std::unique_ptr<layer_plan> planning;         // what is made of it layer by layer
+  std::unique_ptr<layer_planner> idle_planner;  // has planned such before, for this topology
+  plan_waves waves;                             // what is planned once that has moved
+  task_elsewhere elsewhere;                     // what the engine's executor makes of it
   ledger<Store> books;
   agreement<Control> ranks;
   teller events;

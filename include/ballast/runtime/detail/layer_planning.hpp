@@ -88,10 +88,12 @@ template <class Core>
   return each == 0 ? 1 : std::max<index_t>((layers + each - 1) / each, 1);
 }
 
-/// What plans layers in slices, where a call's work is limited and the policy can stop.
+/// What plans layers in slices, where a call's work is limited and the policy can stop: that of the plan before, where
+/// there is one, because new memory costs as much as many searches.
 template <class Core>
-[[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(Core const& core) {
+[[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(Core& core) {
   if (core.options.work_per_plan_call == 0 || core.options.executor.run != nullptr) { return nullptr; }
+  if (core.idle_planner != nullptr) { return std::move(core.idle_planner); }
   return layer_planner_of(core.policy, core.books.where(), core.books.in_force().num_logical());
 }
 
@@ -236,6 +238,7 @@ template <class Core>
     }
     if (planned.ok()) { planned = plan.parts.check(); }
     if (planned.ok()) { planned = plan.parts.read(core.next); }
+    core.idle_planner = std::move(plan.planner);
     core.planning.reset();
     if (!planned.ok()) { return planned; }
     if (!core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }

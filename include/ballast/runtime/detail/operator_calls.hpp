@@ -113,6 +113,7 @@ template <class Core>
   auto& books = core.books;
   books.open_commit();
   books.set_topology(where);
+  core.idle_planner.reset();
   core.next = in_force;
   auto const layers = numbers_below(books.num_layers());
   std::size_t commits = 0;
