@@ -80,8 +80,7 @@ TEST_CASE("join clears away what a dead run has left") {
       static_cast<void>(group.join(name, 0, 2, patience));
     }};
     while (!exists(name)) { ballast_test::sleep_for(millisecond); }
-  }  // killed here, while it waits for rank 1
-  CHECK(exists(name));
+  }  // killed here, while it waits for rank 1; any join on this host may clear away what it left, also another test's
   ballast_test::check_complaints(ballast_test::run_processes(2, [&](ballast::index_t rank, process_exit, law_log& log) {
     if (rank == 0) { ballast_test::sleep_for(50 * millisecond); }  // rank 1 meets the old segment first
     process_group group;
