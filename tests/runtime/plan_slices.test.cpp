@@ -20,6 +20,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -499,48 +500,119 @@ TEST_CASE("a plan whose layers are divided is the plan of one call, bit for bit,
 
 namespace {
 
+/// Throws once, in the middle of a layer.
+class stumbling_planner final : public layer_planner {
+public:
+  stumbling_planner(std::unique_ptr<layer_planner> inner, bool& is_to_stumble)
+      : inner_{std::move(inner)}, is_to_stumble_{is_to_stumble} {}
+  [[nodiscard]] status begin(load_history_view history, placement const& current, index_t layer,
+                             placement& next) override {
+    return inner_->begin(history, current, layer, next);
+  }
+  [[nodiscard]] status advance(std::int64_t& work) override {
+    if (!std::exchange(is_to_stumble_, false)) { return inner_->advance(work); }
+    std::int64_t one = 1;
+    static_cast<void>(inner_->advance(one));
+    REQUIRE_FALSE(inner_->is_finished());
+    throw std::runtime_error{"no memory, say"};
+  }
+  [[nodiscard]] bool is_finished() const noexcept override { return inner_->is_finished(); }
+
+private:
+  std::unique_ptr<layer_planner> inner_;
+  bool& is_to_stumble_;
+};
+
 /// Counts what it has made that plans layers.
 struct counting_planners : incremental_placement {
   int* made = nullptr;
+  bool* is_to_stumble = nullptr;
   [[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(topology const& ranks, index_t num_logical) const {
     ++*made;
-    return incremental_placement::make_layer_planner(ranks, num_logical);
+    return std::make_unique<stumbling_planner>(incremental_placement::make_layer_planner(ranks, num_logical),
+                                               *is_to_stumble);
   }
 };
+
+/// Cycle after cycle on four ranks, each compared with a plan that is made in one go.
+class planned_cycles {
+public:
+  planned_cycles(in_process_endpoint& wire, rebalancer_options options)
+      : self_{where, initial, policy(), layers_per_chunk<>{num_layers}, wire, options} {
+    self_.moved.start().or_throw();
+  }
+  void plan_again(std::uint64_t seed) {
+    while (self_.moved.state() == rebalancer_state::recording) { run(self_, 1, seed); }
+    while (self_.moved.state() != rebalancer_state::recording) { run(self_, 1, seed); }
+    auto loads = some_loads(seed);
+    for (auto& load : loads) { load *= num_ranks; }
+    auto const before = std::exchange(in_force_, self_.moved.current());
+    auto wanted = before;
+    plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, before, where, wanted)
+        .or_throw();
+    relabel(before, where, wanted, {.scope = incremental_placement{}.interchangeable()});
+    CHECK(in_force_ == wanted);
+  }
+  void set_topology() { self_.moved.set_topology(where, in_force_).or_throw(); }
+  /// The plan that is made next fails on this rank, which throws in it, or on another.
+  void fail_once(std::uint64_t seed, bool throws) {
+    is_to_stumble_ = throws;
+    status ended;
+    while (ended.ok()) { ended = pass(self_.moved, some_loads(seed)); }
+    CHECK(self_.moved.state() == rebalancer_state::failed);
+    self_.moved.resume().or_throw();
+    CHECK(self_.moved.current() == in_force_);
+  }
+  [[nodiscard]] int made() const noexcept { return made_; }
+
+private:
+  [[nodiscard]] counting_planners policy() {
+    counting_planners counting;
+    counting.made = &made_;
+    counting.is_to_stumble = &is_to_stumble_;
+    return counting;
+  }
+
+  int made_ = 0;
+  bool is_to_stumble_ = false;
+  placement in_force_ = initial;
+  member<counting_planners, layers_per_chunk<>> self_;
+};
+
+template <class Body>
+void on_planned_cycles(rebalancer_options const& options, Body body) {
+  in_process_group group{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    planned_cycles cycles{wire, options};
+    body(cycles, wire.rank());
+  });
+}
 
 }  // namespace
 
 TEST_CASE("what plans layers in slices is made once, and anew for another topology, and plans as a new one would") {
-  rebalancer_options const options{.interval = 1, .timeout = patience, .work_per_plan_call = 2000};
-  in_process_group group{num_ranks};
-  group.run([&](in_process_endpoint& wire) {
-    int made = 0;
-    counting_planners policy;
-    policy.made = &made;
-    member<counting_planners, layers_per_chunk<>> self{where, initial, policy, layers_per_chunk<>{num_layers},
-                                                       wire,  options};
-    self.moved.start().or_throw();
-    auto in_force = initial;
-    auto const plan_again = [&](std::uint64_t seed) {
-      auto const before = self.log.steps_of("plan").size();
-      while (self.log.steps_of("plan").size() == before) { run(self, 1, seed); }
-      while (self.moved.state() != rebalancer_state::recording) { run(self, 1, seed); }
-      auto loads = some_loads(seed);
-      for (auto& load : loads) { load *= num_ranks; }
-      auto wanted = in_force;
-      plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, in_force, where, wanted)
-          .or_throw();
-      relabel(in_force, where, wanted, {.scope = incremental_placement{}.interchangeable()});
-      CHECK(self.moved.current() == wanted);
-      in_force = wanted;
-    };
-    for (std::uint64_t seed = 5; seed < 8; ++seed) { plan_again(seed); }
-    CHECK(made == 1);
-    self.moved.set_topology(where, in_force).or_throw();
-    plan_again(8);
-    CHECK(made == 2);
-    CHECK(self.first_error().empty());
-  });
+  rebalancer_options options{.interval = 1, .timeout = patience, .work_per_plan_call = 2000};
+  for (bool const by_waves : {false, true}) {
+    CAPTURE(by_waves);
+    options.layers_per_plan_call = by_waves ? 1 : 0;
+    options.moves_while_planning = by_waves;
+    on_planned_cycles(options, [](planned_cycles& cycles, index_t) {
+      for (std::uint64_t seed = 5; seed < 8; ++seed) { cycles.plan_again(seed); }
+      CHECK(cycles.made() == 1);
+      cycles.set_topology();
+      cycles.plan_again(8);
+      CHECK(cycles.made() == 2);
+    });
+  }
+}
+
+TEST_CASE("what threw in the middle of a layer does not go on with it in the next plan") {
+  on_planned_cycles({.interval = 1, .timeout = patience, .work_per_plan_call = 400},
+                    [](planned_cycles& cycles, index_t rank) {
+                      cycles.plan_again(5);
+                      cycles.fail_once(6, rank == 2);
+                      cycles.plan_again(7);
+                    });
 }
 
 TEST_CASE("while a layer is half planned a plan may be dropped or refused, and nothing of it is left") {

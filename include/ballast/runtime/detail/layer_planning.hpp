@@ -114,12 +114,11 @@ void open_layer_plan(Core& core, bool shared, part_range range, std::unique_ptr<
 /// Begin with the layers that move before the next ones are planned; one call plans them, where its work is not
 /// limited.
 template <class Core>
-void open_next_wave(Core& core) {
+void open_next_wave(Core& core, std::unique_ptr<layer_planner> planner) {
   auto& waves = core.waves;
   waves.first = waves.next;
   waves.next = std::min(waves.end, waves.first + core.options.layers_per_plan_call);
-  detail::open_layer_plan(core, waves.shared, {waves.first, waves.next - waves.first},
-                          detail::make_layer_planner(core));
+  detail::open_layer_plan(core, waves.shared, {waves.first, waves.next - waves.first}, std::move(planner));
 }
 
 /// Begin to plan layer by layer, where that is the way here. Otherwise the policy plans all at once, later.
@@ -149,7 +148,7 @@ template <class Core>
     if (moves && core.options.moves_while_planning) {
       auto const planners = shared ? books.where().num_live_ranks() : 1;
       core.waves = {.shared = shared, .planners = planners, .end = plan_parts::most_layers(shape.num_layers, planners)};
-      detail::open_next_wave(core);
+      detail::open_next_wave(core, std::move(planner));
       return {};
     }
     detail::open_layer_plan(core, shared, {}, std::move(planner));
@@ -230,6 +229,8 @@ template <class Core>
     auto& books = core.books;
     auto& plan = *core.planning;
     auto planned = std::move(plan.planned);
+    // One that did not come to the end of a layer would go on with it.
+    if (planned.ok()) { core.idle_planner = std::move(plan.planner); }
     if (plan.shared) {
       auto told = core.ranks.control().all_gather(plan.parts.mine(), plan.parts.all(), core.options.timeout);
       if (!told.ok()) { return core.fail(std::move(told)); }
@@ -238,7 +239,6 @@ template <class Core>
     }
     if (planned.ok()) { planned = plan.parts.check(); }
     if (planned.ok()) { planned = plan.parts.read(core.next); }
-    core.idle_planner = std::move(plan.planner);
     core.planning.reset();
     if (!planned.ok()) { return planned; }
     if (!core.next.has_shares()) { finish_plan(books.in_force(), books.where(), core.next); }

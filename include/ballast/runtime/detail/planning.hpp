@@ -191,7 +191,9 @@ void end_moves(Core& core) {
   }
   core.mover.clear();
   core.state = rebalancer_state::planning;
-  if constexpr (layerwise_policy<typename Core::policy_type>) { detail::open_next_wave(core); }
+  if constexpr (layerwise_policy<typename Core::policy_type>) {
+    detail::open_next_wave(core, detail::make_layer_planner(core));
+  }
 }
 
 /// Move the next chunk, or its next part; after the last one come the next layers, or the cycle is over.

@@ -66,8 +66,7 @@ public:
   ///
   /// @param current  [L, P] the placement in force; as it is until the plan is finished.
   /// @param mode     what moves are chosen for. For optimal shares the plan is never worse than the one for even
-  /// shares,
-  ///                 split anew, and has the shares.
+  ///                 shares, split anew, and has the shares.
   /// @param next     in/out: [L, P]; the layer's row of `current` comes in, its plan goes out. Other rows may change in
   ///                 between.
   [[nodiscard]] status begin(load_history_view history, placement const& current, index_t layer, share_mode mode,
