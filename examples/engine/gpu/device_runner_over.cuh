@@ -6,12 +6,14 @@
 #include <ballast/cudart/kernels/batch_balancer.cuh>
 #include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/route.cuh>
+#include <ballast/cudart/peer_copy.hpp>
 #include <ballast/transport/in_process.hpp>
 
 #include "../balancer_over.hpp"
 #include "../exchange.hpp"
 #include "device_experts.hpp"
 #include "device_pass.hpp"
+#include "device_runner.hpp"
 #include "rank_card.hpp"
 
 #include <cstdint>
@@ -35,23 +37,22 @@ class device_runner final : public model_runner {
 public:
   /// @param make_transport  gives the transport
   template <class MakeTransport>
-  device_runner(runner_parts const& parts, rank_card& card, token_exchange& ranks,
-                ballast::in_process_endpoint& control, MakeTransport make_transport)
+  device_runner(runner_parts const& parts, card_parts const& on, MakeTransport make_transport)
       : parts_{parts},
-        card_{card},
-        ranks_{ranks},
-        experts_{parts.how.shape, parts.how.where, parts.how.initial, card.rank(), card.stream()},
+        card_{on.card},
+        ranks_{on.ranks},
+        experts_{parts.how.shape, parts.how.where, parts.how.initial, on.card.rank(), on.card.stream()},
         wires_{make_transport()} {
     auto const& how = parts.how;
     if (parts.of().split == split_kind::quotas) {
-      batches_.emplace(card.stream(), how.where, card.rank(), how.initial,
+      batches_.emplace(card_.stream(), how.where, card_.rank(), how.initial,
                        cudart::batch_options{.max_tokens = how.schedule.tokens_a_rank,
                                              .top_k = how.shape.top_k + 1,
                                              .control = {.wait_nanoseconds = longest_wait}});
     }
-    store_.emplace(how.where, card.rank(), how.initial, store_options());
+    store_.emplace(how.where, card_.rank(), how.initial, store_options());
     experts_.add_to(*store_);
-    if (parts.of().driver != driver_kind::nobody) { make_balancer(control); }
+    if (parts.of().driver != driver_kind::nobody) { make_balancer(on.control); }
   }
 
   [[nodiscard]] status start() override {
@@ -163,6 +164,14 @@ private:
   std::optional<device_pass> pass_;
   std::vector<std::uint64_t> met_;  ///< [R]
 };
+
+/// A runner that reads experts out of the peers' memory. @tparam Copies  what copies them, and commits
+template <class Copies>
+[[nodiscard]] std::unique_ptr<model_runner> make_peer_runner(runner_parts const& parts, card_parts const& on) {
+  using transport = cudart::peer_copy<cudart::local_peers::member, Copies>;
+  return std::make_unique<device_runner<transport, Copies>>(
+      parts, on, [&on] { return transport{on.peers.join(on.card.rank()), {.timed = true}}; });
+}
 
 }  // namespace engine
 

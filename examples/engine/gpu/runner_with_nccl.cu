@@ -16,12 +16,11 @@ std::unique_ptr<model_runner> make_runner_with_nccl(runner_parts const& parts, c
   options.timed = true;
   // No kernel of a pass waits until others of its rank have started, so those of NCCL may stand beside them.
   options.allow_sm_overlap = parts.of().asynchronous;
-  return std::make_unique<device_runner<ballast::nccl::transport, cudart::copy_batch>>(
-      parts, on.card, on.ranks, on.control, [&on, &options] {
-        ballast::nccl::communicator wires;
-        ballast::nccl::communicator::create(on.control, wires, options.communicator_in_force()).or_throw();
-        return ballast::nccl::transport{std::move(wires), options};
-      });
+  return std::make_unique<device_runner<ballast::nccl::transport, cudart::copy_batch>>(parts, on, [&on, &options] {
+    ballast::nccl::communicator wires;
+    ballast::nccl::communicator::create(on.control, wires, options.communicator_in_force()).or_throw();
+    return ballast::nccl::transport{std::move(wires), options};
+  });
 }
 
 }  // namespace engine
