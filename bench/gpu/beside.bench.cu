@@ -137,7 +137,7 @@ void measure(ballast::posix::process_group& group, way const& how, ballast_bench
       store.prepare().or_throw();
       auto const begin = ballast::detail::now();
       wires.start(messages.sends(), messages.receives()).or_throw();
-      while (wires.poll() == ballast::transfer_state::pending) {
+      while (wires.poll() == ballast::transfer_state::pending && ballast::detail::now() < begin + timeout) {
         result[work + "/beside/" + how.name].push_back(own.run(which));
       }
       wires.wait(timeout).or_throw();

@@ -87,61 +87,28 @@ using arrivals = std::vector<std::vector<std::pair<index_t, index_t>>>;
   return most;
 }
 
-/// The same copies by hand, over a few streams: each rank reads what it gets, or writes what others get.
-class by_hand {
-public:
-  /// @param scratch  region in which every rank lets others write, as large as its staging
-  template <class Directory>
-  by_hand(Directory const& directory, changed_layer const& layer, ballast_bench::layer_messages const& messages,
-          ballast_bench::expert_sizes const& sizes, std::uint32_t scratch) {
-    for (auto const& receive : messages.receives()) {
-      for (std::size_t i = 0; i < receive.segments.size(); ++i) {
-        auto const& source = receive.source[i];
-        pulls_.push_back({receive.segments[i].data, directory.region(receive.peer, source.region).data + source.offset,
-                          source.size});
-      }
-    }
-    auto const rank = directory.rank();
-    std::vector<std::size_t> used(static_cast<std::size_t>(directory.num_ranks()));
-    std::size_t next = 0;
-    for (auto const& move : layer.transfer.moves) {
-      auto const to = layer.where.rank_of_slot(move.target_slot);
-      auto& at = used[static_cast<std::size_t>(to)];
-      bool const mine = layer.where.rank_of_slot(move.source_slot) == rank;
-      auto const* const send = mine ? &messages.sends()[next++] : nullptr;
-      for (std::size_t i = 0; i < sizes.tensors.size(); ++i) {
-        if (mine) {
-          pushes_.push_back({directory.region(to, scratch).data + at, send->segments[i].data, sizes.tensors[i]});
-        }
-        at += (sizes.tensors[i] + 255) / 256 * 256;
-      }
-    }
-    for (int i = 0; i < 3; ++i) { streams_.push_back(ballast::cudart::stream::create()); }
-  }
-  void pull(std::size_t num_streams) const { run(pulls_, num_streams); }
-  void push(std::size_t num_streams) const { run(pushes_, num_streams); }
-
-private:
-  struct copy {
-    std::byte* to;
-    std::byte const* from;
-    std::size_t bytes;
-  };
-  void run(std::vector<copy> const& copies, std::size_t num_streams) const {
-    std::size_t next = 0;
-    for (auto const& each : copies) {
-      check(cudaMemcpyAsync(each.to, each.from, each.bytes, cudaMemcpyDeviceToDevice,
-                            streams_[next++ % num_streams].get()),
-            "cudaMemcpyAsync");
-    }
-    for (std::size_t i = 0; i < num_streams; ++i) {
-      check(cudaStreamSynchronize(streams_[i].get()), "cudaStreamSynchronize");
+/// What a rank sends, written into the peers' memory by hand.
+/// @param scratch  region in which every rank lets others write, as large as its staging
+template <class Directory>
+[[nodiscard]] ballast_bench::copies_by_hand pushes_by_hand(Directory const& directory, changed_layer const& layer,
+                                                           ballast_bench::layer_messages const& messages,
+                                                           ballast_bench::expert_sizes const& sizes,
+                                                           std::uint32_t scratch) {
+  ballast_bench::copies_by_hand pushes;
+  std::vector<std::size_t> used(static_cast<std::size_t>(directory.num_ranks()));
+  std::size_t next = 0;
+  for (auto const& move : layer.transfer.moves) {
+    auto const to = layer.where.rank_of_slot(move.target_slot);
+    auto& at = used[static_cast<std::size_t>(to)];
+    bool const mine = layer.where.rank_of_slot(move.source_slot) == directory.rank();
+    auto const* const send = mine ? &messages.sends()[next++] : nullptr;
+    for (std::size_t i = 0; i < sizes.tensors.size(); ++i) {
+      if (mine) { pushes.add(directory.region(to, scratch).data + at, send->segments[i].data, sizes.tensors[i]); }
+      at += (sizes.tensors[i] + 255) / 256 * 256;
     }
   }
-  std::vector<copy> pulls_;
-  std::vector<copy> pushes_;
-  std::vector<ballast::cudart::stream> streams_;
-};
+  return pushes;
+}
 
 template <class Copies>
 void measure(ballast::posix::process_group& group, ballast_bench::expert_sizes const& sizes, std::string const& mover,
@@ -169,13 +136,14 @@ void measure(ballast::posix::process_group& group, ballast_bench::expert_sizes c
   for (std::string const pattern : patterns) {
     auto const layer = layer_of(arrivals_of(pattern, group.num_ranks()));
     ballast_bench::layer_messages messages{layer, group.rank(), store};
-    by_hand const plain{wires.directory(), layer, messages, sizes, region};
+    auto const pulls = ballast_bench::pulls_by_hand(wires.directory(), messages);
+    auto const pushes = pushes_by_hand(wires.directory(), layer, messages, sizes, region);
     for (int i = 0; i < repetitions; ++i) {
       for (std::size_t streams = 1; streams <= 3; ++streams) {
         if (mover != movers[0]) { break; }
         auto const name = std::to_string(streams);
-        result[pattern + ".pull_" + name].push_back(together(group, [&] { plain.pull(streams); }));
-        result[pattern + ".push_" + name].push_back(together(group, [&] { plain.push(streams); }));
+        result[pattern + ".pull_" + name].push_back(together(group, [&] { pulls.run(streams); }));
+        result[pattern + ".push_" + name].push_back(together(group, [&] { pushes.run(streams); }));
       }
       messages.renew_tags(layer.transfer.moves.size());
       result[pattern + "." + mover].push_back(together(group, [&] {

@@ -111,7 +111,7 @@ public:
       ballast_bench::use_device_of(rank);
       staging_.push_back(device_memory<std::byte>::create(per_rank));
       streams_.push_back(ballast::cudart::stream::create());
-      for (std::size_t i = 0; i < streams_of_rank; ++i) { own_.push_back(ballast::cudart::stream::create()); }
+      of_rank_.emplace_back();
     }
     std::vector<std::size_t> used(staging_.size());
     for (auto const& move : layer.transfer.moves) {
@@ -121,26 +121,14 @@ public:
       for (std::size_t t = 0; t < sizes.tensors.size(); ++t) {
         auto const bytes = sizes.tensors[t];
         copies_.push_back({staging_[to].data() + used[to], ranks[from]->weights[t].data() + slot * bytes, bytes, to});
+        of_rank_[to].add(copies_.back().to, copies_.back().from, bytes);
         used[to] += (bytes + 255) / 256 * 256;
       }
     }
   }
 
-  static constexpr std::size_t streams_of_rank = 3;
-
   /// One rank's, by its own thread.
-  void pull(std::size_t rank, std::size_t num_streams) const {
-    std::size_t next = 0;
-    auto const* const own = &own_[rank * streams_of_rank];
-    for (auto const& copy : copies_) {
-      if (copy.rank != rank) { continue; }
-      check(cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyDeviceToDevice, own[next++ % num_streams].get()),
-            "cudaMemcpyAsync");
-    }
-    for (std::size_t i = 0; i < num_streams; ++i) {
-      check(cudaStreamSynchronize(own[i].get()), "cudaStreamSynchronize");
-    }
-  }
+  void pull(std::size_t rank, std::size_t num_streams) const { of_rank_[rank].run(num_streams); }
   /// All ranks' by one thread. Microseconds from the first enqueue to the last byte.
   double run(std::size_t num_streams, bool by_rank) {
     auto const begin = microseconds_now();
@@ -166,7 +154,7 @@ private:
   std::vector<device_memory<std::byte>> staging_;
   std::vector<by_hand> copies_;
   std::vector<ballast::cudart::stream> streams_;
-  std::vector<ballast::cudart::stream> own_;  // [R, streams_of_rank]
+  std::vector<ballast_bench::copies_by_hand> of_rank_;
 };
 
 void one_process(benchmark::State& state, ballast_bench::expert_sizes const& sizes) {
@@ -193,7 +181,7 @@ void one_process(benchmark::State& state, ballast_bench::expert_sizes const& siz
       by_hand["by_rank_" + std::to_string(streams)].push_back(plain.run(streams, true));
       by_hand["in_turn_" + std::to_string(streams)].push_back(plain.run(streams, false));
     }
-    for (std::size_t streams = 1; streams <= plain_copies::streams_of_rank; ++streams) {
+    for (std::size_t streams = 1; streams <= ballast_bench::copies_by_hand::most_streams; ++streams) {
       by_hand["by_threads_" + std::to_string(streams)].push_back(
           team.run([&](index_t rank) { plain.pull(static_cast<std::size_t>(rank), streams); }));
     }

@@ -28,42 +28,6 @@ constexpr index_t slots = 9;
 constexpr ballast::nanoseconds_t timeout = 20'000'000'000;
 constexpr int repetitions = 25;
 
-/// What one would write by hand: every rank pulls its experts with plain copies over a few streams.
-class plain_pulls {
-public:
-  template <class Directory>
-  plain_pulls(Directory const& directory, ballast_bench::layer_messages const& messages) {
-    for (auto const& receive : messages.receives()) {
-      for (std::size_t i = 0; i < receive.segments.size(); ++i) {
-        auto const& source = receive.source[i];
-        copies_.push_back({receive.segments[i].data, directory.region(receive.peer, source.region).data + source.offset,
-                           source.size});
-      }
-    }
-    for (int i = 0; i < 3; ++i) { streams_.push_back(ballast::cudart::stream::create()); }
-  }
-  void run(std::size_t num_streams) const {
-    std::size_t next = 0;
-    for (auto const& each : copies_) {
-      check(cudaMemcpyAsync(each.to, each.from, each.bytes, cudaMemcpyDeviceToDevice,
-                            streams_[next++ % num_streams].get()),
-            "cudaMemcpyAsync");
-    }
-    for (std::size_t i = 0; i < num_streams; ++i) {
-      check(cudaStreamSynchronize(streams_[i].get()), "cudaStreamSynchronize");
-    }
-  }
-
-private:
-  struct copy {
-    std::byte* to;
-    std::byte const* from;
-    std::size_t bytes;
-  };
-  std::vector<copy> copies_;
-  std::vector<ballast::cudart::stream> streams_;
-};
-
 ballast_bench::samples pull_a_layer(ballast::posix::process_group& group, std::string const& argument) {
   using peers = ballast::cudart::ipc_peers<ballast::posix::process_group>;
   ballast_bench::use_device_of(group.rank());
@@ -85,7 +49,7 @@ ballast_bench::samples pull_a_layer(ballast::posix::process_group& group, std::s
   }
   wires.expose(store.regions(), 0).or_throw();
   ballast_bench::layer_messages messages{layer, group.rank(), store};
-  plain_pulls const plain{wires.directory(), messages};
+  auto const plain = ballast_bench::pulls_by_hand(wires.directory(), messages);
 
   ballast_bench::samples result;
   for (int i = 0; i < repetitions; ++i) {

@@ -8,6 +8,8 @@
 #include <ballast/topology.hpp>
 #include <ballast/transport/transport.hpp>
 
+#include "copies_by_hand.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -114,6 +116,20 @@ private:
   std::vector<ballast::incoming_message> receives_;
   std::vector<ballast::byte_copy> commits_;
 };
+
+/// What a rank receives, read out of its peers' memory by hand.
+template <class Directory>
+[[nodiscard]] copies_by_hand pulls_by_hand(Directory const& directory, layer_messages const& messages) {
+  copies_by_hand pulls;
+  for (auto const& receive : messages.receives()) {
+    for (std::size_t i = 0; i < receive.segments.size(); ++i) {
+      auto const& source = receive.source[i];
+      pulls.add(receive.segments[i].data, directory.region(receive.peer, source.region).data + source.offset,
+                source.size);
+    }
+  }
+  return pulls;
+}
 
 }  // namespace ballast_bench
 
