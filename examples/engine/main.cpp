@@ -285,6 +285,11 @@ template <class Kind, std::size_t n>
                                         given.then.value_or(traces + "/intent_512tok.csv")};
   if (auto result = check_outputs(given, inputs); !result.ok()) { return result; }
   if (auto result = read_modes(given, how.modes); !result.ok()) { return result; }
+  auto const comparable = std::ranges::count_if(
+      how.modes, [](engine::mode const& one) { return one.split != engine::split_kind::perfect; });
+  if (given.reference == 0 && comparable < 2) {
+    return refuse("--reference 0 compares outputs with those of the first mode: --modes must name another one too");
+  }
   if (auto result = read_damage(given, how.damage); !result.ok()) { return result; }
   if (auto result = read_mover(given, how.mover); !result.ok()) { return result; }
   if (auto result = read_stop(given, how, how.stop); !result.ok()) { return result; }

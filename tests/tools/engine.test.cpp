@@ -159,6 +159,8 @@ TEST_CASE("steps tell what ballast took of them, by stage, and what was moved in
   // Four layers in chunks of three: two steps move, where four would.
   auto const bytes = mode(all, "seed-chunks")["steps_bytes"].get<std::vector<double>>();
   auto const moving = std::ranges::count_if(bytes, [](double of_step) { return of_step > 0; });
+  auto const commits = mode(all, "seed-chunks")["steps_stages_ms"]["commit"].get<std::vector<double>>();
+  for (std::size_t step = 0; step < bytes.size(); ++step) { CHECK((bytes[step] == 0 || commits[step] > 0)); }
   CHECK(moving <= 2 * mode(all, "seed-chunks")["rebalances"].get<int>());
 }
 
@@ -233,6 +235,7 @@ TEST_CASE("what makes no sense is refused with the remedy") {
   expect({"--then", traces + "mixtral-8x7b/domains.csv", "--layers", "3"}, "holds 8 experts, the traffic before it 64");
   expect({"--traffic", "nowhere.csv"}, "nowhere.csv: cannot be opened");
   expect({"--damage", "all"}, "--damage is 'all', must be one of weight, table, move");
+  expect({"--reference", "0", "--modes", "seed"}, "--modes must name another one too");
   expect({"--moves-with", "kernels"}, "--moves-with is for ranks on GPUs");
   expect({"--layers-per-chunk", "0"}, "--layers-per-chunk is 0, must be from 1 to");
   expect({"--slow-rank", "4"}, "--slow-rank is 4, must be from 0 to 3");
