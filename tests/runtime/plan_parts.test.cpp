@@ -170,18 +170,14 @@ TEST_CASE("ranks that would plan on different loads hear it before they plan, or
     in_process_group group{num_ranks};
     group.run([&](in_process_endpoint& wire) {
       miscounting_control control{wire, wire.rank() == 3};
-      patterned_weights weights{where, wire.rank(), initial, {{48, 48}, {5, 8}}};
-      host_store store{where, num_layers};
-      weights.add_to(store);
-      rebalancer moved{where,
-                       initial,
-                       rebalancing{window_recorder{num_layers, num_experts, {1, 1}},
-                                   headroom_placement{},
-                                   layers_per_chunk{num_layers},
-                                   {.interval = 1, .timeout = patience, .adopt_first_plan = adopts}},
-                       store,
-                       wire,
-                       control};
+      miscounting_member<headroom_placement> self{where,
+                                                  initial,
+                                                  {},
+                                                  layers_per_chunk<>{num_layers},
+                                                  control,
+                                                  wire,
+                                                  {.interval = 1, .timeout = patience, .adopt_first_plan = adopts}};
+      auto& moved = self.moved;
       moved.start().or_throw();
       status ended;
       for (int pass = 0; pass < 2; ++pass) {
@@ -195,7 +191,7 @@ TEST_CASE("ranks that would plan on different loads hear it before they plan, or
       CHECK(ended.ok() == adopts);
       if (!adopts) { CHECK(ended.message().find("rank 3 differs from rank 0 in loads and placement") == 0); }
       CHECK((moved.current() == initial) != adopts);
-      CHECK(weights.first_error(moved.current()).empty());
+      CHECK(self.first_error().empty());
       planned[static_cast<std::size_t>(wire.rank())] = moved.current();
     });
     for (auto const& one : planned) { CHECK(one == planned.front()); }

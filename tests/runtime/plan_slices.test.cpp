@@ -64,16 +64,8 @@ template <class Member>
 void run(Member& self, int calls, std::uint64_t seed = 5) {
   for (int call = 0; call < calls; ++call) { pass(self.moved, some_loads(seed)).or_throw(); }
 }
-/// The plan for these loads, counted by all ranks, without anything in between.
-placement plan_of(std::uint64_t seed) {
-  auto loads = some_loads(seed);
-  for (auto& load : loads) { load *= num_ranks; }
-  placement next;
-  plan(headroom_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, initial, where, next)
-      .or_throw();
-  relabel(initial, where, next, {.scope = headroom_placement{}.interchangeable()});
-  return next;
-}
+/// What `on_four_ranks` plans for these loads.
+placement plan_of(std::uint64_t seed) { return planned_at_once(headroom_placement{}, where, initial, seed); }
 
 }  // namespace
 
@@ -354,19 +346,15 @@ TEST_CASE("ranks that plan on different loads hear it on the first call, or take
     in_process_group group{num_ranks};
     group.run([&](in_process_endpoint& wire) {
       miscounting_control control{wire, wire.rank() == 3};
-      patterned_weights weights{where, wire.rank(), initial, {{48, 48}, {5, 8}}};
-      host_store store{where, num_layers};
-      weights.add_to(store);
-      rebalancer moved{
+      miscounting_member<headroom_placement> self{
           where,
           initial,
-          rebalancing{window_recorder{num_layers, num_experts, {1, 1}},
-                      headroom_placement{},
-                      layers_per_chunk{num_layers},
-                      {.interval = 1, .timeout = patience, .layers_per_plan_call = 1, .adopt_first_plan = adopts}},
-          store,
+          {},
+          layers_per_chunk<>{num_layers},
+          control,
           wire,
-          control};
+          {.interval = 1, .timeout = patience, .layers_per_plan_call = 1, .adopt_first_plan = adopts}};
+      auto& moved = self.moved;
       moved.start().or_throw();
       pass(moved, some_loads()).or_throw();
       auto ended = pass(moved, some_loads());
@@ -379,7 +367,7 @@ TEST_CASE("ranks that plan on different loads hear it on the first call, or take
       }
       CHECK(moved.state() == (adopts ? rebalancer_state::recording : rebalancer_state::failed));
       CHECK(moved.current() == (adopts ? plan_of(5) : initial));
-      CHECK(weights.first_error(moved.current()).empty());
+      CHECK(self.first_error().empty());
     });
   }
 }
@@ -544,14 +532,8 @@ public:
   void plan_again(std::uint64_t seed) {
     while (self_.moved.state() == rebalancer_state::recording) { run(self_, 1, seed); }
     while (self_.moved.state() != rebalancer_state::recording) { run(self_, 1, seed); }
-    auto loads = some_loads(seed);
-    for (auto& load : loads) { load *= num_ranks; }
     auto const before = std::exchange(in_force_, self_.moved.current());
-    auto wanted = before;
-    plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, before, where, wanted)
-        .or_throw();
-    relabel(before, where, wanted, {.scope = incremental_placement{}.interchangeable()});
-    CHECK(in_force_ == wanted);
+    CHECK(in_force_ == planned_at_once(incremental_placement{}, where, before, seed));
   }
   void set_topology() { self_.moved.set_topology(where, in_force_).or_throw(); }
   /// The plan that is made next fails on this rank, which throws in it, or on another.
@@ -637,12 +619,7 @@ TEST_CASE("while a layer is half planned a plan may be dropped or refused, and n
     run(self, 3);
     CHECK(moved.current() == initial);
     moved.enable();
-    auto whole = initial;
-    auto loads = some_loads(9);
-    for (auto& load : loads) { load *= num_ranks; }
-    plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, initial, where, whole)
-        .or_throw();
-    relabel(initial, where, whole, {.scope = incremental_placement{}.interchangeable()});
+    auto const whole = planned_at_once(incremental_placement{}, where, initial, 9);
     for (int call = 0; call < 200 && self.log.steps_of("plan").empty(); ++call) { run(self, 1, 9); }
     CHECK(moved.current() == whole);
     CHECK(self.first_error().empty());
@@ -675,29 +652,19 @@ TEST_CASE("ranks that plan divided layers on different loads take rank 0's plan,
   in_process_group group{num_ranks};
   group.run([&](in_process_endpoint& wire) {
     miscounting_control control{wire, wire.rank() == 3};
-    patterned_weights weights{where, wire.rank(), initial, {{48, 48}, {5, 8}}};
-    host_store store{where, num_layers};
-    weights.add_to(store);
-    rebalancer moved{
+    miscounting_member<incremental_placement> self{
         where,
         initial,
-        rebalancing{window_recorder{num_layers, num_experts, {1, 1}},
-                    incremental_placement{},
-                    layers_per_chunk{num_layers},
-                    {.interval = 1, .timeout = patience, .work_per_plan_call = 2000, .adopt_first_plan = true}},
-        store,
+        {},
+        layers_per_chunk<>{num_layers},
+        control,
         wire,
-        control};
+        {.interval = 1, .timeout = patience, .work_per_plan_call = 2000, .adopt_first_plan = true}};
+    auto& moved = self.moved;
     moved.start().or_throw();
     for (int call = 0; call < 200 && moved.current() == initial; ++call) { pass(moved, some_loads()).or_throw(); }
-    auto whole = initial;
-    auto loads = some_loads();
-    for (auto& load : loads) { load *= num_ranks; }
-    plan(incremental_placement{}, matrix_view<load_t const>{loads, num_layers, num_experts}, initial, where, whole)
-        .or_throw();
-    relabel(initial, where, whole, {.scope = incremental_placement{}.interchangeable()});
-    CHECK(moved.current() == whole);
-    CHECK(weights.first_error(moved.current()).empty());
+    CHECK(moved.current() == planned_at_once(incremental_placement{}, where, initial, 5));
+    CHECK(self.first_error().empty());
   });
 }
 

@@ -64,13 +64,12 @@ public:
 
 /// A rebalancer of one rank with everything it needs, on in-process ranks, patterned weights and a window recorder.
 template <class Policy, class Schedule, class Store = ballast::host_store,
-          class Transport = ballast::in_process_endpoint>
+          class Transport = ballast::in_process_endpoint, class Control = ballast::in_process_endpoint>
 struct member {
-  using rebalancer_type =
-      ballast::rebalancer<ballast::window_recorder, Policy, Schedule, Transport, Store, ballast::in_process_endpoint>;
+  using rebalancer_type = ballast::rebalancer<ballast::window_recorder, Policy, Schedule, Transport, Store, Control>;
 
   member(ballast::topology const& where, ballast::placement const& initial, Policy policy, Schedule schedule,
-         ballast::in_process_endpoint& control, Transport& transport, ballast::rebalancer_options options)
+         Control& control, Transport& transport, ballast::rebalancer_options options)
       : weights{where, control.rank(), initial, {{48, 48}, {5, 8}}},
         store{where, initial.num_layers()},
         moved{where,

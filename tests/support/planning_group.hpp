@@ -4,6 +4,8 @@
 
 #include <ballast/load/history.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/policies/policy.hpp>
+#include <ballast/policies/relabel.hpp>
 #include <ballast/policies/relabel_scope.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
@@ -88,6 +90,24 @@ public:
 private:
   bool wrong_;
 };
+
+/// A rank whose control plane is one.
+template <class Policy>
+using miscounting_member =
+    member<Policy, ballast::layers_per_chunk<>, ballast::host_store, ballast::in_process_endpoint, miscounting_control>;
+
+/// The plan for these loads, counted by all ranks, made in one go and without anything in between.
+template <class Policy>
+[[nodiscard]] ballast::placement planned_at_once(Policy const& policy, ballast::topology const& where,
+                                                 ballast::placement const& before, std::uint64_t seed) {
+  auto loads = some_loads(seed);
+  for (auto& load : loads) { load *= num_ranks; }
+  auto next = before;
+  ballast::plan(policy, ballast::matrix_view<load_t const>{loads, num_layers, num_experts}, before, where, next)
+      .or_throw();
+  ballast::relabel(before, where, next, {.scope = policy.interchangeable()});
+  return next;
+}
 
 /// Let one rank count `loads` in its next pass, and close it.
 template <class Rebalancer>
