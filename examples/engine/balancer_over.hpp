@@ -6,6 +6,7 @@
 #include <ballast/policies/any_policy.hpp>
 
 #include "balancer.hpp"
+#include "expel.hpp"
 
 #include <functional>
 #include <memory>
@@ -79,18 +80,14 @@ public:
   [[nodiscard]] status check_replicas() override { return rebalancer_.check_replicas(); }
   [[nodiscard]] status go_on_without(index_t dead, ballast::topology const& where,
                                      std::function<void(ballast::slot_reload const&)> const& reload) override {
-    if constexpr (!requires { control_.expel(dead); }) {
-      return {ballast::errc::peer_lost, "these ranks end together", dead};
-    } else {
-      if (auto result = control_.expel(dead); !result.ok()) { return result; }
-      if (auto result = rebalancer_.resume(); !result.ok()) { return result; }
-      auto next = rebalancer_.current();
-      std::vector<ballast::slot_reload> lost;
-      auto result = ballast::replace_lost_experts(where, rebalancer_.current(), next, lost);
-      if (!result.ok()) { return result; }
-      for (auto const& one : lost) { reload(one); }
-      return rebalancer_.set_topology(where, next);
-    }
+    if (auto result = expel(control_, dead); !result.ok()) { return result; }
+    if (auto result = rebalancer_.resume(); !result.ok()) { return result; }
+    auto next = rebalancer_.current();
+    std::vector<ballast::slot_reload> lost;
+    auto result = ballast::replace_lost_experts(where, rebalancer_.current(), next, lost);
+    if (!result.ok()) { return result; }
+    for (auto const& one : lost) { reload(one); }
+    return rebalancer_.set_topology(where, next);
   }
 
 private:

@@ -6,6 +6,7 @@
 #include <ballast/transport/transport.hpp>
 
 #include "exchange.hpp"
+#include "expel.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -51,17 +52,13 @@ public:
   }
 
   [[nodiscard]] status go_on_without(index_t dead) override {
-    if constexpr (!requires { control_.expel(dead); }) {
-      return {ballast::errc::peer_lost, "these ranks end together", dead};
-    } else {
-      if (auto result = control_.expel(dead); !result.ok()) { return result; }
-      if (auto result = control_.regroup(timeout_); !result.ok()) { return result; }
-      // A tag is used once: all go on with those that nobody has had.
-      std::vector<std::uint64_t> all(static_cast<std::size_t>(num_ranks()));
-      if (auto result = control_.all_gather({&batches_, 1}, all, timeout_); !result.ok()) { return result; }
-      batches_ = *std::ranges::max_element(all) + 1;
-      return {};
-    }
+    if (auto result = expel(control_, dead); !result.ok()) { return result; }
+    if (auto result = control_.regroup(timeout_); !result.ok()) { return result; }
+    // A tag is used once: all go on with those that nobody has had.
+    std::vector<std::uint64_t> all(static_cast<std::size_t>(num_ranks()));
+    if (auto result = control_.all_gather({&batches_, 1}, all, timeout_); !result.ok()) { return result; }
+    batches_ = *std::ranges::max_element(all) + 1;
+    return {};
   }
 
 private:
