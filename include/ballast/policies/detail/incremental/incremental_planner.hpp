@@ -90,15 +90,10 @@ public:
   }
   /// Go on with the layer until it is finished or the slice is used up.
   [[nodiscard]] status advance(work_slice& slice) {
-    slice_ = &slice;
-    while (!agenda_.empty()) {
-      if (slice.is_used_up()) { return {}; }
-      auto const next = agenda_.back();
-      agenda_.pop_back();
-      (this->*next)();
-    }
-    is_open_ = false;
-    return finish();
+    slice_ = slice;
+    auto result = follow_agenda();
+    slice = slice_;
+    return result;
   }
   /// Whether the layer's plan is made, or was given up.
   [[nodiscard]] bool is_finished() const noexcept { return !is_open_; }
@@ -125,16 +120,26 @@ private:
   static constexpr std::int64_t work_of_layout = 32;
 
   using todo = void (incremental_planner::*)();
+  [[nodiscard]] status follow_agenda() {
+    while (!agenda_.empty()) {
+      if (slice_.is_used_up()) { return {}; }
+      auto const next = agenda_.back();
+      agenda_.pop_back();
+      (this->*next)();
+    }
+    is_open_ = false;
+    return finish();
+  }
   /// Put steps on the agenda, the next one first.
   void put(std::initializer_list<todo> steps) {
     for (auto one = steps.end(); one != steps.begin();) { agenda_.push_back(*--one); }
   }
   /// Go on with the search for even shares, and with the one for optimal shares.
   void go_on_searching() {
-    if (!search_.advance(*slice_)) { put({&incremental_planner::go_on_searching}); }
+    if (!search_.advance(slice_)) { put({&incremental_planner::go_on_searching}); }
   }
   void go_on_searching_shares() {
-    if (!share_search_.advance(*slice_)) { put({&incremental_planner::go_on_searching_shares}); }
+    if (!share_search_.advance(slice_)) { put({&incremental_planner::go_on_searching_shares}); }
   }
 
   // ---- a layer as it is ----
@@ -166,7 +171,7 @@ private:
   /// A layout from scratch (`is_fresh_`), or a few moves. Which one shows after the first descent; what the search does
   /// beyond it makes the layer better on these loads, not on others.
   void change() {
-    slice_->spend(work_of_slot * map_.num_slots());
+    slice_.spend(work_of_slot * map_.num_slots());
     even_limits_ = limits_at(start_.mean);
     is_fresh_ = false;
     if (has_budget()) { rehomed_ = map_; }
@@ -216,7 +221,7 @@ private:
     row_.assign(map_.logical_of_slot().begin(), map_.logical_of_slot().end());
     keep_dead_slots(row_);
     map_.open(where_, row_, loads_);
-    slice_->spend(work_of_slot * map_.num_slots());
+    slice_.spend(work_of_slot * map_.num_slots());
   }
 
   // ---- a few moves, within a budget ----
@@ -456,12 +461,12 @@ private:
         walked_.assign(slot, expert);
         solver_.replace(slot, expert);
       }
-      slice_->spend(share_move_search::slice_of_solving(map_.num_slots()));
+      slice_.spend(share_move_search::slice_of_solving(map_.num_slots()));
       if (solver_.settle(best_max_ - 1) == 0) {
         keep(walked_);
         open_solver(walked_);
       }
-      if (!slice_->is_used_up()) { continue; }
+      if (!slice_.is_used_up()) { continue; }
       put({&incremental_planner::walk_on_along_trail});
       return;
     }
@@ -503,7 +508,7 @@ private:
   /// Load of the busiest rank under the best shares.
   [[nodiscard]] load_t split(replica_map const& map) {
     open_solver(map);
-    slice_->spend(share_move_search::slice_of_solving(map.num_slots()));
+    slice_.spend(share_move_search::slice_of_solving(map.num_slots()));
     return solver_.solve();
   }
   void open_solver(replica_map const& map) {
@@ -574,10 +579,10 @@ private:
     return map_.num_slots() <= slots_of_large_layers || start_.max > start_.mean + start_.mean / 2;
   }
   [[nodiscard]] bool take_fresh_layout() {
-    slice_->spend(work_of_slot * map_.num_slots());
+    slice_.spend(work_of_slot * map_.num_slots());
     auto const stress = stress_(where_, map_);
     if (stress < layout_stress::unit + least_relief) { return false; }
-    slice_->spend((work_of_layout + map_.num_ranks()) * map_.num_slots());
+    slice_.spend((work_of_layout + map_.num_ranks()) * map_.num_slots());
     auto const row = next_->edit(layer_).logical_of_slot;
     std::copy(tokens_.begin(), tokens_.end(), fresh_.loads().begin());
     fresh_.plan_even_layer(layer_, row);
@@ -631,9 +636,9 @@ private:
     std::copy(row_.begin(), row_.end(), next_->edit(layer_).logical_of_slot.begin());
     next_->index_replicas(layer_);
     relabeler_.align_slots(*current_, *next_, layer_);
-    slice_->spend(work_of_slot * map_.num_slots());
+    slice_.spend(work_of_slot * map_.num_slots());
     if (mode_ == share_mode::even) { return {}; }
-    slice_->spend(share_move_search::slice_of_solving(map_.num_slots()));
+    slice_.spend(share_move_search::slice_of_solving(map_.num_slots()));
     return split_planned_layer(where_, *next_, layer_, tokens_, solver_);
   }
 
@@ -651,7 +656,7 @@ private:
   share_mode mode_ = share_mode::even;
   bool is_open_ = false;                       ///< the layer is being planned
   std::vector<todo> agenda_;                   ///< what is left to do for it, the next step last
-  work_slice* slice_ = nullptr;                ///< at hand
+  work_slice slice_{0};                        ///< at hand
   typename move_search<Cost>::level start_{};  ///< of the layer, experts of dead ranks at home
   bool is_fresh_ = false;                      ///< it gets a layout from scratch
   move_limits even_limits_;                    ///< of moves for even shares
