@@ -211,6 +211,17 @@ TEST_CASE("a row's version tells placements, shares and live ranks apart, and no
   CHECK(version(held) != plain);
 }
 
+TEST_CASE("a row knows which ranks are live") {
+  topology where{{70, 1, 2, 0}};
+  for (index_t const dead : {0, 31, 32, 69}) { where.set_live(dead, false); }
+  auto const held = trivial_placement({1, 70, where.num_slots()});
+  auto const rows = rows_of(where, held);
+  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+    CAPTURE(rank);
+    CHECK(rows.row(0).is_live(rank) == where.is_live(rank));
+  }
+}
+
 TEST_CASE("even shares and none make the same row, also where ranks are dead") {
   generator random{9};
   for (int run = 0; run < 300; ++run) {

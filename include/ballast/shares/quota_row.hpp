@@ -94,6 +94,7 @@ struct quota_layout {
     add(rank_first, sizeof(index_t), of.num_ranks + 1);
     add(by_rank, sizeof(index_t), of.max_movable());
     add(class_end, sizeof(index_t), of.max_pairs());
+    add(live, sizeof(std::uint32_t), (of.num_ranks + 31) / 32);
     add(entries, sizeof(quota_entry), of.num_logical);
   }
 
@@ -106,6 +107,7 @@ struct quota_layout {
   std::uint32_t rank_first = 0;
   std::uint32_t by_rank = 0;
   std::uint32_t class_end = 0;
+  std::uint32_t live = 0;
   std::uint32_t entries = 0;  ///< the last one: a solver needs none of them
   std::uint32_t size = 0;     ///< of a row, a multiple of 16
 };
@@ -153,6 +155,11 @@ public:
   [[nodiscard]] BALLAST_HOST_DEVICE auto* by_rank() const noexcept { return at<index_t>(layout_->by_rank); }
   /// [classes] end of each class among the pairs.
   [[nodiscard]] BALLAST_HOST_DEVICE auto* class_end() const noexcept { return at<index_t>(layout_->class_end); }
+  /// [(R + 31) / 32] one bit for each rank, rank 0 the lowest.
+  [[nodiscard]] BALLAST_HOST_DEVICE auto* live() const noexcept { return at<std::uint32_t>(layout_->live); }
+  [[nodiscard]] BALLAST_HOST_DEVICE bool is_live(index_t rank) const noexcept {
+    return (live()[rank / 32] >> (rank % 32) & 1u) != 0;
+  }
   /// [E]
   [[nodiscard]] BALLAST_HOST_DEVICE auto* entries() const noexcept { return at<quota_entry>(layout_->entries); }
 

@@ -61,6 +61,9 @@ public:
     quota_row_writer const row{layout_, begin_of(layer)};
     std::fill_n(row.bytes(), layout_.size, std::byte{0});
     row.sizes().num_live_ranks = where.num_live_ranks();
+    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+      row.live()[rank / 32] |= std::uint32_t{where.is_live(rank)} << (rank % 32);
+    }
     list_replicas(where, from, layer, row);
     list_by_rank(row);
     list_pairs(row);

@@ -421,6 +421,38 @@ TEST_CASE("a rank that does not come leaves the others with the shares in force,
   for (std::size_t r = 0; r < 3; ++r) { CHECK(self.told(r).exact == 1); }
 }
 
+TEST_CASE("a rank that is dead by the topology is not waited for, be it the judge or another") {
+  for (index_t const dead : {0, 2}) {
+    CAPTURE(dead);
+    small_group self;
+    auto survivors = self.where;
+    survivors.set_live(dead, false);
+    auto left = self.ids;
+    left[static_cast<std::size_t>(dead)].clear();
+    auto control = options_for(self.of).control;
+    control.wait_nanoseconds = 3'000'000;
+    for (auto const& rank : self.group.ranks) { rank->balancer.set_control(control).or_throw(); }
+    for (int batch = 0; batch < 3; ++batch) {
+      for (auto const& rank : self.group.ranks) { rank->publish(batch == 0 ? self.where : survivors, self.held); }
+      self.group.give(self.ids, all_valid(self.of));
+      for (index_t r = 0; r < 3; ++r) {
+        if (r != dead) { self.group.ranks[static_cast<std::size_t>(r)]->launch(0, self.of.tokens, self.of.top_k); }
+      }
+      self.group.wait();
+    }
+    for (index_t r = 0; r < 3; ++r) {
+      if (r == dead) { continue; }
+      auto const& rank = *self.group.ranks[static_cast<std::size_t>(r)];
+      CHECK(self.told(static_cast<std::size_t>(r)).late == 1);
+      CHECK(self.told(static_cast<std::size_t>(r)).exact == 2);
+      ballast_test::expected_batch<std::int32_t> expected{survivors, rank.balancer.rows().row(0),
+                                                          options_for(self.of).quotas, left};
+      auto const& own = self.ids[static_cast<std::size_t>(r)];
+      CHECK((rank.physical.read(own.size()) == expected.physical(r, own)));
+    }
+  }
+}
+
 TEST_CASE("a rank that has missed batches starts again where the others are") {
   small_group self;
   auto control = options_for(self.of).control;

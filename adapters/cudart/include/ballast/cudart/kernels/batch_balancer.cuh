@@ -45,7 +45,7 @@ struct batch_options {
   index_t top_k = 1;
   quota_options quotas{};
   batch_control control{};
-  index_t judge = 0;  ///< rank on whose board verdicts are, a live one
+  index_t judge = 0;  ///< rank on whose board verdicts are, while it is live
   /// Start from the quotas of the last batch of the layer that went by quotas, where all ranks have those of the same
   /// one, else from the shares in force. Fewer steps where batches are alike; but what a batch is mapped to depends on
   /// the ones before it then. With counts that the engine gathers nothing tells whether ranks can start alike: there a

@@ -96,7 +96,7 @@ struct batch_view {
 
   // ---- between ranks ----
   count_board::line* const* boards = nullptr;  ///< [R] each rank's, in device memory; null without an exchange
-  index_t judge = 0;                           ///< the rank on whose board verdicts are
+  index_t judge = 0;                           ///< the rank on whose board verdicts are, while it is live
 
   [[nodiscard]] BALLAST_HOST_DEVICE quota_row_writer row_writer(index_t layer) const noexcept {
     return {layout.row, rows + layout.row.size * static_cast<std::size_t>(layer)};

@@ -7,6 +7,7 @@
 #endif
 
 #include <ballast/cudart/layout/batch_view.hpp>
+#include <ballast/shares/quota_row.hpp>
 #include <ballast/types.hpp>
 
 #include <cstdint>
@@ -34,25 +35,30 @@ __device__ __forceinline__ void store_line(count_board::line* to, std::uint64_t 
   return line;
 }
 
-/// Write this rank's counts on every board, its own too. All threads of a block.
+/// Write this rank's counts on the board of every live rank, its own too, and there that dead ones have no tokens. All
+/// threads of a block.
 ///
 /// @param counts  [E] and a zero.
-__device__ inline void send_counts(batch_view const& v, std::uint32_t tag, count_header const& header,
+__device__ inline void send_counts(batch_view const& v, quota_row row, std::uint32_t tag, count_header const& header,
                                    index_t const* counts) {
   auto const num_ranks = v.shape.num_ranks;
   auto const lines = v.board(v.rank).lines_of_counts();
   auto const pack = [tag](std::uint32_t word) { return count_board::pack(word, tag); };
+  auto const place_of = [&v, &row, tag](index_t rank) {
+    return row.is_live(rank) ? v.board(rank).source(tag, v.rank) : v.board(v.rank).source(tag, rank);
+  };
 #pragma unroll 1
   for (auto i = static_cast<index_t>(threadIdx.x); i < lines * num_ranks; i += static_cast<index_t>(blockDim.x)) {
     auto const line = i % lines;
     auto const to = (v.rank + i / lines) % num_ranks;  // not all to the same rank first
-    store_line(v.board(to).source(tag, v.rank) + count_header::lines + line,
-               pack(static_cast<std::uint32_t>(counts[2 * line])),
-               pack(static_cast<std::uint32_t>(counts[2 * line + 1])));
+    auto const first = row.is_live(to) ? counts[2 * line] : 0;
+    auto const second = row.is_live(to) ? counts[2 * line + 1] : 0;
+    store_line(place_of(to) + count_header::lines + line, pack(static_cast<std::uint32_t>(first)),
+               pack(static_cast<std::uint32_t>(second)));
   }
 #pragma unroll 1
   for (auto to = static_cast<index_t>(threadIdx.x); to < num_ranks; to += static_cast<index_t>(blockDim.x)) {
-    auto* const line = v.board(to).source(tag, v.rank);
+    auto* const line = place_of(to);
     store_line(line, pack(header.settings), pack(header.version));
     store_line(line + 1, pack(header.min_tokens), pack(header.min_gain_ppm));
     store_line(line + 2, pack(header.start), pack(0));
@@ -81,12 +87,15 @@ template <int Count>
   }
 }
 
-/// What is decided for all ranks: the first verdict on a batch stands. One thread.
+/// What is decided for all ranks: the first verdict on a batch stands. One thread. The verdicts are on the board of
+/// `judge`, or of the first live rank when that one is dead.
 ///
 /// @param mine  what this rank would have.
 /// @return what stands; `resident` where others are several batches ahead.
-__device__ inline batch_verdict judge(batch_view const& v, std::uint32_t tag, batch_verdict mine) {
-  auto* const word = reinterpret_cast<unsigned long long*>(v.board(v.judge).verdict(tag));
+__device__ inline batch_verdict judge(batch_view const& v, quota_row row, std::uint32_t tag, batch_verdict mine) {
+  auto chosen = v.judge;
+  for (index_t rank = 0; !row.is_live(chosen) && rank < v.shape.num_ranks; ++rank) { chosen = rank; }
+  auto* const word = reinterpret_cast<unsigned long long*>(v.board(chosen).verdict(tag));
   auto const wanted = count_board::pack(static_cast<std::uint32_t>(mine), tag);
   // Two batches ago this half had another verdict, most likely the good one.
   auto expected = count_board::pack(static_cast<std::uint32_t>(batch_verdict::exact), tag - 2);

@@ -54,10 +54,10 @@ public:
       return true;
     }
     auto const began = device_clock();
-    send_counts(v, state.tag, header(), memory.own());
+    send_counts(v, row, state.tag, header(), memory.own());
     bool complete = receive(began);
     if (!complete) {
-      if (threadIdx.x == 0) { state.judged = judge(v, state.tag, batch_verdict::resident); }
+      if (threadIdx.x == 0) { state.judged = judge(v, row, state.tag, batch_verdict::resident); }
       __syncthreads();
       // Somebody has had all counts, so all were sent, and the others go by them.
       if (state.judged == batch_verdict::exact) { complete = receive(device_clock()); }

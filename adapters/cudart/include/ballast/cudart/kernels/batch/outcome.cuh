@@ -52,7 +52,7 @@ public:
   /// One thread, where all counts have come: hear whether others had to give this batch up.
   __device__ void hear_verdict() const {
     bool const asks = exchanges() && state.judged != batch_verdict::exact;
-    state.judged = asks ? judge(v, state.tag, batch_verdict::exact) : batch_verdict::exact;
+    state.judged = asks ? judge(v, row, state.tag, batch_verdict::exact) : batch_verdict::exact;
   }
 
   /// By what the tokens go; everybody comes to the same.
