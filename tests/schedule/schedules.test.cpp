@@ -109,6 +109,13 @@ TEST_CASE("time_per_step counts the busiest link and an overhead a layer") {
   CHECK(cut(time_per_step{15, link}, plain(3)) == chunks{{0}, {1}, {2}});
 }
 
+TEST_CASE("inside a host more layers fit a step than over a network") {
+  auto work = plain(4);
+  for (auto& layer : work) { layer.busiest_rank_bytes = 42 << 20; }  // 176 us at 250 GB/s, 2.2 ms at 20
+  CHECK(cut(time_per_step{500, link_model::nvlink()}, work) == chunks{{0, 1}, {2, 3}});
+  CHECK(cut(time_per_step{500}, work) == chunks{{0}, {1}, {2}, {3}});
+}
+
 TEST_CASE("whatever the schedule, each changed layer comes once and no chunk is empty") {
   ballast_test::generator random{5};
   for (int trial = 0, count = ballast_test::cases(200); trial < count; ++trial) {

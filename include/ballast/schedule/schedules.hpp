@@ -197,8 +197,12 @@ struct bytes_per_step : detail::schedule_base<Filter, Order> {
 
 /// What one step's moves cost in time: configuration, the same on every rank.
 struct link_model {
-  std::int64_t bytes_per_microsecond = 20'000;  ///< of the busiest (rank, direction); 20 GB/s
+  std::int64_t bytes_per_microsecond = 20'000;  ///< of the busiest (rank, direction); 20 GB/s, a network of 200 Gbit/s
   std::int64_t layer_overhead_us = 50;          ///< agreement, launches and table publication of a layer
+
+  /// Between GPUs of one host over NVLink 4, by copy engines: what two and four H200 kept up beside an engine's own
+  /// all-to-all. Where every move stays inside a host.
+  [[nodiscard]] static constexpr link_model nvlink() noexcept { return {250'000, 50}; }
 };
 
 /// Schedule: as many layers a step as the link model expects to move within a time.
