@@ -20,6 +20,7 @@ namespace engine {
   ballast::rebalancer_options options;
   // What is planned once is planned on more.
   options.interval = parts.of.plans_once ? 4 * parts.how.interval : parts.how.interval;
+  options.work_per_plan_call = parts.how.work_per_plan_call;
   options.share_interval = parts.of.refreshes_shares ? 1 : 0;
   options.timeout = parts.how.timeout;
   options.asynchronous = parts.of.asynchronous;

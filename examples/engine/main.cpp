@@ -45,7 +45,7 @@ struct options {
   index_t ranks = 4, nodes = 1, spare_slots = 2;
   index_t layers = 4, top_k = 6, hidden = 32, intermediate = 16;
   index_t longest_prompt = 48, longest_output = 24;
-  index_t passes = 160, requests = 2, tokens = 32, interval = 4, layers_per_chunk = 1, patience = 8,
+  index_t passes = 160, requests = 2, tokens = 32, interval = 4, layers_per_chunk = 1, patience = 8, plan_work = 0,
           timeout_ms = 10'000;
   std::optional<index_t> switch_at;
   index_t seed = 1, schedule = 1;
@@ -60,7 +60,8 @@ struct options {
     add_text(app, "--modes", modes, "Which to serve in, separated by commas (all of them)");
     add_text(app, "--transport", transport,
              "threads: ranks are threads; processes: each is a process; mpi: each is one that mpirun has started; "
-             "gpus: each has a card, or a part of one (threads)");
+             "gpus: each is a thread with a card, or a part of one; gpu-processes: each is a process with a card "
+             "(threads)");
     add_integer(app, "--ranks", ranks, "R, ranks (4)");
     add_integer(app, "--nodes", nodes, "N, nodes that they are spread over (1)");
     add_integer(app, "--spare-slots", spare_slots, "Slots of a rank beyond the experts' own (2)");
@@ -79,6 +80,8 @@ struct options {
     add_integer(app, "--interval", interval, "Passes between plans (4)");
     add_integer(app, "--layers-per-chunk", layers_per_chunk,
                 "Layers that move together, in modes that move by chunks (1)");
+    add_integer(app, "--work-per-plan-call", plan_work,
+                "Of a plan, in a call: what is left is planned in the next ones (0: all at once)");
     add_integer(app, "--patience", patience, "Passes that the central scheduler waits for a layer (8)");
     add_integer(app, "--slow-rank", slow_rank, "Rank that lets bytes travel at the end of its passes only (none)");
     add_integer(app, "--seed", seed, "Of the requests (1)");
@@ -97,11 +100,15 @@ struct options {
     add_text(app, "--json", json, "Write the results for programs", "FILE");
     add_text(app, "--trace", trace, "Write the routing as a trace of loads, a step for each pass", "FILE");
     add_text(app, "--damage", damage, "Spoil something on rank 1, to see that it shows: weight, table or move");
-    add_integer(app, "--stop-rank", stop_rank, "Rank that stops answering for good; with --transport processes");
+    add_integer(app, "--stop-rank", stop_rank, "Rank that stops answering for good; of ranks that are processes");
     add_integer(app, "--stop-at", stop_at, "In which pass, from 0 on (a quarter of --passes)");
     add_text(app, "--stop-in", stop_in, "Where in it: pass, balance (before ballast's call) or message (pass)");
   }
 };
+
+[[nodiscard]] bool on_gpus(options const& given) {
+  return given.transport == "gpus" || given.transport == "gpu-processes";
+}
 
 [[nodiscard]] status refuse(auto const&... parts) {
   return {ballast::errc::invalid_option, ballast::detail::concat(parts...)};
@@ -127,6 +134,7 @@ struct options {
                           range{"--longest-output", given.longest_output, 1, 8'192},
                           range{"--interval", given.interval, 1, 100'000},
                           range{"--layers-per-chunk", given.layers_per_chunk, 1, 1'000},
+                          range{"--work-per-plan-call", given.plan_work, 0, 2'000'000'000},
                           range{"--patience", given.patience, 1, 100'000},
                           range{"--seed", given.seed, 0, 1'000'000},
                           range{"--schedule", given.schedule, 0, 1'000'000},
@@ -182,7 +190,7 @@ struct options {
     names.emplace_back(rest.substr(0, end));
     rest.remove_prefix(std::min(end + 1, rest.size()));
   }
-  return engine::choose_modes(names, given.transport == "gpus", out);
+  return engine::choose_modes(names, on_gpus(given), out);
 }
 
 /// @param out  out: which of the names was given; unchanged without one
@@ -230,8 +238,8 @@ template <class Kind, std::size_t n>
     return given.stop_at || given.stop_in ? refuse("--stop-at and --stop-in say when --stop-rank stops: give it too")
                                           : status{};
   }
-  if (given.transport != "processes") {
-    return refuse("--stop-rank is for --transport processes: a thread cannot be stopped alone");
+  if (given.transport != "processes" && given.transport != "gpu-processes") {
+    return refuse("--stop-rank is for --transport processes and gpu-processes: a thread cannot be stopped alone");
   }
   out.rank = *given.stop_rank;
   out.pass = given.stop_at.value_or(given.passes / 4);
@@ -251,12 +259,18 @@ template <class Kind, std::size_t n>
 
 /// What only some kinds of ranks can.
 [[nodiscard]] status check_gpus(options const& given) {
-  if (given.transport != "gpus") { return given.moves_with ? refuse("--moves-with is for ranks on GPUs") : status{}; }
+  if (!on_gpus(given)) { return given.moves_with ? refuse("--moves-with is for ranks on GPUs") : status{}; }
 #ifndef ENGINE_HAS_GPUS
   return refuse(
       "--transport gpus is not built in: configure with -DBALLAST_ENABLE_CUDART=ON and "
       "-DBALLAST_BUILD_BENCH=ON, where nvcc is");
 #endif
+  if (given.transport == "gpu-processes") {
+#if !ENGINE_HAS_PROCESSES
+    return refuse("--transport gpu-processes is not built in: configure with -DBALLAST_ENABLE_POSIX=ON");
+#endif
+    if (given.moves_with) { return refuse("--moves-with is for --transport gpus: processes move with copy engines"); }
+  }
   if (given.damage) { return refuse("--damage is for ranks that are threads or processes"); }
   if (given.slow_rank) { return refuse("--slow-rank is for ranks that are threads or processes"); }
   return {};
@@ -275,9 +289,10 @@ template <class Kind, std::size_t n>
 [[nodiscard]] status make_settings(options const& given, engine::settings& how,
                                    std::vector<engine::routing_skew>& skews) {
   if (auto result = check_sizes(given); !result.ok()) { return result; }
-  constexpr std::array known{"threads", "processes", "mpi", "gpus"};
+  constexpr std::array known{"threads", "processes", "mpi", "gpus", "gpu-processes"};
   if (std::find(known.begin(), known.end(), given.transport) == known.end()) {
-    return refuse("--transport is '", given.transport.value_or(""), "', must be threads, processes, mpi or gpus");
+    return refuse("--transport is '", given.transport.value_or(""),
+                  "', must be threads, processes, mpi, gpus or gpu-processes");
   }
   if (auto result = check_gpus(given); !result.ok()) { return result; }
   std::string const traces{ENGINE_TRACES};
@@ -285,8 +300,8 @@ template <class Kind, std::size_t n>
                                         given.then.value_or(traces + "/intent_512tok.csv")};
   if (auto result = check_outputs(given, inputs); !result.ok()) { return result; }
   if (auto result = read_modes(given, how.modes); !result.ok()) { return result; }
-  auto const comparable = std::ranges::count_if(
-      how.modes, [](engine::mode const& one) { return one.split != engine::split_kind::perfect; });
+  auto const comparable =
+      std::ranges::count_if(how.modes, [](engine::mode const& one) { return !engine::is_nonsense(one.split); });
   if (given.reference == 0 && comparable < 2) {
     return refuse("--reference 0 compares outputs with those of the first mode: --modes must name another one too");
   }
@@ -321,6 +336,7 @@ template <class Kind, std::size_t n>
   how.schedule = {given.ranks, given.tokens, static_cast<std::uint64_t>(given.schedule)};
   how.interval = given.interval;
   how.layers_per_chunk = given.layers_per_chunk;
+  how.work_per_plan_call = given.plan_work;
   how.patience = given.patience;
   how.slow_rank = given.slow_rank.value_or(-1);
   how.timeout = ballast::nanoseconds_t{1'000'000} * given.timeout_ms;
@@ -328,11 +344,11 @@ template <class Kind, std::size_t n>
   how.verifies = given.verify != 0;
   how.has_reference = given.reference != 0;
   how.turn = given.turn;
-  how.bytes_a_number = given.transport == "gpus" ? 2 : sizeof(float);
+  how.bytes_a_number = on_gpus(given) ? 2 : sizeof(float);
   how.cards = given.cards;
   how.small_pass = std::min(given.small_pass, given.tokens);
   how.least_batch = static_cast<std::uint32_t>(given.least_batch);
-  if (given.transport == "gpus") { return engine::check_limits(how); }
+  if (on_gpus(given)) { return engine::check_limits(how); }
   return {};
 }
 
@@ -382,15 +398,24 @@ template <class Kind, std::size_t n>
 }
 
 /// Serve with ranks that have cards, or parts of one.
-void serve_on_gpus([[maybe_unused]] engine::settings const& how,
+void serve_on_gpus([[maybe_unused]] options const& given, [[maybe_unused]] engine::settings const& how,
                    [[maybe_unused]] std::span<engine::routing_skew const> skews,
                    [[maybe_unused]] std::span<engine::request const> requests,
                    [[maybe_unused]] engine::serve_record& seen) {
 #ifdef ENGINE_HAS_GPUS
   std::vector<std::uint64_t> expected;
-  if (how.has_reference) { expected = engine::prove_batch_invariance_on_card(how, skews, requests); }
-  engine::run_on_gpus(how, skews,
-                      [&](engine::rank_links& links) { engine::serve(how, requests, expected, links, seen); });
+  auto const prove = [&] {
+    if (how.has_reference) { expected = engine::prove_batch_invariance_on_card(how, skews, requests); }
+  };
+  auto const body = [&](engine::rank_links& links) { engine::serve(how, requests, expected, links, seen); };
+  #if ENGINE_HAS_PROCESSES
+  if (given.transport == "gpu-processes") {
+    engine::run_on_gpus_as_processes(how, skews, prove, body);
+    return;
+  }
+  #endif
+  prove();
+  engine::run_on_gpus(how, skews, body);
 #endif
 }
 
@@ -415,8 +440,8 @@ void serve_on_gpus([[maybe_unused]] engine::settings const& how,
   if (requests.empty()) { return refuse("no request arrives in ", how.traffic.passes, " passes: give more --passes"); }
   engine::serve_record seen;
   bool is_first = true;
-  if (given.transport == "gpus") {
-    serve_on_gpus(how, skews, requests, seen);
+  if (on_gpus(given)) {
+    serve_on_gpus(given, how, skews, requests, seen);
   } else if (given.transport == "mpi") {
     if (auto result = serve_on_mpi(how, skews, requests, seen, is_first); !result.ok()) { return result; }
     if (!is_first) { return {}; }

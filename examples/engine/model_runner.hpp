@@ -64,7 +64,7 @@ public:
   ///
   /// @param tokens       of this rank; a rank without any takes part all the same
   /// @param in_batch     tokens of all ranks
-  /// @param halfway      called once in the middle, by runners that have one on the host
+  /// @param halfway      called once in the middle, or before it is set off on a device
   /// @return why the ranks could not exchange rows; `errc::peer_lost` and others name the rank
   [[nodiscard]] virtual status launch(std::span<token const> tokens, std::int64_t in_batch,
                                       std::function<void()> const& halfway) = 0;

@@ -8,6 +8,7 @@
 #include <ballast/shares/replica_shares.hpp>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace engine {
@@ -39,11 +40,14 @@ std::vector<mode> all_modes() {
   };
 }
 
-mode limit_mode() { return {.name = "limit", .driver = driver_kind::nobody, .split = split_kind::perfect}; }
+std::vector<mode> limit_modes() {
+  return {{.name = "limit", .driver = driver_kind::nobody, .split = split_kind::perfect},
+          {.name = "limit-of-ranks", .driver = driver_kind::nobody, .split = split_kind::perfect_ranks}};
+}
 
 status choose_modes(std::span<std::string const> names, bool may_be_nonsense, std::vector<mode>& out) {
   auto all = all_modes();
-  if (may_be_nonsense && !names.empty()) { all.push_back(limit_mode()); }
+  if (may_be_nonsense && !names.empty()) { std::ranges::move(limit_modes(), std::back_inserter(all)); }
   std::vector<mode> chosen;
   for (auto const& one : all) {
     if (names.empty() || std::ranges::find(names, one.name) != names.end()) { chosen.push_back(one); }

@@ -35,11 +35,11 @@ struct mode {
 
 /// All of them, in the order in which they are shown.
 [[nodiscard]] std::vector<mode> all_modes();
-/// Tokens go to any expert, alike many to each slot: how fast an engine would be whose ranks always had the same work.
-/// What comes out is nonsense.
-[[nodiscard]] mode limit_mode();
+/// How fast an engine would be whose ranks always had the same work: `limit`, where all slots have, and
+/// `limit-of-ranks`, where slots of a rank have as different work as a gate gives them. What comes out is nonsense.
+[[nodiscard]] std::vector<mode> limit_modes();
 /// Those with these names, in the order of `all_modes`; all of them for no names.
-/// @param may_be_nonsense  whether `limit_mode` is among what can be named
+/// @param may_be_nonsense  whether `limit_modes` are among what can be named
 /// @param out              out: unchanged on failure
 /// @return a failure that names what there is not, and what there is
 [[nodiscard]] status choose_modes(std::span<std::string const> names, bool may_be_nonsense, std::vector<mode>& out);

@@ -8,17 +8,12 @@
 #include "exchange_over.hpp"
 #include "host_runner.hpp"
 #include "rank_links.hpp"
+#include "rank_processes.hpp"
 
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <csignal>
-#include <cstdio>
-#include <cstdlib>
-#include <exception>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -69,72 +64,16 @@ private:
   std::vector<std::unique_ptr<cohort>> cohorts_;
 };
 
-[[noreturn]] void be_rank(settings const& how, model const& of, std::string const& name, index_t rank,
-                          rank_function const& body) {
-  int code = 0;
-  try {
-    process_links links{how, of, name, rank};
-    body(links);
-  } catch (std::exception const& error) {
-    std::fprintf(stderr, "engine: rank %d: %s\n", rank, error.what());
-    code = 1;
-  }
-  std::_Exit(code);
-}
-
-/// The processes of ranks 1 and up.
-class children {
-public:
-  children(settings const& how, model const& of, std::string const& name, rank_function const& body)
-      : stopped_{how.stop.rank} {
-    for (index_t rank = 1; rank < how.where.num_ranks(); ++rank) {
-      auto const child = ::fork();
-      if (child == 0) { be_rank(how, of, name, rank, body); }
-      if (child < 0) { ballast::status{ballast::errc::internal, "no process for a rank"}.or_throw(); }
-      processes_.push_back(child);
-    }
-  }
-  children(children const&) = delete;
-  children& operator=(children const&) = delete;
-  ~children() {
-    for (auto const process : processes_) { end(process); }
-  }
-
-  /// @throws std::system_error naming a rank that failed
-  void join() {
-    if (stopped_ > 0) { end(std::exchange(processes_[static_cast<std::size_t>(stopped_) - 1], 0)); }
-    for (std::size_t i = 0; i < processes_.size(); ++i) {
-      auto const process = std::exchange(processes_[i], 0);
-      if (process == 0) { continue; }
-      int state = 0;
-      ::waitpid(process, &state, 0);
-      if (state != 0) {
-        ballast::status{ballast::errc::peer_lost, ballast::detail::concat("rank ", i + 1, " failed")}.or_throw();
-      }
-    }
-  }
-
-private:
-  static void end(::pid_t process) {
-    if (process == 0) { return; }
-    ::kill(process, SIGKILL);
-    ::waitpid(process, nullptr, 0);
-  }
-
-  index_t stopped_;
-  std::vector<::pid_t> processes_;  ///< 0 once it has ended
-};
-
 }  // namespace
 
 void run_as_processes(settings const& how, model const& of, rank_function const& body) {
   auto const name = ballast::detail::concat("ballast-engine-", static_cast<std::int64_t>(::getpid()));
-  std::fflush(nullptr);
-  children others{how, of, name, body};
-  {
-    process_links links{how, of, name, 0};
+  auto const be = [&](index_t rank) {
+    process_links links{how, of, name, rank};
     body(links);
-  }
+  };
+  rank_processes others{how.where.num_ranks(), how.stop.rank, be};
+  be(0);
   others.join();
 }
 

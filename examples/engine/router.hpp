@@ -25,11 +25,16 @@ namespace engine {
 
 /// How an expert's tokens are split over its replicas.
 enum class split_kind : std::uint8_t {
-  even,     ///< by a hash of the token
-  shares,   ///< by a hash, in proportion to the shares in force
-  quotas,   ///< by quotas that are worked out for every batch
-  perfect,  ///< to any expert, alike many to each: what no balancer could beat, and nonsense
+  even,           ///< by a hash of the token
+  shares,         ///< by a hash, in proportion to the shares in force
+  quotas,         ///< by quotas that are worked out for every batch
+  perfect,        ///< to any expert, alike many to each: what no balancer could beat, and nonsense
+  perfect_ranks,  ///< to any rank, alike many to each, and there to experts as unevenly as the gate: nonsense too
 };
+/// Whether tokens go to experts that the gate did not choose.
+[[nodiscard]] constexpr bool is_nonsense(split_kind split) noexcept {
+  return split == split_kind::perfect || split == split_kind::perfect_ranks;
+}
 
 /// Turns the gate's choices into physical ids.
 class router {

@@ -20,7 +20,7 @@ served_mode::served_mode(settings const& how, std::span<request const> requests,
       runner_{links.make_runner({how, number, requests, counter_, clock_})},
       balancer_{runner_->own_balancer()} {
   record_.name = of_.name;
-  record_.is_nonsense = of_.split == split_kind::perfect;
+  record_.is_nonsense = is_nonsense(of_.split);
 }
 
 status served_mode::start() {

@@ -52,6 +52,7 @@ struct settings {
   std::vector<mode> modes;
   index_t interval = 4;  ///< passes between plans
   index_t layers_per_chunk = 1;
+  std::int64_t work_per_plan_call = 0;
   index_t patience = 8;    ///< passes that the central scheduler waits for a layer
   index_t slow_rank = -1;  ///< lets bytes travel at the end of its passes only; -1: none does
   ballast::nanoseconds_t timeout = 10'000'000'000;

@@ -221,7 +221,8 @@ TEST_CASE("what makes no sense is refused with the remedy") {
     CHECK_MESSAGE(said.find(text) != std::string::npos, said);
   };
   expect({"--modes", "seed,fast"}, "there is no mode 'fast'; known are: none, seed,");
-  expect({"--transport", "pigeons"}, "--transport is 'pigeons', must be threads, processes, mpi or gpus");
+  expect({"--transport", "pigeons"},
+         "--transport is 'pigeons', must be threads, processes, mpi, gpus or gpu-processes");
   expect({"--transport", "gpus"}, "--transport gpus is not built in: configure with");
   expect({"--modes", "limit"}, "there is no mode 'limit'");
   expect({"--turn", "0"}, "--turn is 0, must be from 1 to");

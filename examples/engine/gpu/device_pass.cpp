@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <utility>
 
 namespace engine {
 
@@ -85,12 +86,21 @@ cache_plan plan_caches(std::span<request const> requests, schedule_options const
   return plan;
 }
 
-device_pass::device_pass(rank_card& card, std::span<request const> requests, schedule_options const& how,
-                         device_experts& experts, route_function const& route, std::span<int const> sizes,
-                         bool has_gate, bool keeps_routing)
+cache_plan plan_all_caches(std::span<request const> requests) {
+  cache_plan plan;
+  for (auto const& one : requests) {
+    plan.first_row.push_back(plan.num_rows);
+    plan.num_rows += one.num_positions();
+    plan.longest = std::max(plan.longest, one.num_positions());
+  }
+  return plan;
+}
+
+device_pass::device_pass(rank_card& card, std::span<request const> requests, cache_plan plan, device_experts& experts,
+                         route_function const& route, std::span<int const> sizes, bool has_gate, bool keeps_routing)
     : card_{card},
       requests_{requests},
-      plan_{plan_caches(requests, how, card.rank())},
+      plan_{std::move(plan)},
       view_{card.view()},
       outputs_{requests},
       work_(static_cast<std::size_t>(card.model().shape.num_layers)) {

@@ -28,6 +28,8 @@ struct cache_plan {
 };
 /// Rows are used again when a request has ended. @complexity of the passes
 [[nodiscard]] cache_plan plan_caches(std::span<request const> requests, schedule_options const& how, index_t rank);
+/// The same for a rank that may have to take requests over: each has rows of its own.
+[[nodiscard]] cache_plan plan_all_caches(std::span<request const> requests);
 
 /// One rank's forward pass, captured once for each of a few sizes and replayed, and what comes out of it.
 class device_pass {
@@ -40,7 +42,7 @@ public:
   /// @param has_gate  there are graphs too for batches that are not to be balanced
   /// @param keeps_routing  count what the gate chooses
   /// @throws std::system_error
-  device_pass(rank_card& card, std::span<request const> requests, schedule_options const& how, device_experts& experts,
+  device_pass(rank_card& card, std::span<request const> requests, cache_plan plan, device_experts& experts,
               route_function const& route, std::span<int const> sizes, bool has_gate, bool keeps_routing);
   device_pass(device_pass const&) = delete;
   device_pass& operator=(device_pass const&) = delete;

@@ -9,6 +9,7 @@
 #include "../exchange_over.hpp"
 #include "../reference.hpp"
 #include "card_share.hpp"
+#include "cards.hpp"
 #include "check.hpp"
 #include "device_pass.hpp"
 #include "device_runner.hpp"
@@ -28,15 +29,6 @@ namespace {
 
 using ballast::in_process_endpoint;
 
-/// Ranks wait for each other, and must not stand in one queue. @pre CUDA has not been used yet
-void ask_for_queues() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
-
-[[nodiscard]] int count_cards(int wanted) {
-  int found = 0;
-  check(cudaGetDeviceCount(&found), "cudaGetDeviceCount");
-  return wanted > 0 ? std::min(wanted, found) : found;
-}
-
 [[nodiscard]] std::vector<std::uint64_t> serve_alone_on_card(device_model const& of, std::span<request const> requests,
                                                              schedule_options const& how,
                                                              ballast::nanoseconds_t timeout) {
@@ -44,14 +36,20 @@ void ask_for_queues() { ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0); }
   ballast::topology const where{{1, 1, experts, 1}};
   auto share = std::move(card_share::cut(0, 1).front());
   rank_card card{of, std::move(share), where, 0, how.tokens_a_rank, timeout};
-  card.connect({&card.own_mailbox(), 1});
+  auto const own = card.own_mailbox();
+  card.connect({&own, 1});
   auto const initial = ballast::trivial_placement({of.shape.num_layers, experts, where.num_slots()});
   device_experts weights{of.shape, where, initial, 0, card.stream()};
   auto const size = static_cast<int>(how.tokens_a_rank);
   // Each expert is in the slot of its number, and the shared one behind them.
-  device_pass pass{
-      card,       requests, how,  weights, [&](index_t, pass_stream const&, bool) { return card.view().logical; },
-      {&size, 1}, false,    false};
+  device_pass pass{card,
+                   requests,
+                   plan_caches(requests, how, 0),
+                   weights,
+                   [&](index_t, pass_stream const&, bool) { return card.view().logical; },
+                   {&size, 1},
+                   false,
+                   false};
   scheduler passes{requests, how};
   while (!passes.is_done()) {
     auto const plan = passes.next();
@@ -83,24 +81,38 @@ class gpu_links final : public rank_links {
 public:
   gpu_links(settings const& how, in_process_endpoint& tokens, rank_card& card,
             std::deque<ballast::in_process_group>& groups, std::deque<ballast::cudart::local_peers>& peers)
-      : mover_{how.mover}, card_{card}, exchange_{tokens, tokens, 0, how.timeout}, groups_{groups}, peers_{peers} {}
+      : mover_{how.mover}, card_{card}, exchange_{tokens, tokens, 0, how.timeout}, groups_{groups}, peers_{peers} {
+    card_.connect(show(card_.own_mailbox()));
+  }
 
   [[nodiscard]] token_exchange& exchange() override { return exchange_; }
   [[nodiscard]] std::unique_ptr<model_runner> make_runner(runner_parts const& parts) override {
-    card_parts const on{card_, exchange_, groups_[parts.number].endpoint(exchange_.rank()), peers_[parts.number]};
+    card_parts const on{card_, exchange_, [this](ballast::segment mine) { return show(mine); }};
+    thread_wires const lent{groups_[parts.number].endpoint(exchange_.rank()), peers_[parts.number]};
     switch (mover_) {
       case mover_kind::copy_engines: break;
-      case mover_kind::kernels: return make_runner_with_kernels(parts, on);
+      case mover_kind::kernels: return make_runner_with_kernels(parts, on, lent);
 #ifdef ENGINE_HAS_NCCL
-      case mover_kind::nccl: return make_runner_with_nccl(parts, on);
+      case mover_kind::nccl: return make_runner_with_nccl(parts, on, lent);
 #else
       case mover_kind::nccl: break;
 #endif
     }
-    return make_runner_with_copy_engines(parts, on);
+    return make_runner_with_copy_engines(parts, on, lent);
   }
 
 private:
+  [[nodiscard]] std::vector<ballast::segment> show(ballast::segment mine) {
+    std::vector<std::uint64_t> const own{reinterpret_cast<std::uintptr_t>(mine.data), mine.size};
+    std::vector<std::uint64_t> all(own.size() * static_cast<std::size_t>(exchange_.num_ranks()));
+    exchange_.all_gather(own, all).or_throw();
+    std::vector<ballast::segment> shown;
+    for (std::size_t i = 0; i < all.size(); i += own.size()) {
+      shown.push_back({reinterpret_cast<std::byte*>(all[i]), static_cast<std::size_t>(all[i + 1])});
+    }
+    return shown;
+  }
+
   mover_kind mover_;
   rank_card& card_;
   exchange_over<in_process_endpoint, in_process_endpoint> exchange_;
@@ -133,7 +145,6 @@ void run_on_gpus(settings const& how, std::span<routing_skew const> skews, rank_
   enable_peer_access(cards);
   auto const model = make_device_model(how.shape, skews);
   std::deque<rank_card> own;
-  std::vector<mailbox> mailboxes;
   std::vector<std::vector<card_share>> shares;
   for (int card = 0; card < cards; ++card) {
     shares.push_back(card_share::cut(card, (ranks - card + cards - 1) / cards));
@@ -142,9 +153,7 @@ void run_on_gpus(settings const& how, std::span<routing_skew const> skews, rank_
     check(cudaSetDevice(static_cast<int>(rank) % cards), "cudaSetDevice");
     auto& share = shares[static_cast<std::size_t>(rank % cards)][static_cast<std::size_t>(rank / cards)];
     own.emplace_back(model, std::move(share), how.where, rank, how.schedule.tokens_a_rank, how.timeout);
-    mailboxes.push_back(own.back().own_mailbox());
   }
-  for (auto& one : own) { one.connect(mailboxes); }
 
   ballast::in_process_group tokens{ranks};
   std::deque<ballast::in_process_group> groups;

@@ -8,6 +8,7 @@
 #include "../traffic.hpp"
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -25,6 +26,12 @@ namespace engine {
 /// Run a function on every rank, each a thread of this process with a card of its own, or an equal part of one.
 /// @throws what it throws, and std::system_error for cards that fail
 void run_on_gpus(settings const& how, std::span<routing_skew const> skews, rank_function const& body);
+/// The same with ranks that are processes, a card each while there are enough: rank 0 is this process, the others are
+/// its children.
+/// @param before  what rank 0 does before it meets the others
+/// @pre CUDA has not been used yet
+void run_on_gpus_as_processes(settings const& how, std::span<routing_skew const> skews,
+                              std::function<void()> const& before, rank_function const& body);
 
 }  // namespace engine
 

@@ -193,7 +193,7 @@ __global__ void choose_kernel(pass_view const v, float const* bias) {
   }
 }
 
-__global__ void perfect_kernel(pass_view const v) {
+__global__ void perfect_kernel(pass_view const v, bool keeps_experts) {
   auto const i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   auto const choices = v.top_k + 1;
   if (i >= *v.num_tokens * choices) { return; }
@@ -203,7 +203,8 @@ __global__ void perfect_kernel(pass_view const v) {
     v.physical[i] = v.rank * v.ids_a_rank + slots;
     return;
   }
-  v.physical[i] = v.even[i / choices * v.top_k + choice];
+  auto const drawn = v.even[i / choices * v.top_k + choice];
+  v.physical[i] = keeps_experts ? drawn / v.ids_a_rank * v.ids_a_rank + v.logical[i] % slots : drawn;
 }
 
 __global__ void output_kernel(pass_view const v) {
@@ -242,11 +243,11 @@ __device__ void note(pass_view const& v, trouble what, std::uint32_t about) {
   atomicCAS(v.failed, 0U, static_cast<std::uint32_t>(what) << 16 | about);
 }
 
-/// Wait until all ranks have come to the layer at hand, by all threads of a block. Once a rank is late nobody waits any
-/// more: what comes out is not used.
+/// Wait until all live ranks have come to the layer at hand, by all threads of a block. Once a rank is late nobody
+/// waits any more: what comes out is not used.
 __device__ void wait_for_all(pass_view const& v, std::uint32_t const* words) {
   auto const layer = __ldcg(v.epoch);
-  if (static_cast<int>(threadIdx.x) < v.num_ranks) {
+  if (static_cast<int>(threadIdx.x) < v.num_ranks && v.live[threadIdx.x] != 0) {
     auto const* const word = words + threadIdx.x;
     auto const begun = device_clock();
     while (static_cast<std::int32_t>(load_acquire(word) - layer) < 0) {
@@ -275,7 +276,9 @@ __device__ bool is_last_block(std::uint32_t* done) {
 /// Tell all ranks, by one block. @param word  which of a mailbox's words
 __device__ void tell_all(pass_view const& v, std::uint32_t* mailbox::* word, std::uint32_t layer) {
   __syncthreads();
-  if (static_cast<int>(threadIdx.x) < v.num_ranks) { store_release(v.peers[threadIdx.x].*word + v.rank, layer); }
+  if (static_cast<int>(threadIdx.x) < v.num_ranks && v.live[threadIdx.x] != 0) {
+    store_release(v.peers[threadIdx.x].*word + v.rank, layer);
+  }
 }
 
 __global__ void count_kernel(pass_view const v, std::int32_t const* physical) {
@@ -299,7 +302,9 @@ __global__ void count_kernel(pass_view const v, std::int32_t const* physical) {
   if (!is_last_block(v.blocks_done)) { return; }
   for (auto i = static_cast<int>(threadIdx.x); i < v.num_ids; i += static_cast<int>(blockDim.x)) {
     auto const rows = __ldcg(v.counts + i);
-    for (int rank = 0; rank < v.num_ranks; ++rank) { v.peers[rank].counts[v.rank * v.num_ids + i] = rows; }
+    for (int rank = 0; rank < v.num_ranks; ++rank) {
+      if (v.live[rank] != 0) { v.peers[rank].counts[v.rank * v.num_ids + i] = rows; }
+    }
     v.counts[i] = 0;
     v.cursors[i] = 0;
   }
@@ -481,8 +486,8 @@ void enqueue_choose(pass_stream const& on, pass_view const& v, float const* bias
   check_launch("choose_kernel");
 }
 
-void enqueue_perfect_routing(pass_stream const& on, pass_view const& v) {
-  perfect_kernel<<<blocks((on.padded_tokens * (v.top_k + 1) + 255) / 256), 256, 0, on.stream>>>(v);
+void enqueue_perfect_routing(pass_stream const& on, pass_view const& v, bool keeps_experts) {
+  perfect_kernel<<<blocks((on.padded_tokens * (v.top_k + 1) + 255) / 256), 256, 0, on.stream>>>(v, keeps_experts);
   check_launch("perfect_kernel");
 }
 

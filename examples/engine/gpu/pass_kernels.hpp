@@ -49,8 +49,9 @@ void enqueue_attend(pass_stream const& on, pass_view const& v, bf16* cache, int 
 /// logical, weights = the k largest of logits + bias of the token's kind, and the shared expert.
 /// @param bias  [kinds, E] of the layer
 void enqueue_choose(pass_stream const& on, pass_view const& v, float const* bias);
-/// physical = one after the other, whatever was chosen: alike many on every slot.
-void enqueue_perfect_routing(pass_stream const& on, pass_view const& v);
+/// physical = drawn, whatever was chosen: alike many on every slot.
+/// @param keeps_experts  on every rank only, and slots of a rank by what was chosen
+void enqueue_perfect_routing(pass_stream const& on, pass_view const& v, bool keeps_experts);
 
 /// Tell all ranks how many rows they get, and from whom, then send them.
 /// @param physical  [T, k + 1]

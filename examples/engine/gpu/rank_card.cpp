@@ -94,14 +94,12 @@ void rank_card::allocate(std::size_t ranks) {
   auto const experts = static_cast<std::size_t>(view_.num_experts);
   std::size_t const capacity = view_.capacity;
 
-  mailbox_.counts = room_for<std::uint32_t>(ranks * ids);
-  mailbox_.has_counted = room_for<std::uint32_t>(ranks);
-  mailbox_.has_sent = room_for<std::uint32_t>(ranks);
-  mailbox_.has_computed = room_for<std::uint32_t>(ranks);
-  mailbox_.arrived = room_for<bf16>(capacity * hidden);
-  mailbox_.results = room_for<bf16>(capacity * hidden);
+  mailbox parts;
+  mailbox_.size = lay_out(nullptr, parts);
+  mailbox_.data = room_for<std::byte>(mailbox_.size);
 
   view_.peers = room_for<mailbox>(ranks);
+  view_.live = room_for<std::uint32_t>(ranks);
   view_.num_tokens = room_for<std::int32_t>(1);
   view_.tokens = room_for<token_entry>(tokens);
   view_.rows = room_for<float>(tokens * hidden);
@@ -130,6 +128,34 @@ void rank_card::allocate(std::size_t ranks) {
   bias_ = room_for<float>(model_.bias.size());
 }
 
+std::size_t rank_card::lay_out(std::byte* begin, mailbox& out) const {
+  constexpr std::size_t alignment = 256;
+  std::size_t used = 0;
+  auto const place = [&]<class T>(T*& part, std::size_t count) {
+    part = reinterpret_cast<T*>(begin + used);
+    used += (count * sizeof(T) + alignment - 1) / alignment * alignment;
+  };
+  auto const ranks = static_cast<std::size_t>(view_.num_ranks);
+  auto const numbers = static_cast<std::size_t>(view_.capacity) * static_cast<std::size_t>(view_.hidden);
+  place(out.counts, ranks * static_cast<std::size_t>(view_.num_ids));
+  place(out.has_counted, ranks);
+  place(out.has_sent, ranks);
+  place(out.has_computed, ranks);
+  place(out.arrived, numbers);
+  place(out.results, numbers);
+  return used;
+}
+
+template <class T>
+void rank_card::write(std::vector<T> const& from, T* to) const {
+  check(cudaMemcpyAsync(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice, stream()), "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+}
+void rank_card::clear(std::uint32_t* words, std::size_t count) const {
+  check(cudaMemsetAsync(words, 0, count * sizeof(std::uint32_t), stream()), "cudaMemsetAsync");
+  check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+}
+
 void rank_card::fill() {
   auto const hidden = static_cast<std::size_t>(view_.hidden);
   auto const experts = static_cast<std::size_t>(view_.num_experts);
@@ -142,13 +168,8 @@ void rank_card::fill() {
     fill_weights(stream(), seed_of(part::gate, layer), view_.hidden, 1, gate_ + layer * experts * hidden,
                  experts * hidden);
   }
-  check(
-      cudaMemcpyAsync(bias_, model_.bias.data(), model_.bias.size() * sizeof(float), cudaMemcpyHostToDevice, stream()),
-      "cudaMemcpyAsync");
-  auto const even = draw_even_ids(view_);
-  check(cudaMemcpyAsync(view_.even, even.data(), even.size() * sizeof even[0], cudaMemcpyHostToDevice, stream()),
-        "cudaMemcpyAsync");
-  check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+  write(model_.bias, bias_);
+  write(draw_even_ids(view_), view_.even);
   prepare_kernels();
   // Products are loaded by their first launch; later the other ranks would wait for it.
   auto const tokens = view_.max_tokens;
@@ -157,12 +178,25 @@ void rank_card::fill() {
   gating_.enqueue(stream(), tokens, view_.normalised, gate_, view_.logits);
 }
 
-void rank_card::connect(std::span<mailbox const> all) {
-  check(cudaSetDevice(device()), "cudaSetDevice");
-  check(cudaMemcpyAsync(const_cast<mailbox*>(view_.peers), all.data(), all.size_bytes(), cudaMemcpyHostToDevice,
-                        stream()),
-        "cudaMemcpyAsync");
-  check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+void rank_card::connect(std::span<ballast::segment const> all) {
+  std::vector<mailbox> peers(all.size());
+  for (std::size_t rank = 0; rank < all.size(); ++rank) { static_cast<void>(lay_out(all[rank].data, peers[rank])); }
+  write(peers, view_.peers);
+  write(std::vector<std::uint32_t>(all.size(), 1), view_.live);
+}
+
+void rank_card::go_on_without(index_t dead) {
+  mailbox own;
+  static_cast<void>(lay_out(mailbox_.data, own));
+  auto const ids = static_cast<std::size_t>(view_.num_ids);
+  auto const ranks = static_cast<std::size_t>(view_.num_ranks);
+  write(std::vector<std::uint32_t>{0}, view_.live + dead);
+  clear(own.counts, ranks * ids);
+  for (auto* const words : {own.has_counted, own.has_sent, own.has_computed}) { clear(words, ranks); }
+  for (auto* const words : {view_.counts, view_.cursors}) { clear(words, ids); }
+  clear(view_.blocks_done, 3);
+  clear(view_.epoch, 1);
+  clear(view_.failed, 1);
 }
 
 void rank_card::enqueue_attention(pass_stream const& on, index_t layer, bf16* cache, int longest) const {

@@ -4,6 +4,7 @@
 
 #include <ballast/cudart/handles.hpp>
 #include <ballast/topology.hpp>
+#include <ballast/transport/transport.hpp>
 #include <ballast/types.hpp>
 
 #include "../model.hpp"
@@ -38,10 +39,12 @@ public:
   rank_card(rank_card const&) = delete;
   rank_card& operator=(rank_card const&) = delete;
 
-  /// Where peers write and read. They can: `cudaDeviceEnablePeerAccess` is the caller's part.
-  [[nodiscard]] mailbox const& own_mailbox() const noexcept { return mailbox_; }
-  /// @param all  [R]
-  void connect(std::span<mailbox const> all);
+  /// Where peers write and read, in an allocation of its own.
+  [[nodiscard]] ballast::segment own_mailbox() const noexcept { return mailbox_; }
+  /// @param all  [R] as kernels of this rank can write to them
+  void connect(std::span<ballast::segment const> all);
+  /// Wait for a rank no more, and begin as if no pass had been. @pre no live rank has a pass under way
+  void go_on_without(index_t dead);
 
   [[nodiscard]] device_model const& model() const noexcept { return model_; }
   [[nodiscard]] index_t rank() const noexcept { return view_.rank; }
@@ -62,12 +65,17 @@ private:
   template <class T>
   [[nodiscard]] T* room_for(std::size_t count);
   void allocate(std::size_t ranks);
+  /// @return the bytes of a mailbox. @param out  its parts if it begins there
+  std::size_t lay_out(std::byte* begin, mailbox& out) const;
+  template <class T>
+  void write(std::vector<T> const& from, T* to) const;
+  void clear(std::uint32_t* words, std::size_t count) const;
   void fill();
 
   device_model const& model_;
   card_share share_;
   pass_view view_{};
-  mailbox mailbox_{};
+  ballast::segment mailbox_{};
   std::vector<ballast::cudart::device_memory<std::byte>> blocks_;
   bf16* projection_ = nullptr;  ///< [L, 3 A, D]
   bf16* output_ = nullptr;      ///< [L, D, A]

@@ -21,7 +21,7 @@ struct token_entry {
   std::int32_t position = 0;
 };
 
-/// Places that a rank's peers write to or read from, in its memory.
+/// Places that a rank's peers write to or read from, in one piece of its memory.
 struct mailbox {
   std::uint32_t* counts = nullptr;        ///< [R, physical ids] rows of each rank for each
   std::uint32_t* has_counted = nullptr;   ///< [R] number of the layer whose counts are there
@@ -52,7 +52,8 @@ struct pass_view {
   int max_tokens = 0;    ///< T
   std::uint32_t capacity = 0;
   std::uint64_t timeout_ns = 0;
-  mailbox const* peers = nullptr;  ///< [R], this rank's own among them
+  mailbox* peers = nullptr;       ///< [R], this rank's own among them
+  std::uint32_t* live = nullptr;  ///< [R] 0 for a rank that is lost
 
   std::int32_t* num_tokens = nullptr;    ///< n of this pass
   token_entry* tokens = nullptr;         ///< [T]
@@ -73,7 +74,7 @@ struct pass_view {
   std::uint32_t* blocks_done = nullptr;  ///< [3] 0 between kernels
   std::uint32_t* begins = nullptr;       ///< [ids_a_rank + 1] where a slot's rows begin in the mailbox
   std::uint64_t* work = nullptr;         ///< [L]
-  std::int32_t* even = nullptr;          ///< [T, k] physical ids, alike many of each, in no order: for `perfect`
+  std::int32_t* even = nullptr;          ///< [T, k] physical ids, alike many of each, in no order: for `limit_modes`
   unsigned long long* chosen = nullptr;  ///< [L, E] or null
   std::uint32_t* failed = nullptr;       ///< a `trouble` in the high half, and what it is about
 };

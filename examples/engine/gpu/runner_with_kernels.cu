@@ -6,8 +6,9 @@
 
 namespace engine {
 
-std::unique_ptr<model_runner> make_runner_with_kernels(runner_parts const& parts, card_parts const& on) {
-  return make_peer_runner<cudart::kernel_copies>(parts, on);
+std::unique_ptr<model_runner> make_runner_with_kernels(runner_parts const& parts, card_parts const& on,
+                                                       thread_wires const& wires) {
+  return make_peer_runner<cudart::kernel_copies>(parts, on, wires);
 }
 
 }  // namespace engine
