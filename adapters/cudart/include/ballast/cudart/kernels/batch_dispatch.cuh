@@ -162,7 +162,8 @@ template <router_id Id>
 /// The second half, where the engine has gathered the counts of all ranks, on `stream`, since `count_batch`. What is
 /// not said here is as for `balance_and_dispatch`.
 ///
-/// @param gathered  [R, E] in device memory: the counts of all ranks, this one's as `count_batch` counted them.
+/// @param gathered  [R, E] in device memory: the counts of all ranks, this one's as `count_batch` counted them; of dead
+///                  ranks zeros.
 template <router_id Id, router_id Physical>
 [[nodiscard]] status plan_and_dispatch(cudaStream_t stream, batch_view const& view, index_t const* gathered,
                                        record_view const& counters, dispatch_view const& resident, index_t layer,
