@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-#include <ballast/ballast.hpp>
+#include <ballast/placement/placement.hpp>
 
 ballast::index_t slots_seen_elsewhere(ballast::placement const& of) { return of.num_slots(); }
