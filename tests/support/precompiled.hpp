@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// What tests include, for BALLAST_TESTS_PRECOMPILED; nothing includes this by name. throwing_contracts.hpp is before
+// What tests include, for BALLAST_PRECOMPILED; nothing includes this by name. throwing_contracts.hpp is before
 // it, as it is before every test.
 #ifndef BALLAST_TESTS_SUPPORT_PRECOMPILED_HPP
 #define BALLAST_TESTS_SUPPORT_PRECOMPILED_HPP
