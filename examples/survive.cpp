@@ -74,11 +74,13 @@ status go_on_without(index_t dead, balancer& moved, posix::process_group& group,
   where.set_live(dead, false);
   placement in_force = moved.current();
   if (auto result = replace_lost_experts(where, moved.current(), in_force, reloads); !result.ok()) { return result; }
+  if (auto result = moved.set_topology(where, in_force); !result.ok()) { return result; }
+  // Not before: had another rank died meanwhile, the slots would have to hold what was in force.
   for (auto const& reload : reloads) {
     auto const slot = reload.slot - where.first_slot(group.rank());
     if (slot >= 0 && slot < slots) { own.load_from_disk(reload.layer, slot, reload.expert); }
   }
-  return moved.set_topology(where, in_force);
+  return {};
 }
 
 int run_rank(index_t rank, std::string const& name) {

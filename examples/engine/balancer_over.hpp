@@ -87,8 +87,10 @@ public:
     std::vector<ballast::slot_reload> lost;
     auto result = ballast::replace_lost_experts(where, rebalancer_.current(), next, lost);
     if (!result.ok()) { return result; }
+    result = rebalancer_.set_topology(where, next);
+    if (!result.ok()) { return result; }
     for (auto const& one : lost) { reload(one); }
-    return rebalancer_.set_topology(where, next);
+    return {};
   }
 
 private:

@@ -100,6 +100,8 @@ TEST_CASE("dead ranks do not count towards the mean") {
   topology where{{.num_ranks = 3}};
   where.set_live(2, false);
   auto in = from({1, 2, 3}, {0, 1, 1});
+  // Without shares live replicas have all of an expert's tokens.
+  CHECK(loads_of_ranks(where, in, 0, {6, 4}) == loads_t{6 * detail::load_unit, 4 * detail::load_unit, 0});
   in.make_shares_even();
   in.edit_shares(0)[1] = share_one;
   in.edit_shares(0)[2] = 0;

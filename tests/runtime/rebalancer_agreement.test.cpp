@@ -496,12 +496,77 @@ TEST_CASE("survivors go on with another topology, at another epoch, and move amo
     CHECK(self.moved.epoch(0) == 1);
     CHECK(self.store.epoch(1) == 1);
     CHECK(self.log.layers_of("commit") == std::vector<std::vector<index_t>>{{0, 1}});
+    // What the dead rank held takes no tokens, whatever was given.
+    auto const has_none = [&] {
+      auto const shares = self.moved.current().shares(0).subspan(8);
+      return std::ranges::all_of(shares, [](share_t one) { return one == 0; });
+    };
+    CHECK(has_none());
+    placement lossy = twice;
+    lossy.edit(0).logical_of_slot[2] = 0;  // expert 2 would be left on the dead rank only
+    lossy.index_replicas(0);
+    auto const refused = self.moved.apply(lossy);
+    CHECK(refused.code() == errc::missing_expert);
+    CHECK(refused.message() == "apply: placement: layer 0: no live rank holds expert 2");
     placement target = twice;
+    target.edit(0).logical_of_slot[8] = 5;  // a dead rank's slots stay as they are
     auto const row = target.edit(0).logical_of_slot;
     std::swap(row[0], row[4]);
     target.index_replicas(0);
     self.moved.apply(target).or_throw();
     CHECK(self.moved.epoch(0) == 2);
+    CHECK(self.moved.current().logical_of_slot(0)[8] == 2);
+    CHECK(has_none());
+    CHECK(self.first_error() == "");
+  });
+}
+
+TEST_CASE("where rank 0 is dead the plan of the first live rank is adopted") {
+  struct differs {
+    index_t every;
+    status plan(load_history_view, placement const& current, topology const&, placement& next) const {
+      next = current;
+      next.drop_shares();
+      for (index_t layer = 0; layer < next.num_layers(); ++layer) {
+        auto const row = next.edit(layer).logical_of_slot;
+        std::swap(row[4], row[static_cast<std::size_t>(8 + every)]);
+        next.index_replicas(layer);
+      }
+      return {};
+    }
+    [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return relabel_scope::none; }
+    void describe(digest& out) const { out.add(std::string_view{"differs"}); }
+  };
+  topology const three{{3, 1, 4, 0}};
+  placement const twice = trivial_placement({num_layers, 6, 12});  // 0 1 2 3 | 4 5 0 1 | 2 3 4 5
+  using rank_of_three = member<differs, layers_per_chunk<>>;
+  in_process_group group{3};
+  std::vector<std::unique_ptr<rank_of_three>> ranks(3);
+  group.run([&](in_process_endpoint& me) {
+    auto& self = ranks[static_cast<std::size_t>(me.rank())];
+    self = std::make_unique<rank_of_three>(
+        three, twice, differs{me.rank()}, layers_per_chunk{num_layers}, me,
+        rebalancer_options{.interval = 1, .timeout = patience, .adopt_first_plan = true});
+    self->moved.start().or_throw();
+  });
+  group.expel(0);
+  group.run([&](in_process_endpoint& me) {
+    if (me.rank() == 0) { return; }
+    auto& self = *ranks[static_cast<std::size_t>(me.rank())];
+    self.moved.resume().or_throw();
+    topology left = three;
+    left.set_live(0, false);
+    self.moved.set_topology(left, twice).or_throw();
+    for (int call = 0; call < 2; ++call) {
+      for (index_t layer = 0; layer < num_layers; ++layer) {
+        self.moved.record_top_k(layer, std::vector<index_t>{0, 1, 2});
+      }
+      self.moved.on_forward_pass_end().or_throw();
+    }
+    CHECK(self.moved.current().logical_of_slot(0)[4] == 3);  // rank 1's choice
+    CHECK(self.moved.current().logical_of_slot(0)[9] == 4);
+    auto const shares = self.moved.current().shares(0).first(4);  // which the policy left to all replicas
+    CHECK(std::ranges::all_of(shares, [](share_t one) { return one == 0; }));
     CHECK(self.first_error() == "");
   });
 }

@@ -337,10 +337,23 @@ TEST_CASE("boards are refused by the rank that gave none or too little, and batc
     boards[1].data = nullptr;
     CHECK(connect().rank() == 1);
     CHECK(self.balancer.view().boards == nullptr);
+    // A dead rank needs none, until it is called live.
+    auto survivors = self.where;
+    survivors.set_live(2, false);
+    boards.assign(num_ranks, self.balancer.board());
+    boards[2] = {};
+    self.balancer.publish(survivors, self.held, 0).or_throw();
+    CHECK(connect().rank() == 2);  // layer 1 still counts on it
+    self.balancer.publish(survivors, self.held, 1).or_throw();
+    CHECK(connect().ok());
+    auto const refused = self.balancer.publish(self.where, self.held, 0);
+    CHECK(refused.code() == errc::invalid_topology);
+    CHECK(refused.rank() == 2);
     boards.assign(num_ranks - 1, self.balancer.board());
     CHECK(connect().message().find("boards of 2 ranks, there are 3") != std::string::npos);
     boards.assign(num_ranks, self.balancer.board());
     CHECK(connect().ok());
+    CHECK(self.balancer.publish(self.where, self.held, 0).ok());
     CHECK(self.balancer.view().boards != nullptr);
     CHECK(self.balancer.restart(0).message().find("batch 0") != std::string::npos);
     CHECK(self.balancer.restart(7).ok());

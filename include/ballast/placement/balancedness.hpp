@@ -47,8 +47,8 @@ struct layer_balance {
   [[nodiscard]] double balancedness() const noexcept { return max > 0 ? mean / max : 1.0; }
 };
 
-/// Tokens that each rank computes in one layer, in units of 1 / 2^18 token, under the placement's shares (even if
-/// none).
+/// Tokens that each rank computes in one layer, in units of 1 / 2^18 token, under the placement's shares; without any
+/// an expert's live replicas have even ones.
 ///
 /// @param where   R ranks.
 /// @param in      [L, P]
@@ -67,12 +67,18 @@ inline void rank_loads(topology const& where, placement const& in, index_t layer
   auto const offsets = in.replica_offsets(layer);
   auto const slots = in.replica_slots(layer);
   auto const shares = in.has_shares() ? in.shares(layer) : std::span<share_t const>{};
+  bool const all_live = where.num_live_ranks() == where.num_ranks();
+  auto const is_idle = [&where, &shares](index_t slot) {
+    return shares.empty() && !where.is_live(where.rank_of_slot(slot));
+  };
   for (std::size_t e = 0; e < loads.size(); ++e) {
-    auto const first = static_cast<std::size_t>(offsets[e]);
-    auto const last = static_cast<std::size_t>(offsets[e + 1]);
-    auto const even = loads[e] * detail::load_unit / static_cast<load_t>(last - first);
-    for (auto i = first; i < last; ++i) {
-      auto const slot = slots[i];
+    auto const replicas =
+        slots.subspan(static_cast<std::size_t>(offsets[e]), static_cast<std::size_t>(offsets[e + 1] - offsets[e]));
+    auto const idle = all_live ? 0 : std::count_if(replicas.begin(), replicas.end(), is_idle);
+    auto const used = std::max<load_t>(static_cast<load_t>(replicas.size()) - idle, 1);
+    auto const even = loads[e] * detail::load_unit / used;
+    for (auto const slot : replicas) {
+      if (idle > 0 && is_idle(slot)) { continue; }
       out[static_cast<std::size_t>(where.rank_of_slot(slot))] +=
           shares.empty() ? even : detail::shared_load(loads[e], shares[static_cast<std::size_t>(slot)]);
     }

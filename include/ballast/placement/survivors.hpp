@@ -111,19 +111,6 @@ private:
   std::vector<index_t> copies_;  // [E] live ones
 };
 
-/// Leave no share on a dead rank. Experts whose live replicas take everything already keep their split.
-inline void take_shares_from_dead(topology const& where, placement& in_out, index_t layer) {
-  for (index_t expert = 0; expert < in_out.num_logical(); ++expert) {
-    std::uint64_t live = 0;
-    std::uint64_t dead = 0;
-    for (auto const slot : in_out.replicas_of(layer, expert)) {
-      auto const share = in_out.shares(layer)[static_cast<std::size_t>(slot)];
-      (where.is_live(where.rank_of_slot(slot)) ? live : dead) += share;
-    }
-    if (live != share_one || dead != 0) { share_evenly_among_live(where, in_out, layer, expert); }
-  }
-}
-
 }  // namespace detail
 
 /// List the experts that no live rank holds any more, by layer, then by expert.
@@ -181,10 +168,12 @@ inline void take_shares_from_dead(topology const& where, placement& in_out, inde
 /// changes.
 ///
 /// @param where    R ranks of S slots, and which are alive.
-/// @param in       [L, P] the placement in force, the same on every survivor.
+/// @param in       [L, P] what the slots hold, the same on every survivor: the placement in force, as long as nothing
+///                 of `reloads` has been loaded.
 /// @param out      out: [L, P] the placement once `reloads` are done; with dead ranks it has shares.
-/// @param reloads  out: slots to load from disk, by layer; `where.rank_of_slot(slot)` has to do it. Until then the slot
-///                 holds another expert's weights.
+/// @param reloads  out: slots to load from disk, by layer; `where.rank_of_slot(slot)` has to do it, before the next
+///                 pass, but not before `out` is in force (`rebalancer::set_topology`): when that fails, because
+///                 another rank has died, slots must hold what `rebalancer::current()` still says.
 /// @return `errc::missing_expert` naming layer and expert when every live slot holds the last live replica of its
 ///         expert; `errc::invalid_topology` or `errc::invalid_placement` for inputs that do not fit. Outputs do not
 ///         change then.
@@ -205,8 +194,7 @@ inline void take_shares_from_dead(topology const& where, placement& in_out, inde
     for (index_t layer = 0; layer < next.num_layers(); ++layer) {
       if (auto result = replacer.replace(layer, found); !result.ok()) { return result; }
     }
-    if (!next.has_shares()) { next.make_shares_even(); }
-    for (index_t layer = 0; layer < next.num_layers(); ++layer) { detail::take_shares_from_dead(where, next, layer); }
+    detail::split_among_live(where, next);
   }
   out = std::move(next);
   reloads = std::move(found);

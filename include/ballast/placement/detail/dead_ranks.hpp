@@ -41,6 +41,49 @@ inline void share_evenly_among_live(topology const& where, placement& in_out, in
   }
 }
 
+/// Leave no share on a dead rank. Experts whose live replicas take everything already keep their split.
+inline void take_shares_from_dead(topology const& where, placement& in_out, index_t layer) {
+  for (index_t expert = 0; expert < in_out.num_logical(); ++expert) {
+    std::uint64_t live = 0;
+    std::uint64_t dead = 0;
+    for (auto const slot : in_out.replicas_of(layer, expert)) {
+      auto const share = in_out.shares(layer)[static_cast<std::size_t>(slot)];
+      (where.is_live(where.rank_of_slot(slot)) ? live : dead) += share;
+    }
+    if (live != share_one || dead != 0) { share_evenly_among_live(where, in_out, layer, expert); }
+  }
+}
+
+/// Leave no share on a dead rank in any layer. Where all ranks live nothing changes.
+/// @pre every expert has a live replica
+/// @complexity O(L (P + E)); allocates shares where there are none.
+inline void split_among_live(topology const& where, placement& in_out) {
+  if (where.num_live_ranks() == where.num_ranks()) { return; }
+  if (!in_out.has_shares()) { in_out.make_shares_even(); }
+  for (index_t layer = 0; layer < in_out.num_layers(); ++layer) { take_shares_from_dead(where, in_out, layer); }
+}
+
+/// The same for one layer; the others may be anything.
+inline void split_among_live(topology const& where, placement& in_out, index_t layer) {
+  if (where.num_live_ranks() == where.num_ranks()) { return; }
+  if (!in_out.has_shares()) { in_out.make_shares_even(); }
+  take_shares_from_dead(where, in_out, layer);
+}
+
+/// Slots of dead ranks keep what `current` has there, so that they cost no bytes. @param next  in/out: [L, P] with any
+/// inverse
+/// @complexity O(P)
+inline void keep_dead_slots(placement const& current, topology const& where, placement& next, index_t layer) {
+  auto const slots = static_cast<std::size_t>(where.slots_per_rank());
+  for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+    if (where.is_live(rank)) { continue; }
+    auto const first = static_cast<std::size_t>(where.first_slot(rank));
+    auto const held = current.logical_of_slot(layer).subspan(first, slots);
+    std::copy(held.begin(), held.end(), next.edit(layer).logical_of_slot.subspan(first, slots).begin());
+  }
+  next.index_replicas(layer);
+}
+
 /// Finish a plan of which only the live ranks' slots are filled in.
 ///
 /// Slots of dead ranks keep what `current` has there, so that they cost no bytes, and take a share of 0; the live
@@ -51,18 +94,8 @@ inline void share_evenly_among_live(topology const& where, placement& in_out, in
 /// @param next     in/out: [L, P] a map that is right on live ranks; every expert is on one of them.
 /// @complexity O(L (P + E)), one allocation when ranks are dead.
 inline void finish_plan(placement const& current, topology const& where, placement& next) {
-  bool const all_live = where.num_live_ranks() == where.num_ranks();
-  auto const slots = static_cast<std::size_t>(where.slots_per_rank());
-  for (index_t layer = 0; layer < next.num_layers(); ++layer) {
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (where.is_live(rank)) { continue; }
-      auto const first = static_cast<std::size_t>(where.first_slot(rank));
-      auto const held = current.logical_of_slot(layer).subspan(first, slots);
-      std::copy(held.begin(), held.end(), next.edit(layer).logical_of_slot.subspan(first, slots).begin());
-    }
-    next.index_replicas(layer);
-  }
-  if (all_live) { return; }
+  for (index_t layer = 0; layer < next.num_layers(); ++layer) { keep_dead_slots(current, where, next, layer); }
+  if (where.num_live_ranks() == where.num_ranks()) { return; }
   next.make_shares_even();
   for (index_t layer = 0; layer < next.num_layers(); ++layer) {
     for (index_t expert = 0; expert < next.num_logical(); ++expert) {

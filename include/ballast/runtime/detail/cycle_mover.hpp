@@ -241,6 +241,7 @@ private:
         auto const row = waypoint_.edit(split.layer).logical_of_slot;
         std::copy_n(split.rows.begin() + static_cast<std::ptrdiff_t>(at), slots, row.begin());
         waypoint_.index_replicas(split.layer);
+        split_among_live(books_->where(), waypoint_, split.layer);
       }
       at_.tables = last ? target_ : &waypoint_;
       [[maybe_unused]] auto const planned = plan_layer_transfer(books_->where(), in_force, *at_.tables, split.layer,

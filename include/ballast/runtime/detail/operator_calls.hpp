@@ -4,9 +4,12 @@
 
 #include <ballast/control/control.hpp>
 #include <ballast/detail/index.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/placement/validate.hpp>
 #include <ballast/runtime/detail/fit.hpp>
 #include <ballast/runtime/detail/outcome.hpp>
 #include <ballast/runtime/detail/planning.hpp>
@@ -36,8 +39,15 @@ template <class Core>
   auto const& in_force = core.books.in_force();
   if (auto result = core.refuse_unless_recording(call); !result.ok()) { return result; }
   if (auto result = check_target(call, target, layers, in_force); !result.ok()) { return result; }
+  auto const& where = core.books.where();
   core.next = in_force;
-  for (auto const layer : layers) { core.next.copy_layer(target, layer); }
+  for (auto const layer : layers) {
+    core.next.copy_layer(target, layer);
+    if (where.num_live_ranks() < where.num_ranks()) { keep_dead_slots(in_force, where, core.next, layer); }
+  }
+  if (auto result = validate_live(where, core.next); !result.ok()) {
+    return {result.code(), concat(call, ": ", result.message())};
+  }
   return in_force.num_layers() == 0 ? status{} : detail::prepare_moves(core);
 }
 
@@ -115,6 +125,7 @@ template <class Core>
   books.set_topology(where);
   core.idle_planner.reset();
   core.next = in_force;
+  split_among_live(where, core.next);
   auto const layers = numbers_below(books.num_layers());
   std::size_t commits = 0;
   if (auto result = commit_tables(*core.store, layers, core.next, books, commits); !result.ok()) {

@@ -7,6 +7,7 @@
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/validate.hpp>
 #include <ballast/policies/policy.hpp>
 #include <ballast/policies/relabel.hpp>
@@ -122,17 +123,20 @@ template <class Core>
   return core.agree_on("plan", plan.value());
 }
 
-/// Take rank 0's plan over: the remedy for ranks that planned differently.
+/// Take the first live rank's plan over: the remedy for ranks that planned differently.
 template <class Core>
 [[nodiscard]] status adopt_first_plan(Core& core, status const& planned) {
   auto const& in_force = core.books.in_force();
+  auto const first = live_ranks(core.books.where()).front();
   plan_message message{in_force.shape()};
-  if (core.rank() == 0 && planned.ok()) { message.write(core.next); }
-  if (auto result = core.ranks.control().broadcast(message.bytes(), 0, core.options.timeout); !result.ok()) {
+  if (core.rank() == first && planned.ok()) { message.write(core.next); }
+  if (auto result = core.ranks.control().broadcast(message.bytes(), first, core.options.timeout); !result.ok()) {
     return result;
   }
-  if (!message.has_plan()) { return {errc::disagreement, "plans differ and rank 0 has none to adopt", 0}; }
-  if (core.rank() == 0) { return planned; }
+  if (!message.has_plan()) {
+    return {errc::disagreement, concat("plans differ and rank ", first, " has none to adopt"), first};
+  }
+  if (core.rank() == first) { return planned; }
   if (auto result = message.read(core.next); !result.ok()) { return result; }
   if (auto result = validate_plan(in_force, core.books.where(), core.next); !result.ok()) { return result; }
   return core.mover.plan();
@@ -159,7 +163,10 @@ template <class Core>
 [[nodiscard]] status prepare_moves(Core& core, status planned = {}, nanoseconds_t start = now()) {
   if (!core.failure.ok()) { return planned; }  // the ranks did not meet to plan: waiting once is enough
   if (planned.ok()) { planned = detail::refuse_expelled(core); }
-  if (planned.ok()) { planned = core.mover.plan(); }
+  if (planned.ok()) {
+    split_among_live(core.books.where(), core.next);
+    planned = core.mover.plan();
+  }
   auto agreed = detail::agree_on_plan(core, planned);
   if (agreed.code() == errc::disagreement && core.options.adopt_first_plan) {
     planned = detail::adopt_first_plan(core, planned);

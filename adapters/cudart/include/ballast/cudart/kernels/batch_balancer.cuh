@@ -34,6 +34,7 @@
 #include <cstring>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -108,7 +109,8 @@ public:
   }
   /// Make the boards of all ranks known, in stream order. All ranks do so once, before the first batch.
   ///
-  /// @param boards  [R] of each rank as this process and device can write to it; this rank's own among them.
+  /// @param boards  [R] of each rank as this process and device can write to it; this rank's own among them. Those of
+  ///                ranks that are dead in every layer's row may be null.
   /// @return `errc::invalid_option` for another number of ranks or a null pointer; `cudart::category()`
   /// @complexity a copy to the device. Waits for nothing.
   [[nodiscard]] status connect(std::span<segment const> boards) {
@@ -116,8 +118,13 @@ public:
       return {errc::invalid_option, ballast::detail::concat("batch_balancer: boards of ", boards.size(),
                                                             " ranks, there are ", rows_.shape().num_ranks)};
     }
+    std::vector<index_t> without;
     for (std::size_t rank = 0; rank < boards.size(); ++rank) {
       if (boards[rank].data != nullptr && boards[rank].size >= board().size) { continue; }
+      if (boards[rank].data == nullptr && is_dead(static_cast<index_t>(rank))) {
+        without.push_back(static_cast<index_t>(rank));
+        continue;
+      }
       return {errc::invalid_option,
               ballast::detail::concat("batch_balancer: the board of rank ", rank, " has ", boards[rank].size,
                                       " bytes, must have ", board().size),
@@ -131,7 +138,10 @@ public:
     auto result = to_status(
         cudaMemcpyAsync(boards_.data(), pointers, boards.size() * sizeof(pointers[0]), cudaMemcpyHostToDevice, stream_),
         "cudaMemcpyAsync");
-    if (result.ok()) { view_.boards = boards_.data(); }
+    if (result.ok()) {
+      view_.boards = boards_.data();
+      without_board_ = std::move(without);
+    }
     return result;
   }
 
@@ -165,7 +175,8 @@ public:
   /// @param where  as at construction but for the live ranks.
   /// @param from   [L, P] placement in force.
   /// @param layer  in [0, L).
-  /// @return `errc::invalid_placement` for one of other sizes, nothing changes then; `cudart::category()`
+  /// @return `errc::invalid_placement` for one of other sizes, `errc::invalid_topology` naming a live rank whose board
+  ///         is not known, nothing changes then; `cudart::category()`
   /// @complexity as `quota_rows::publish`, and one copy to the device. Waits for nothing.
   [[nodiscard]] status publish(topology const& where, placement const& from, index_t layer) {
     auto const& shape = rows_.shape();
@@ -177,6 +188,13 @@ public:
                                       ballast::detail::shape_text(from.shape()), " on ", where.num_slots(),
                                       " slots, it is for ", rows_.num_layers(), " x ", shape.num_logical, " on ",
                                       shape.num_slots)};
+    }
+    for (auto const rank : without_board_) {
+      if (!where.is_live(rank)) { continue; }
+      return {
+          errc::invalid_topology,
+          ballast::detail::concat("batch_balancer: rank ", rank, " is live, and its board is not known: connect anew"),
+          rank};
     }
     detail::capture_guard const guard;
     std::byte* mirror = nullptr;
@@ -283,6 +301,13 @@ private:
   }
   [[nodiscard]] std::size_t bytes_per_row() const noexcept { return rows_.layout().size; }
 
+  /// In every layer.
+  [[nodiscard]] bool is_dead(index_t rank) const {
+    for (index_t layer = 0; layer < rows_.num_layers(); ++layer) {
+      if (rows_.row(layer).is_live(rank)) { return false; }
+    }
+    return true;
+  }
   [[nodiscard]] static topology checked(topology where, index_t rank, placement const& initial,
                                         batch_options const& options) {
     check(where, rank, initial, options).or_throw();
@@ -418,6 +443,7 @@ private:
 
   cudaStream_t stream_;
   topology where_;
+  std::vector<index_t> without_board_;  ///< dead ranks
   quota_rows rows_;
   // Pinned memory outlives the device's, which is not given back before the stream is done with both.
   detail::mirror_rows mirror_;

@@ -102,7 +102,8 @@ __device__ inline batch_verdict judge(batch_view const& v, quota_row row, std::u
   for (;;) {
     auto const found = atomicCAS_system(word, expected, wanted);
     if (found == expected) { return mine; }
-    auto const behind = static_cast<std::int32_t>(tag - count_board::tag_of(found));
+    auto const found_tag = count_board::tag_of(found);  // 0: nobody has written there
+    auto const behind = found_tag == 0 ? 1 : static_cast<std::int32_t>(tag - found_tag);
     if (behind == 0) { return static_cast<batch_verdict>(count_board::word_of(found)); }
     if (behind < 0) { return batch_verdict::resident; }
     expected = found;

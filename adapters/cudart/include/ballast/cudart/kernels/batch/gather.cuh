@@ -148,7 +148,9 @@ private:
     });
     return here;
   }
-  __device__ void miss(index_t source) const { atomicOr(&state.missing, 1ull << (source & 63)); }
+  __device__ void miss(index_t source) const {
+    if (source < 64) { atomicOr(&state.missing, 1ull << source); }
+  }
 };
 
 }  // namespace cudart::detail
