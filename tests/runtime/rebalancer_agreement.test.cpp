@@ -571,6 +571,42 @@ TEST_CASE("where rank 0 is dead the plan of the first live rank is adopted") {
   });
 }
 
+TEST_CASE("what stands in for an expelled rank is compared with nothing before the topology knows") {
+  topology const three{{3, 1, 4, 0}};
+  placement const twice = trivial_placement({num_layers, 6, 12});
+  using rank_of_three = member<keep_placement, layers_per_chunk<>>;
+  // By the call for it, by the first step of a cycle, and by the one that refreshes shares.
+  for (auto const& options : {rebalancer_options{.timeout = patience},
+                              rebalancer_options{.interval = 1, .timeout = patience, .checked_slots = 9},
+                              rebalancer_options{.interval = 9, .share_interval = 1, .timeout = patience}}) {
+    CAPTURE(options.interval);
+    in_process_group group{3};
+    std::vector<std::unique_ptr<rank_of_three>> ranks(3);
+    group.run([&](in_process_endpoint& me) {
+      auto& self = ranks[static_cast<std::size_t>(me.rank())];
+      self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, me, options);
+      self->moved.start().or_throw();
+    });
+    group.expel(2);
+    group.run([&](in_process_endpoint& me) {
+      if (me.rank() == 2) { return; }
+      auto& self = *ranks[static_cast<std::size_t>(me.rank())];
+      self.moved.resume().or_throw();
+      status result;
+      for (int call = 0; call < 3 && result.ok(); ++call) {
+        result = options.interval > 9 ? self.moved.check_replicas() : self.moved.on_forward_pass_end({.tokens = 1});
+      }
+      CHECK(result.code() == errc::invalid_topology);
+      CHECK(result.rank() == 2);
+      self.moved.resume().or_throw();
+      topology left = three;
+      left.set_live(2, false);
+      self.moved.set_topology(left, twice).or_throw();
+      CHECK(self.moved.check_replicas().ok());
+    });
+  }
+}
+
 TEST_CASE("start puts the tables in force that the weights were loaded with") {
   on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t) {
     CHECK(self.store.published() == initial);

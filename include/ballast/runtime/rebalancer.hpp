@@ -263,7 +263,8 @@ public:
 
   /// Compare the bytes of all replicas of every expert, on demand. Call on every rank between two steps.
   /// @return `errc::busy` while a cycle runs, `errc::corrupted` naming layer, expert, slots and ranks, the same on
-  ///         every rank; the state stays as it is then.
+  ///         every rank; the state stays as it is then. `errc::invalid_topology` where the group has expelled a rank
+  ///         that the topology has alive: `set_topology` is due.
   /// @complexity reads every slot that has a replica, and one all-gather of L * S words.
   [[nodiscard]] status check_replicas() {
     return call("check_replicas", [this] { return detail::check_all_replicas(*core_); });

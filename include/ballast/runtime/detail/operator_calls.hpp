@@ -99,6 +99,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status check_all_replicas(Core& core) {
   if (auto result = core.refuse_unless_recording("check_replicas"); !result.ok()) { return result; }
+  if (auto result = detail::refuse_expelled(core); !result.ok()) { return core.fail(std::move(result)); }
   core.books.replicas().sum_all(false);
   auto result = core.books.replicas().compare(core.ranks.control(), core.options.timeout);
   return result.ok() || result.code() == errc::corrupted ? result : core.fail(std::move(result));

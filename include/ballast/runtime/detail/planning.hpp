@@ -35,6 +35,22 @@ namespace detail {
 
 // A cycle up to its first byte: reduce the loads, refresh the shares, plan, agree.
 
+/// Another rank's words stand in for one that the group has shut out, and a plan would move experts from and to it.
+template <class Core>
+[[nodiscard]] status refuse_expelled([[maybe_unused]] Core& core) {
+  if constexpr (expelling_plane<typename Core::control_type>) {
+    auto const& where = core.books.where();
+    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
+      if (!where.is_live(rank) || !core.ranks.control().is_expelled(rank)) { continue; }
+      return {
+          errc::invalid_topology,
+          concat("rebalancer: rank ", rank, " was expelled and the topology still has it alive: set_topology is due"),
+          rank};
+    }
+  }
+  return {};
+}
+
 template <class Core>
 [[nodiscard]] status reduce_loads(Core& core) {
   return core.books.window().reduce(core.recorder, core.ranks.control(), core.options.timeout);
@@ -66,6 +82,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status reduce_and_refresh_shares(Core& core) {
   auto& books = core.books;
+  if (auto result = detail::refuse_expelled(core); !result.ok()) { return core.fail(std::move(result)); }
   if (auto result = books.window().reduce_sum(core.recorder, core.ranks.control(), core.options.timeout);
       !result.ok()) {
     return core.fail(std::move(result));
@@ -140,22 +157,6 @@ template <class Core>
   if (auto result = message.read(core.next); !result.ok()) { return result; }
   if (auto result = validate_plan(in_force, core.books.where(), core.next); !result.ok()) { return result; }
   return core.mover.plan();
-}
-
-/// A plan would move experts from and to a rank that the group has shut out.
-template <class Core>
-[[nodiscard]] status refuse_expelled([[maybe_unused]] Core& core) {
-  if constexpr (expelling_plane<typename Core::control_type>) {
-    auto const& where = core.books.where();
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (!where.is_live(rank) || !core.ranks.control().is_expelled(rank)) { continue; }
-      return {
-          errc::invalid_topology,
-          concat("rebalancer: rank ", rank, " was expelled and the topology still has it alive: set_topology is due"),
-          rank};
-    }
-  }
-  return {};
 }
 
 /// From `next` (or the failure to plan it) to chunks that every rank has agreed on.
@@ -324,6 +325,7 @@ template <class Core>
   auto const start = now();
   auto& books = core.books;
   auto const& options = core.options;
+  if (auto result = detail::refuse_expelled(core); !result.ok()) { return core.fail(std::move(result)); }
   if (options.checked_slots > 0) {
     if (auto result = books.replicas().compare(core.ranks.control(), options.timeout); !result.ok()) {
       return core.fail(std::move(result));
