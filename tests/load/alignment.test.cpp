@@ -559,6 +559,42 @@ TEST_CASE("a recorder that cannot be read is named on every rank, and says why o
   }
 }
 
+TEST_CASE("a dead rank is not named for what another's words say that stand in for its own") {
+  // Ranks 0 and 3 of four are dead; words of rank 1 stand in for theirs.
+  auto const align_one = [](auto recorder, auto spoil) {
+    std::size_t round = 0;
+    auto const gather = [&](std::span<std::uint64_t const> mine, std::vector<std::uint64_t>& all) -> status {
+      all.clear();
+      for (index_t const rank : {1, 1, 2, 1}) {
+        std::vector<std::uint64_t> words(mine.begin(), mine.end());
+        spoil(round, rank, std::span{words});
+        all.insert(all.end(), words.begin(), words.end());
+      }
+      ++round;
+      return {};
+    };
+    loads out;
+    return aligned_history(recorder, gather, out, [](index_t rank) { return rank == 1 || rank == 2; });
+  };
+  auto const unreadable = align_one(strange_recorder{2}, [](std::size_t, index_t rank, std::span<std::uint64_t> words) {
+    if (rank == 1) { words[0] = 0; }
+  });
+  CHECK(unreadable.message() == "aligned_history: the recorder of rank 1 cannot hand its counts out");
+  CHECK(unreadable.rank() == 1);
+  auto const larger = align_one(strange_recorder{2}, [](std::size_t, index_t rank, std::span<std::uint64_t> words) {
+    if (rank == 2) { words[1] = 3; }
+  });
+  CHECK(larger.message().starts_with("aligned_history: rank 2 has 3 buckets, rank 1 has 2, and"));
+  CHECK(larger.rank() == 2);
+  window_recorder recorder{1, 1, {.passes = 2, .buckets = 2}};
+  recorder.end_pass(true);
+  auto const spans = align_one(recorder, [](std::size_t round, index_t rank, std::span<std::uint64_t> words) {
+    if (round == 1 && rank == 1) { words[5] = 9; }  // more passes than its newest span is long
+  });
+  CHECK(spans.code() == errc::disagreement);
+  CHECK(spans.rank() == 1);
+}
+
 TEST_CASE("a gather that fails is handed on, and the recorder stays as it was") {
   decay_recorder recorder{1, 1, {.keep = 32768}};
   REQUIRE(recorder.record_logical(0, loads{100}).ok());

@@ -18,6 +18,7 @@ using ballast_test::on_two_ranks;
 namespace {
 
 constexpr nanoseconds_t patience = 30'000'000'000;
+topology const where{{2, 1, 2, 0}};
 
 /// Two passes of two layers x three experts, one a bucket. Rank r counts 10^r tokens where rank 0 counts one.
 [[nodiscard]] window_recorder counted(index_t rank) {
@@ -49,7 +50,7 @@ TEST_CASE("a window is empty before anything was reduced, and after nothing was 
     CHECK(flat(window.loads()) == std::vector<load_t>(6, 0));
     window_recorder recorder{2, 3, {.passes = 2, .buckets = 2}};
     recorder.end_pass(true);
-    window.reduce(recorder, me, patience).or_throw();
+    window.reduce(recorder, me, where, patience).or_throw();
     CHECK(window.is_empty());
   });
 }
@@ -58,7 +59,7 @@ TEST_CASE("the loads of all ranks are summed, bucket by bucket and over the buck
   on_two_ranks([](in_process_endpoint& me) {
     detail::load_window window{2, 3};
     auto recorder = counted(me.rank());
-    window.reduce(recorder, me, patience).or_throw();
+    window.reduce(recorder, me, where, patience).or_throw();
     CHECK_FALSE(window.is_empty());
     CHECK(flat(window.loads()) == std::vector<load_t>{55, 22, 0, 0, 0, 33});
     REQUIRE(window.history().num_buckets() == 2);
@@ -72,7 +73,7 @@ TEST_CASE("the sum alone is the same sum") {
   on_two_ranks([](in_process_endpoint& me) {
     detail::load_window window{2, 3};
     auto recorder = counted(me.rank());
-    window.reduce_sum(recorder, me, patience).or_throw();
+    window.reduce_sum(recorder, me, where, patience).or_throw();
     CHECK(flat(window.loads()) == std::vector<load_t>{55, 22, 0, 0, 0, 33});
   });
 }
@@ -85,7 +86,8 @@ TEST_CASE("what all ranks have counted can be planned on, however much it is") {
       window_recorder recorder{2, 3, {.passes = 1, .buckets = 1}};
       recorder.record_logical(0, std::vector<load_t>{max_layer_tokens / 4 * 3, 0, 0}).or_throw();
       recorder.end_pass(true);
-      auto const result = sum_alone ? window.reduce_sum(recorder, me, patience) : window.reduce(recorder, me, patience);
+      auto const result = sum_alone ? window.reduce_sum(recorder, me, where, patience)
+                                    : window.reduce(recorder, me, where, patience);
       CHECK(result.ok());
       auto const row = window.loads().row(0);
       CHECK(row[0] > max_layer_tokens / 2);
@@ -99,14 +101,13 @@ TEST_CASE("a rank that does not come fails the reduction, and says who") {
     if (me.rank() == 1) { return; }
     detail::load_window window{2, 3};
     auto recorder = counted(me.rank());
-    auto const result = window.reduce(recorder, me, 50'000'000);
+    auto const result = window.reduce(recorder, me, where, 50'000'000);
     CHECK_FALSE(result.ok());
     CHECK(result.rank() == 1);
   });
 }
 
 TEST_CASE("the balance in force is that of the whole, however it was measured") {
-  topology const where{{2, 1, 2, 0}};
   auto const in_force = trivial_placement({2, 3, 4});
   std::vector<load_t> const tokens{55, 22, 0, 0, 0, 33};
   matrix_view<load_t const> const loads{tokens, 2, 3};

@@ -189,6 +189,20 @@ TEST_CASE("an executor that makes no plan is named to all after one timeout, and
   });
 }
 
+TEST_CASE("a late executor is named, and not the dead rank that its rank's words stand in for") {
+  on_ranks<held_work>(
+      headroom_placement{}, with(true, 50 * milliseconds),
+      [](auto& self, held_work& elsewhere) {
+        run(self, 2);
+        if (self.moved.rank() != 1) { elsewhere.do_all(); }
+        std::this_thread::sleep_for(std::chrono::milliseconds{60});
+        auto const ended = pass(self.moved, some_loads());
+        CHECK(ended.message() == "plan: the executor of rank 1 has made no plan in time");
+        CHECK(self.moved.failure().rank() == 1);
+      },
+      0);
+}
+
 TEST_CASE("disable and resume drop a plan that is being made") {
   for (bool const resumes : {false, true}) {
     on_ranks<held_work>(headroom_placement{}, with(true), [&](auto& self, held_work& elsewhere) {

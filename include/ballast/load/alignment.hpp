@@ -20,6 +20,11 @@
 BALLAST_BEGIN_NAMESPACE
 namespace detail {
 
+/// The words of every rank are its own.
+struct all_live {
+  [[nodiscard]] constexpr bool operator()(index_t) const noexcept { return true; }
+};
+
 /// What a rank says first about what it has recorded. Every rank says as many words.
 struct recorder_summary {
   static constexpr std::size_t num_words = 4;
@@ -63,16 +68,18 @@ void write_spans(Recorder const& recorder, std::size_t size, std::vector<std::ui
   }
 }
 /// The spans of all ranks. Numbers that no recorder gives are refused with the rank that gave them.
-[[nodiscard]] inline status read_spans(std::span<std::uint64_t const> words, std::size_t words_per_rank,
-                                       std::vector<pass_span>& spans) {
+template <class IsLive>
+[[nodiscard]] status read_spans(std::span<std::uint64_t const> words, std::size_t words_per_rank, IsLive const& is_live,
+                                std::vector<pass_span>& spans) {
   spans.clear();
   for (std::size_t at = 0; at + 3 <= words.size(); at += 3) {
+    auto const rank = static_cast<index_t>(at / words_per_rank);
+    if (!is_live(rank)) { continue; }
     pass_span const span{static_cast<std::int64_t>(words[at]), static_cast<std::int64_t>(words[at + 1]),
                          static_cast<std::int64_t>(words[at + 2])};
     if (span.passes == 0) { continue; }
     constexpr auto earliest = std::int64_t{-1} << 62;
     if (span.first < earliest || span.last > 0 || span.passes < 0 || span.passes > span.last - span.first + 1) {
-      auto const rank = static_cast<index_t>(at / words_per_rank);
       return {errc::disagreement,
               concat("aligned_history: rank ", rank, " says that it counted ", span.passes, " passes from ", span.first,
                      " to ", span.last, ", counted back from the last"),
@@ -88,22 +95,26 @@ struct recorder_survey {
   std::int64_t num_spans = 0;
   std::int64_t forgotten = pass_timeline::none;
 
-  [[nodiscard]] status take(std::span<std::uint64_t const> words, bool tells_passes) {
+  template <class IsLive>
+  [[nodiscard]] status take(std::span<std::uint64_t const> words, bool tells_passes, IsLive const& is_live) {
     auto const ranks = words.size() / recorder_summary::num_words;
     auto const of = [&words](std::size_t rank) {
       return recorder_summary::read(words.subspan(rank * recorder_summary::num_words));
     };
+    auto first = ranks;
     for (std::size_t rank = 0; rank < ranks; ++rank) {
+      if (!is_live(static_cast<index_t>(rank))) { continue; }
+      first = std::min(first, rank);
       auto const one = of(rank);
       if (!one.readable) {
         return {errc::invalid_load,
                 concat("aligned_history: the recorder of rank ", rank, " cannot hand its counts out"),
                 static_cast<index_t>(rank)};
       }
-      if (!tells_passes && one.num_buckets != of(0).num_buckets) {
+      if (!tells_passes && one.num_buckets != of(first).num_buckets) {
         return {errc::disagreement,
-                concat("aligned_history: rank ", rank, " has ", one.num_buckets, " buckets, rank 0 has ",
-                       of(0).num_buckets, ", and the recorder does not tell which passes they hold"),
+                concat("aligned_history: rank ", rank, " has ", one.num_buckets, " buckets, rank ", first, " has ",
+                       of(first).num_buckets, ", and the recorder does not tell which passes they hold"),
                 static_cast<index_t>(rank)};
       }
       if (one.num_spans < 0 || one.num_spans > std::numeric_limits<index_t>::max()) {
@@ -161,13 +172,16 @@ template <load_fading Recorder>
 ///                  the rank that has most of them, or never.
 /// @param history   out: [H, L, E] tokens, H the same on every rank. They can be planned on; after adding up,
 ///                  `fit_layers` makes sure of that again.
+/// @param is_live   `is_live(rank) -> bool`, the same on every rank: whether the words of that rank are its own. Those
+///                  that stand in for an expelled rank's are not, and are left out.
 /// @complexity O(H L E + n log n) for the n = R H spans of all ranks, besides the gathers.
 /// @return on every rank alike, but for a failure of `gather`: `errc::invalid_load` when a recorder cannot be read (on
 ///         its own rank, why), `errc::disagreement` for buckets that do not match, naming the rank (`status::rank()`).
 /// @throws std::bad_alloc
 /// @determinism integer arithmetic.
-template <load_recorder Recorder, class Gather>
-[[nodiscard]] status aligned_history(Recorder& recorder, Gather&& gather, std::vector<load_t>& history) {
+template <load_recorder Recorder, class Gather, class IsLive = detail::all_live>
+[[nodiscard]] status aligned_history(Recorder& recorder, Gather&& gather, std::vector<load_t>& history,
+                                     IsLive const& is_live = {}) {
   history.assign(static_cast<std::size_t>(recorder.num_buckets()) * static_cast<std::size_t>(recorder.num_layers()) *
                      static_cast<std::size_t>(recorder.num_logical()),
                  0);
@@ -180,7 +194,7 @@ template <load_recorder Recorder, class Gather>
   }
   if (!read.ok()) { return read; }
   detail::recorder_survey survey;
-  if (auto result = survey.take(all, pass_telling<Recorder>); !result.ok()) { return result; }
+  if (auto result = survey.take(all, pass_telling<Recorder>, is_live); !result.ok()) { return result; }
   if constexpr (pass_telling<Recorder>) {
     static_assert(bucket_placing<Recorder> || load_fading<Recorder>,
                   "aligned_history: a recorder that tells its passes can place() its buckets or fade()");
@@ -188,7 +202,7 @@ template <load_recorder Recorder, class Gather>
     detail::write_spans(recorder, static_cast<std::size_t>(survey.num_spans), mine);
     if (auto result = gather(std::span<std::uint64_t const>{mine}, all); !result.ok()) { return result; }
     std::vector<pass_span> spans;
-    if (auto result = detail::read_spans(all, mine.size(), spans); !result.ok()) { return result; }
+    if (auto result = detail::read_spans(all, mine.size(), is_live, spans); !result.ok()) { return result; }
     pass_timeline const counted{std::move(spans), survey.forgotten};
     if constexpr (load_fading<Recorder>) { return detail::align(recorder, counted, history); }
     if constexpr (bucket_placing<Recorder>) { detail::align(recorder, counted, history); }

@@ -28,10 +28,10 @@ public:
   load_window(index_t num_layers, index_t num_logical)
       : num_layers_{num_layers}, num_logical_{num_logical}, loads_(num_cells(), 0) {}
 
-  /// Reduce the whole window, bucket by bucket; a collective.
+  /// Reduce the whole window, bucket by bucket; a collective of the ranks that are alive in `where`.
   template <load_recorder Recorder, control_plane Control>
-  [[nodiscard]] status reduce(Recorder& recorder, Control& control, nanoseconds_t timeout) {
-    if (auto result = read(recorder, control, timeout); !result.ok()) { return result; }
+  [[nodiscard]] status reduce(Recorder& recorder, Control& control, topology const& where, nanoseconds_t timeout) {
+    if (auto result = read(recorder, control, where, timeout); !result.ok()) { return result; }
     if (auto result = control.all_reduce(history_, timeout); !result.ok()) { return result; }
     fit_layers(history_, history().num_buckets(), num_layers_, num_logical_);
     sum();
@@ -39,8 +39,8 @@ public:
   }
   /// Reduce the sum over the buckets alone, which is less to send; a collective. `history()` is this rank's afterwards.
   template <load_recorder Recorder, control_plane Control>
-  [[nodiscard]] status reduce_sum(Recorder& recorder, Control& control, nanoseconds_t timeout) {
-    if (auto result = read(recorder, control, timeout); !result.ok()) { return result; }
+  [[nodiscard]] status reduce_sum(Recorder& recorder, Control& control, topology const& where, nanoseconds_t timeout) {
+    if (auto result = read(recorder, control, where, timeout); !result.ok()) { return result; }
     sum();
     if (auto result = control.all_reduce(loads_, timeout); !result.ok()) { return result; }
     fit_layers(loads_, 1, num_layers_, num_logical_);
@@ -64,12 +64,12 @@ private:
 
   /// This rank's part, of the same passes on every rank whichever each of them has counted.
   template <class Recorder, class Control>
-  [[nodiscard]] status read(Recorder& recorder, Control& control, nanoseconds_t timeout) {
+  [[nodiscard]] status read(Recorder& recorder, Control& control, topology const& where, nanoseconds_t timeout) {
     auto const gather = [&control, &timeout](std::span<std::uint64_t const> mine, std::vector<std::uint64_t>& all) {
       all.resize(mine.size() * static_cast<std::size_t>(control.num_ranks()));
       return control.all_gather(mine, all, timeout);
     };
-    return aligned_history(recorder, gather, history_);
+    return aligned_history(recorder, gather, history_, [&where](index_t rank) { return where.is_live(rank); });
   }
   void sum() {
     for (index_t layer = 0; layer < num_layers_; ++layer) {

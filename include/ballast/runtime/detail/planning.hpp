@@ -53,7 +53,8 @@ template <class Core>
 
 template <class Core>
 [[nodiscard]] status reduce_loads(Core& core) {
-  return core.books.window().reduce(core.recorder, core.ranks.control(), core.options.timeout);
+  auto& books = core.books;
+  return books.window().reduce(core.recorder, core.ranks.control(), books.where(), core.options.timeout);
 }
 
 // ---- shares ----
@@ -83,10 +84,8 @@ template <class Core>
 [[nodiscard]] status reduce_and_refresh_shares(Core& core) {
   auto& books = core.books;
   if (auto result = detail::refuse_expelled(core); !result.ok()) { return core.fail(std::move(result)); }
-  if (auto result = books.window().reduce_sum(core.recorder, core.ranks.control(), core.options.timeout);
-      !result.ok()) {
-    return core.fail(std::move(result));
-  }
+  auto reduced = books.window().reduce_sum(core.recorder, core.ranks.control(), books.where(), core.options.timeout);
+  if (!reduced.ok()) { return core.fail(std::move(reduced)); }
   books.measure();
   return detail::refresh_shares(core);
 }
@@ -259,15 +258,16 @@ template <class Core>
 /// Whether the plan is made, on every rank. One that waits too long for its executor ends the plan on all of them.
 template <class Core>
 [[nodiscard]] status ask_whether_made(Core& core, bool& made) {
-  enum : std::uint64_t { working, ready, late };
+  enum : std::uint64_t { working, ready, late };  // `late` and the rank, for words may stand in for a dead rank's
   bool const is_late = now() - core.elsewhere.since > core.options.timeout;
-  std::uint64_t const mine[] = {core.elsewhere.plan->is_done() ? ready : is_late ? late : working};
+  auto const too_late = late + static_cast<std::uint64_t>(core.rank());
+  std::uint64_t const mine[] = {core.elsewhere.plan->is_done() ? ready : is_late ? too_late : working};
   std::vector<std::uint64_t> all(static_cast<std::size_t>(core.books.where().num_ranks()));
   if (auto told = core.ranks.control().all_gather(mine, all, core.options.timeout); !told.ok()) { return told; }
   made = std::all_of(all.begin(), all.end(), [](std::uint64_t word) { return word == ready; });
-  auto const found = std::find(all.begin(), all.end(), late);
+  auto const found = std::find_if(all.begin(), all.end(), [](std::uint64_t word) { return word >= late; });
   if (found == all.end()) { return {}; }
-  auto const rank = static_cast<index_t>(found - all.begin());
+  auto const rank = static_cast<index_t>(*found - late);
   return {errc::deadline_exceeded, concat("plan: the executor of rank ", rank, " has made no plan in time"), rank};
 }
 

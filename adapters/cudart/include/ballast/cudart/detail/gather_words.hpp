@@ -51,15 +51,21 @@ template <control_plane Control>
 [[nodiscard]] status meet(Control& control, status mine, nanoseconds_t deadline) {
   enum word : std::uint64_t { ill, well, misses_another };
   std::uint64_t const said = mine.ok() ? well : mine.code() == errc::peer_lost ? misses_another : ill;
+  // And who says so: an expelled rank's words are those of another.
+  constexpr int rank_shift = 2;
+  std::uint64_t const words = static_cast<std::uint64_t>(control.rank()) << rank_shift | said;
   std::vector<std::uint64_t> all(static_cast<std::size_t>(control.num_ranks()));
-  auto result = control.all_gather({&said, 1}, all, ballast::detail::time_until(deadline));
+  auto result = control.all_gather({&words, 1}, all, ballast::detail::time_until(deadline));
   if (said == ill) { return mine; }
   if (!result.ok()) { return mine.ok() ? result : mine; }
-  auto found = std::find(all.begin(), all.end(), static_cast<std::uint64_t>(ill));
+  auto const first = [&all](word what) {
+    return std::find_if(all.begin(), all.end(), [&what](auto const& one) { return (one & 3) == what; });
+  };
+  auto found = first(ill);
   if (found == all.end() && !mine.ok()) { return mine; }
-  if (found == all.end()) { found = std::find(all.begin(), all.end(), static_cast<std::uint64_t>(misses_another)); }
+  if (found == all.end()) { found = first(misses_another); }
   if (found == all.end()) { return {}; }
-  auto const peer = static_cast<index_t>(found - all.begin());
+  auto const peer = static_cast<index_t>(*found >> rank_shift);
   return {errc::peer_lost, ballast::detail::concat("ipc_peers: rank ", peer, " could not share its memory"), peer};
 }
 
