@@ -86,8 +86,8 @@ TEST_CASE("what all ranks have counted can be planned on, however much it is") {
       window_recorder recorder{2, 3, {.passes = 1, .buckets = 1}};
       recorder.record_logical(0, std::vector<load_t>{max_layer_tokens / 4 * 3, 0, 0}).or_throw();
       recorder.end_pass(true);
-      auto const result = sum_alone ? window.reduce_sum(recorder, me, where, patience)
-                                    : window.reduce(recorder, me, where, patience);
+      auto const result =
+          sum_alone ? window.reduce_sum(recorder, me, where, patience) : window.reduce(recorder, me, where, patience);
       CHECK(result.ok());
       auto const row = window.loads().row(0);
       CHECK(row[0] > max_layer_tokens / 2);

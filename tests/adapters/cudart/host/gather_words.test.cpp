@@ -15,8 +15,7 @@ TEST_CASE("who is ill is named, and not the expelled rank that its words stand i
     group.run([&](in_process_endpoint& wire) {
       if (wire.rank() == 0) { return; }
       auto const mine = wire.rank() == 1 ? status{code, "its own", 2} : status{};
-      auto const result =
-          cudart::detail::meet(wire, mine, ballast::detail::deadline_after(ballast_test::patience));
+      auto const result = cudart::detail::meet(wire, mine, ballast::detail::deadline_after(ballast_test::patience));
       CHECK(result.code() == (wire.rank() == 1 ? code : errc::peer_lost));
       CHECK(result.rank() == (wire.rank() == 1 ? 2 : 1));
     });

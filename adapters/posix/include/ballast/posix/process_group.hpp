@@ -274,7 +274,12 @@ public:
       auto const is_missing = [this, &expelled_before](index_t rank) {
         return (expelled_before >> rank & 1) == 0 && !has_voted(rank);
       };
-      decide({decision::drop, {cause::late, late_rank(is_missing)}, {}});
+      auto const culprit = late_rank(is_missing);
+      if (culprit >= 0) {
+        decide({decision::drop, {cause::late, culprit}, {}});
+      } else {
+        static_cast<void>(try_to_decide(expelled_before));  // the last ballot came just now
+      }
     }
     ring_all();
     return read_decision(last_vote_);

@@ -24,7 +24,7 @@ struct suspicion {
 inline constexpr int suspicion_bits = 12;
 
 [[nodiscard]] constexpr std::uint64_t pack(suspicion const& what) noexcept {
-  return static_cast<std::uint64_t>(what.culprit) << 4 | static_cast<std::uint64_t>(what.why);
+  return (static_cast<std::uint64_t>(what.culprit) & 0xff) << 4 | static_cast<std::uint64_t>(what.why);
 }
 /// Take a suspicion out of the lowest bits of a word.
 [[nodiscard]] constexpr suspicion unpack(std::uint64_t word) noexcept {
