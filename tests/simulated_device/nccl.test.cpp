@@ -157,6 +157,27 @@ void compares_blocks(Endpoint& self, law_log& log) {
   meet(self, log);
 }
 
+/// The survivors of `dead` hear at once that NCCL has nothing for them, and what to do.
+template <class Endpoint>
+void refuses_survivors(Endpoint& self, law_log& log, index_t dead) {
+  nccl_law::engine_communicator const engine{self.control, false, false};
+  if (self.rank() == dead) { return; }
+  log.expect_ok(self.control.expel(dead), "expel");
+  log.expect_ok(self.control.regroup(patience), "regroup");
+  nccl::communicator_options const options{.timeout = 2 * slack};
+  auto const begin = ballast::detail::now();
+  nccl::communicator made;
+  for (auto const& result :
+       {nccl::communicator::create(self.control, made, options), self.transport.repair(self.control, options.timeout),
+        nccl::communicator::split(engine.get(), self.control, made, options)}) {
+    log.expect(result.code() == errc::invalid_topology && result.rank() == dead, "refused with: ", result.message());
+    log.expect(result.message().find("peer_copy") != std::string::npos, "no remedy: ", result.message());
+  }
+  log.expect(made.get() == nullptr, "something was made");
+  log.expect(!self.transport.is_lost(), "a healthy communicator was given up");
+  log.expect(ballast::detail::now() - begin < slack, "the dead rank was waited for");
+}
+
 }  // namespace
 
 TEST_CASE("batches over simulated NCCL arrive byte for byte") {
@@ -174,6 +195,12 @@ TEST_CASE("many messages and lists in another order") {
 
 TEST_CASE("a rank without a unique id is not waited for") {
   check({2, 3}, [](auto& self, law_log& log) { hears_of_a_missing_id(self, log); });
+}
+
+TEST_CASE("no communicator is made without a rank that was expelled") {
+  for (index_t const dead : {0, 2}) {
+    check({3}, [&](auto& self, law_log& log) { refuses_survivors(self, log, dead); });
+  }
 }
 
 TEST_CASE("NCCL beside an engine obeys its laws") {

@@ -101,6 +101,8 @@ public:
   /// @return on all ranks a failure where one has failed: its own there (`errc::invalid_option`, `nccl::category()`,
   ///         `errc::deadline_exceeded` when NCCL does not come to an end), elsewhere what the control plane says of its
   ///         vote. A rank that cannot take part, rank 0 without a unique id among them, makes all ranks fail at once.
+  ///         So does one that the group has expelled, where the control plane can tell (`expelling_plane`):
+  ///         `errc::invalid_topology`, which names it.
   /// @complexity a broadcast and two votes of the control plane
   /// @throws std::bad_alloc
   template <control_plane Control>
@@ -117,8 +119,9 @@ public:
     cudart::detail::capture_guard const guard;
     auto const deadline = ballast::detail::deadline_after(options.timeout);
     if (mine.ok()) { mine = validate(options); }
+    if (mine.ok()) { mine = refuse_expelled(control); }
     unique_id id;
-    if (auto result = share_id(mine, control, id, deadline); !result.ok()) { return result; }
+    if (auto result = share_id(mine, control, id, deadline); !result.ok()) { return mine.ok() ? result : mine; }
     if (auto result = all_take_part(control, mine, deadline); !result.ok()) { return result; }
     auto const call = std::make_shared<detail::fresh>(static_cast<int>(control.num_ranks()),
                                                       static_cast<int>(control.rank()), id.value, config_of(options));
@@ -141,6 +144,7 @@ public:
     auto const deadline = ballast::detail::deadline_after(options.timeout);
     auto mine = validate(options);
     if (parent == nullptr) { mine = {errc::invalid_option, "communicator: null parent"}; }
+    if (mine.ok()) { mine = refuse_expelled(control); }
     if (auto result = all_take_part(control, mine, deadline); !result.ok()) { return result; }
     auto const call = std::make_shared<detail::child>(parent, static_cast<int>(control.rank()),
                                                       options.parent_shares_nothing, config_of(options));
@@ -195,6 +199,22 @@ private:
     if (options.min_ctas > 0) { config.minCTAs = options.min_ctas; }
     config.splitShare = 0;
     return config;
+  }
+
+  /// NCCL waits for every rank of the group, also for one that has been shut out.
+  template <control_plane Control>
+  [[nodiscard]] static status refuse_expelled([[maybe_unused]] Control const& control) {
+    if constexpr (expelling_plane<Control>) {
+      for (index_t rank = 0; rank < control.num_ranks(); ++rank) {
+        if (!control.is_expelled(rank)) { continue; }
+        return {errc::invalid_topology,
+                ballast::detail::concat("communicator: NCCL's has all ranks of the group, and rank ", rank,
+                                        " was expelled: make a new group and transport of the survivors, or move with "
+                                        "peer_copy"),
+                rank};
+      }
+    }
+    return {};
   }
 
   /// @return a failure of the control plane; that rank 0 has no id is told in `mine`.

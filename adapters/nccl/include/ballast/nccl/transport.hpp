@@ -195,7 +195,8 @@ public:
   /// @param timeout  nanoseconds, in all.
   /// @return `errc::busy` on a rank with an open batch, `errc::invalid_option` on one that the control plane numbers
   ///         otherwise, and then a failure on all; otherwise as `communicator::create`. A failure leaves the transport
-  ///         as it is after a failed batch: repair it again.
+  ///         as it is after a failed batch: repair it again. Not once a rank was expelled, which
+  ///         `errc::invalid_topology` tells: a communicator has all ranks of the group.
   /// @complexity as `communicator::create`. A quarter of the time at most goes by until the old communicator is
   ///             aborted, and another until its kernels have ended.
   template <control_plane Control>
@@ -209,6 +210,7 @@ public:
   [[nodiscard]] status reconnect(Control& control, communicator_options const& options = {}) {
     cudart::detail::capture_guard const guard;
     status mine = open_ ? already_open() : check_group(control.rank(), control.num_ranks());
+    if (mine.ok()) { mine = communicator::refuse_expelled(control); }
     auto rest = options;
     if (mine.ok()) {
       auto const deadline = ballast::detail::deadline_after(options.timeout);
