@@ -3,6 +3,7 @@
 #define BALLAST_CONTROL_DETAIL_NODE_PLANE_HPP
 
 #include <ballast/control/control.hpp>
+#include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
 
@@ -32,38 +33,79 @@ public:
   [[nodiscard]] index_t num_ranks() const noexcept { return count_; }
   [[nodiscard]] std::uint64_t membership() const { return all_->membership(); }
 
-  /// @complexity one all-gather over all ranks; R * `values.size()` words
+  [[nodiscard]] bool is_expelled(index_t rank) const
+    requires expelling_plane<Control>
+  {
+    return all_->is_expelled(first_ + rank);
+  }
+
+  /// @complexity one all-gather over all ranks; R * (`values.size()` + 1) words
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
     std::vector<std::uint64_t> const mine(values.begin(), values.end());
-    std::vector<std::uint64_t> node(mine.size() * static_cast<std::size_t>(count_));
-    if (auto result = all_gather(mine, node, timeout); !result.ok()) { return result; }
+    gathered node;
+    if (auto result = gather(mine, node, timeout); !result.ok()) { return result; }
     std::fill(values.begin(), values.end(), 0);
-    for (std::size_t i = 0; i < node.size(); ++i) { values[i % values.size()] += static_cast<std::int64_t>(node[i]); }
+    for (index_t rank = 0; rank < count_; ++rank) {
+      if (!node.is_live(rank)) { continue; }
+      auto const theirs = node.of(rank);
+      for (std::size_t i = 0; i < values.size(); ++i) { values[i] += static_cast<std::int64_t>(theirs[i]); }
+    }
     return {};
   }
-  /// @complexity one all-gather over all ranks; R * `mine.size()` words
-  [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> node,
+  /// Words of the node's lowest live rank stand in for those of an expelled one.
+  /// @complexity one all-gather over all ranks; R * (`mine.size()` + 1) words
+  [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> out,
                                   nanoseconds_t timeout) {
-    std::vector<std::uint64_t> all(mine.size() * static_cast<std::size_t>(all_->num_ranks()));
-    if (auto result = all_->all_gather(mine, all, timeout); !result.ok()) { return result; }
-    auto const begin = mine.size() * static_cast<std::size_t>(first_);
-    std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(begin), node.size(), node.begin());
+    gathered node;
+    if (auto result = gather(mine, node, timeout); !result.ok()) { return result; }
+    index_t lowest = 0;
+    while (lowest < rank() && !node.is_live(lowest)) { ++lowest; }
+    for (index_t r = 0; r < count_; ++r) {
+      auto const theirs = node.of(node.is_live(r) ? r : lowest);
+      std::ranges::copy(theirs,
+                        out.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r) * mine.size()));
+    }
     return {};
   }
-  /// @complexity one all-gather over all ranks of as many bytes
+  /// @return `errc::peer_lost` for a root that was expelled; all ranks have taken part then.
+  /// @complexity one all-gather over all ranks of as many bytes and a word
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
     auto const words = (bytes.size() + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
     std::vector<std::uint64_t> mine(words);
-    std::memcpy(mine.data(), bytes.data(), bytes.size());
-    std::vector<std::uint64_t> node(words * static_cast<std::size_t>(count_));
-    if (auto result = all_gather(mine, node, timeout); !result.ok()) { return result; }
-    std::memcpy(bytes.data(), node.data() + words * static_cast<std::size_t>(root), bytes.size());
+    if (!bytes.empty()) { std::memcpy(mine.data(), bytes.data(), bytes.size()); }
+    gathered node;
+    if (auto result = gather(mine, node, timeout); !result.ok()) { return result; }
+    if (!node.is_live(root)) { return {errc::peer_lost, concat("broadcast: root rank ", root, " was expelled"), root}; }
+    if (!bytes.empty()) { std::memcpy(bytes.data(), node.of(root).data(), bytes.size()); }
     return {};
   }
   [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) { return all_->vote(yes, timeout); }
   [[nodiscard]] vote_result recall(nanoseconds_t timeout) { return all_->recall(timeout); }
 
 private:
+  /// The words of each rank of the node. Before them its number among all ranks: another one's where it was expelled.
+  struct gathered {
+    index_t first = 0;
+    std::size_t words = 0;  // of a rank
+    std::vector<std::uint64_t> all;
+
+    [[nodiscard]] std::span<std::uint64_t const> frame_of(index_t rank) const noexcept {
+      return std::span{all}.subspan(static_cast<std::size_t>(first + rank) * words, words);
+    }
+    [[nodiscard]] bool is_live(index_t rank) const noexcept {
+      return frame_of(rank)[0] == static_cast<std::uint64_t>(first + rank);
+    }
+    [[nodiscard]] std::span<std::uint64_t const> of(index_t rank) const noexcept { return frame_of(rank).subspan(1); }
+  };
+
+  [[nodiscard]] status gather(std::span<std::uint64_t const> mine, gathered& out, nanoseconds_t timeout) {
+    std::vector<std::uint64_t> tagged{static_cast<std::uint64_t>(all_->rank())};
+    tagged.insert(tagged.end(), mine.begin(), mine.end());
+    out = {first_, tagged.size(),
+           std::vector<std::uint64_t>(tagged.size() * static_cast<std::size_t>(all_->num_ranks()))};
+    return all_->all_gather(tagged, out.all, timeout);
+  }
+
   Control* all_;
   index_t first_;
   index_t count_;

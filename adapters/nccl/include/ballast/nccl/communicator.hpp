@@ -121,7 +121,7 @@ public:
     if (mine.ok()) { mine = validate(options); }
     if (mine.ok()) { mine = refuse_expelled(control); }
     unique_id id;
-    if (auto result = share_id(mine, control, id, deadline); !result.ok()) { return mine.ok() ? result : mine; }
+    if (auto result = share_id(mine, control, id, deadline); !result.ok() && mine.ok()) { return result; }
     if (auto result = all_take_part(control, mine, deadline); !result.ok()) { return result; }
     auto const call = std::make_shared<detail::fresh>(static_cast<int>(control.num_ranks()),
                                                       static_cast<int>(control.rank()), id.value, config_of(options));
