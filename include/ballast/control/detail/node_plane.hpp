@@ -62,8 +62,7 @@ public:
     while (lowest < rank() && !node.is_live(lowest)) { ++lowest; }
     for (index_t r = 0; r < count_; ++r) {
       auto const theirs = node.of(node.is_live(r) ? r : lowest);
-      std::ranges::copy(theirs,
-                        out.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r) * mine.size()));
+      std::ranges::copy(theirs, out.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(r) * mine.size()));
     }
     return {};
   }
