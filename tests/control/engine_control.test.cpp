@@ -39,7 +39,7 @@ struct gather_on {
   }
 };
 using control = ballast::engine_control<gather_on>;
-static_assert(ballast::regrouping_plane<control>);
+static_assert(ballast::regrouping_plane<control> && ballast::expelling_plane<control>);
 
 struct engine_endpoint : ballast_test::law_endpoint<control, ballast::in_process_endpoint> {
   static constexpr bool is_over_a_channel = true;
@@ -592,8 +592,12 @@ TEST_CASE("an expelled rank adds nothing, and others' words stand in for its own
   };
   auto plane = plane_with({.what = frame::reduces, .payload = 30});
   std::array<std::int64_t, 1> sum{5};
+  CHECK_FALSE(plane.is_expelled(1));
   CHECK(plane.all_reduce(sum, 0).ok());
   CHECK(sum[0] == 35);
+  CHECK(plane.is_expelled(1));
+  CHECK_FALSE(plane.is_expelled(0));
+  CHECK_FALSE(plane.is_expelled(2));
 
   auto gathering = plane_with({.what = frame::gathers, .payload = 30});
   std::array<std::uint64_t, 1> const mine{5};

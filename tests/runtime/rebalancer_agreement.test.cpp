@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // What ranks compare before they act, and what becomes of them when a vote or a commit goes wrong.
+#include <ballast/control/engine_control.hpp>
 #include <ballast/load/decay_recorder.hpp>
 #include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
@@ -605,6 +606,50 @@ TEST_CASE("what stands in for an expelled rank is compared with nothing before t
       CHECK(self.moved.check_replicas().ok());
     });
   }
+}
+
+TEST_CASE("a control plane on an engine's channel tells of expelled ranks too") {
+  struct channel {
+    in_process_endpoint* wire;
+    status operator()(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all, nanoseconds_t timeout) const {
+      return wire->all_gather(mine, all, timeout);
+    }
+  };
+  struct members {
+    in_process_endpoint* wire;
+    std::uint64_t operator()() const { return wire->membership(); }
+  };
+  using plane = engine_control<channel, members>;
+  using rank_of_three = member<keep_placement, layers_per_chunk<>, host_store, in_process_endpoint, plane>;
+  topology const three{{3, 1, 4, 0}};
+  placement const twice = trivial_placement({num_layers, 6, 12});
+  in_process_group group{3};
+  std::vector<std::unique_ptr<plane>> planes(3);
+  std::vector<std::unique_ptr<rank_of_three>> ranks(3);
+  group.run([&](in_process_endpoint& me) {
+    auto const rank = static_cast<std::size_t>(me.rank());
+    planes[rank] = std::make_unique<plane>(me.rank(), 3, channel{&me}, engine_control_options{}, members{&me});
+    ranks[rank] = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, *planes[rank],
+                                                  me, rebalancer_options{.timeout = patience});
+    ranks[rank]->moved.start().or_throw();
+    CHECK_FALSE(planes[rank]->is_expelled(2));
+  });
+  group.expel(2);
+  group.run([&](in_process_endpoint& me) {
+    if (me.rank() == 2) { return; }
+    auto& self = *ranks[static_cast<std::size_t>(me.rank())];
+    self.moved.resume().or_throw();
+    auto const early = self.moved.check_replicas();
+    CHECK(early.code() == errc::invalid_topology);
+    CHECK(early.rank() == 2);
+    self.moved.resume().or_throw();
+    CHECK(self.moved.apply(twice).code() == errc::invalid_topology);
+    self.moved.resume().or_throw();
+    topology left = three;
+    left.set_live(2, false);
+    self.moved.set_topology(left, twice).or_throw();
+    CHECK(self.moved.check_replicas().ok());
+  });
 }
 
 TEST_CASE("start puts the tables in force that the weights were loaded with") {

@@ -2,6 +2,7 @@
 #ifndef BALLAST_CONTROL_ENGINE_CONTROL_HPP
 #define BALLAST_CONTROL_ENGINE_CONTROL_HPP
 
+#include <ballast/contract.hpp>
 #include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
@@ -152,11 +153,18 @@ public:
     validate(rank, num_ranks, options).or_throw();
     frame_.resize(options.frame_words);
     frames_.resize(options.frame_words * static_cast<std::size_t>(num_ranks));
+    expelled_.resize(static_cast<std::size_t>(num_ranks));
   }
 
   [[nodiscard]] index_t rank() const noexcept { return rank_; }
   [[nodiscard]] index_t num_ranks() const noexcept { return num_ranks_; }
   [[nodiscard]] std::uint64_t membership() const { return membership_(); }
+  /// Whether the group has shut that rank out, as of the last all-gather that went well here: another rank's words
+  /// stood in for its own. @param rank in [0, R)
+  [[nodiscard]] bool is_expelled(index_t rank) const {
+    BALLAST_EXPECTS_BELOW(rank, num_ranks_, "is_expelled: rank");
+    return expelled_[static_cast<std::size_t>(rank)];
+  }
 
   [[nodiscard]] status all_reduce(std::span<std::int64_t> values, nanoseconds_t timeout) {
     if (auto refusal = begin_call(); !refusal.ok()) { return refusal; }
@@ -572,6 +580,9 @@ private:
     auto result = ask(std::min(detail::time_until(deadline), longest));
     if (result.ok()) { result = check_frames(); }
     heard_ = result.ok();
+    for (index_t rank = 0; heard_ && rank < num_ranks_; ++rank) {
+      expelled_[static_cast<std::size_t>(rank)] = !is_live(rank);
+    }
     bool const is_out =
         result.code() == make_error_code(errc::peer_lost) || result.code() == make_error_code(errc::stale_membership);
     if (is_out || heard_) { lost_ = result; }
@@ -683,6 +694,7 @@ private:
   std::vector<std::uint64_t> frame_;
   std::vector<std::uint64_t> frames_;  // [R, frame]
   bool heard_ = false;                 // the last all-gather succeeded: all frames are there
+  std::vector<bool> expelled_;         // [R] whose frame was another's in the last that did
 
   std::uint64_t generation_ = 0;
   std::uint64_t proposal_ = 1;  // for the next generation
