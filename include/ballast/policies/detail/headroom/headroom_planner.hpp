@@ -44,6 +44,7 @@ public:
         counts_(loads_.size()),
         rank_of_(loads_.size()),
         slot_of_(loads_.size()),
+        block_of_(loads_.size()),
         given_up_(loads_.size()),
         live_ranks_{live_ranks(where)} {
     auto const ranks = live_ranks_.size();
@@ -53,6 +54,9 @@ public:
     block_load_.resize(ranks * static_cast<std::size_t>(id_blocks_));
     near_load_.resize(block_load_.size());
     part_of_.resize(ranks);
+    for (index_t expert = 0; expert < num_logical; ++expert) {
+      at(block_of_, expert) = static_cast<index_t>(std::int64_t{expert} * id_blocks_ / num_logical);
+    }
   }
 
   /// `[E]` tokens to plan for, to be filled in.
@@ -91,9 +95,7 @@ private:
   [[nodiscard]] index_t num_logical() const noexcept { return static_cast<index_t>(loads_.size()); }
   [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(live_ranks_.size()); }
   [[nodiscard]] index_t& count(index_t expert) { return at(counts_, expert); }
-  [[nodiscard]] index_t block_of(index_t expert) const {
-    return static_cast<index_t>(std::int64_t{expert} * id_blocks_ / num_logical());
-  }
+  [[nodiscard]] index_t block_of(index_t expert) const { return at(block_of_, expert); }
   [[nodiscard]] load_t& block_load(index_t rank, index_t expert) {
     return at(block_load_, rank * id_blocks_ + block_of(expert));
   }
@@ -301,7 +303,8 @@ private:
   [[nodiscard]] exchange_of_singles best_even_exchange(index_t hot, load_t goal, load_t strange) {
     exchange_of_singles best{at(even_load_, hot), -1, -1};
     for (index_t rank = 0; rank < num_ranks(); ++rank) {
-      if (at(even_load_, rank) >= best.height) { continue; }
+      // No exchange brings the higher of the two below their mean.
+      if (std::max((at(even_load_, hot) + at(even_load_, rank)) / 2, goal) >= best.height) { continue; }
       for (auto const given : singles_of(hot)) {
         for (auto const taken : singles_of(rank)) {
           auto const difference = (at(loads_, given) - at(loads_, taken)) * key_unit;
@@ -405,6 +408,7 @@ private:
   std::vector<index_t> counts_;          // [E]
   std::vector<index_t> rank_of_;         // [E] of single experts
   std::vector<index_t> slot_of_;         // [E] of single experts
+  std::vector<index_t> block_of_;        // [E] of neighbours in id
   std::vector<unsigned char> given_up_;  // [E] single experts whose exchange did not help
   std::vector<index_t> live_ranks_;
   std::vector<index_t> filled_;     // [live ranks] slots in use

@@ -581,7 +581,7 @@ private:
   [[nodiscard]] bool take_fresh_layout() {
     slice_.spend(work_of_slot * map_.num_slots());
     auto const stress = stress_(where_, map_);
-    if (stress < layout_stress::unit + least_relief) { return false; }
+    if (stress < least_stress() + least_relief) { return false; }
     slice_.spend((work_of_layout + map_.num_ranks()) * map_.num_slots());
     auto const row = next_->edit(layer_).logical_of_slot;
     std::copy(tokens_.begin(), tokens_.end(), fresh_.loads().begin());
@@ -596,6 +596,13 @@ private:
     if (!is_worth(stress - stress_(where_, other_), other_)) { return false; }
     std::swap(map_, other_);
     return true;
+  }
+  /// What any layout from scratch is under at least: neighbours in id can be spread the less the fewer slots a rank has.
+  /// A bound from experience, with room (docs/incremental.md), that saves making most of those that are not taken.
+  [[nodiscard]] load_t least_stress() const noexcept {
+    constexpr load_t many = 9;
+    auto const slots = load_t{map_.first_slot(1)};
+    return layout_stress::unit + layout_stress::unit / 4 / std::max(slots, slots * slots / many);
   }
   /// Where ranks have few slots, a layout may be far from balance. What it moved anyway may go elsewhere for nothing.
   void balance_layout() {

@@ -213,6 +213,7 @@ private:
   using numbers = move_search_numbers;
   enum class task : unsigned char { none, first_descent, retries };
   static constexpr index_t none = replica_map::none;
+  static constexpr index_t barred = replica_map::barred;
   static constexpr unsigned char no = 0, yes = 1, maybe = 2;
   static constexpr unsigned char is_unsorted = 0, is_outdated = 1, is_sorted = 2;
 
@@ -509,17 +510,19 @@ private:
   void propose(load_t gain, index_t moves, change proposal) {
     if (map_->moves() + moves > limits_.max_moves) { return; }
     if (moves <= 0 && (is_settled(proposal.slot) || is_settled(proposal.other_slot))) { return; }
-    proposal.worth = moves > 1 ? gain / moves : gain;
     auto& best = moves <= 0 ? free_ : paid_;
-    if (proposal.worth <= best.worth || !limits_.allow(*map_, proposal.slot, proposal.expert)) { return; }
-    if (proposal.other_slot != none && !limits_.allow(*map_, proposal.other_slot, proposal.other_expert)) { return; }
+    proposal.worth = moves > 1 ? gain / moves : gain;
+    if (proposal.worth <= best.worth) { return; }
     if (has_nodes_) {
       // Of candidates that are about as good, prefer the one whose bytes stay inside a node.
-      proposal.worth -= proposal.worth / numbers::remote_discount * (is_remote(proposal.slot, proposal.expert) ? 1 : 0);
+      proposal.worth -= is_remote(proposal.slot, proposal.expert) ? proposal.worth / numbers::remote_discount : 0;
       proposal.worth -=
-          proposal.worth / numbers::remote_discount * (is_remote(proposal.other_slot, proposal.other_expert) ? 1 : 0);
+          is_remote(proposal.other_slot, proposal.other_expert) ? proposal.worth / numbers::remote_discount : 0;
+      if (proposal.worth <= best.worth) { return; }
     }
-    if (proposal.worth > best.worth) { best = proposal; }
+    if (!limits_.allow(*map_, proposal.slot, proposal.expert)) { return; }
+    if (proposal.other_slot != none && !limits_.allow(*map_, proposal.other_slot, proposal.other_expert)) { return; }
+    best = proposal;
   }
   /// Whether a change with such a gain may be the best so far, if it takes few moves.
   [[nodiscard]] bool is_of_use(load_t gain) const { return gain > std::min(free_.worth, paid_.worth); }
@@ -732,43 +735,54 @@ private:
     bool const may_be_full = most / 2 > paid_.worth;
     bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
     if (!may_be_cheap && !may_be_full) { return false; }
-    bool const some_cheap = may_be_cheap && find_discounts(rank);
+    find_fares(rank);
+    bool const some_cheap = cheap_row_ || !cheap_slots_.empty();
     if (!some_cheap && !may_be_full) { return true; }
-    exchanges const all{rank, excess(hot_) + room, most, some_cheap};
+    exchanges const all{rank, excess(hot_), room, some_cheap, may_be_full};
     if (map_->first_slot(1) > numbers::few_slots) {
       look_at_sorted_exchanges(all);
-      return true;
-    }
-    auto const mine = map_->slot_loads(hot_);
-    auto const theirs = map_->slot_loads(rank);
-    for (std::size_t i = 0; i < mine.size(); ++i) {
-      for (std::size_t k = 0; k < theirs.size(); ++k) {
-        auto const most_worth = all.most_by_difference(mine[i] - theirs[k]);
-        if (most_worth <= paid_.worth) { continue; }
-        bool const cheap = some_cheap && (discount_[i] | other_discount_[k]) != 0;
-        if (cheap || most_worth / 2 > paid_.worth) { look_at_pair(rank, i, k); }
-      }
+    } else {
+      look_at_all_exchanges(all);
     }
     return true;
   }
   /// The exchanges of the costliest rank with another one.
   struct exchanges {
     index_t rank;
-    load_t reach;     ///< excess of the costliest rank and room of the other one
-    load_t most;      ///< the lesser of the two
-    bool some_cheap;  ///< some take less than two moves
+    load_t reach;      ///< excess of the costliest rank and room of the other one
+    load_t most;       ///< the lesser of the two
+    bool some_cheap;   ///< some take less than two moves
+    bool may_be_full;  ///< one of two moves may be of use
+
+    exchanges(index_t with, load_t excess, load_t room, bool has_cheap, bool has_full) noexcept
+        : rank{with}, reach{excess + room}, most{std::min(excess, room)}, some_cheap{has_cheap}, may_be_full{has_full} {}
+
     /// What one removes is at most the difference of the loads, and at most what stays below `reach`;
     [[nodiscard]] load_t most_by_difference(load_t difference) const noexcept {
       return cost_is_load<Cost> ? std::min(difference, reach - difference) : difference;
     }
-    /// and no more than `most`.
+    /// and no more than `most`; where the cost is the load it is no less either.
     [[nodiscard]] load_t most_gain(load_t difference) const noexcept {
       return std::min(most_by_difference(difference), most);
     }
   };
-  void look_at_pair(index_t rank, std::size_t i, std::size_t k) {
-    look_at_exchange(map_->first_slot(hot_) + static_cast<index_t>(i),
-                     map_->first_slot(rank) + static_cast<index_t>(k));
+  /// Of few slots, the pairs that may take less than two moves, and all others of slots where those may be of use.
+  void look_at_all_exchanges(exchanges const& of) {
+    auto const mine = map_->slot_loads(hot_);
+    auto const theirs = map_->slot_loads(of.rank);
+    auto const [lightest, heaviest] = std::ranges::minmax(theirs);
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      auto const most = mine[i] - lightest;
+      if (fare_[i] == barred || most <= paid_.worth) { continue; }
+      auto const worth = 2 * paid_.worth + 1;
+      bool const may_be_full =
+          of.may_be_full && most > worth && (!cost_is_load<Cost> || of.reach - (mine[i] - heaviest) > worth);
+      if (fare_[i] < 1 || may_be_full) {
+        for (std::size_t k = 0; k < theirs.size(); ++k) { look_at_pair(of, i, k, mine[i] - theirs[k]); }
+      } else {
+        for (auto const k : cheap_slots_) { look_at_pair(of, i, k, mine[i] - theirs[k]); }
+      }
+    }
   }
   /// Slots of another rank, the lightest first; they are walked through once for all slots of the costliest rank, in
   /// the same order.
@@ -815,10 +829,12 @@ private:
     cheap_by_load_.clear();
     if (of.some_cheap) {
       std::copy_if(theirs.begin(), theirs.end(), std::back_inserter(cheap_by_load_),
-                   [this](loaded_slot const& one) { return other_discount_[one.second] != 0; });
+                   [this](loaded_slot const& one) { return other_fare_[one.second] < 1; });
     }
     auto const best = most_promising(of, theirs);
-    if (best.worth > 0) { look_at_pair(of.rank, best.i, best.k); }
+    if (best.worth > 0) {
+      look_at_pair(of, best.i, best.k, map_->slot_loads(hot_)[best.i] - map_->slot_loads(of.rank)[best.k]);
+    }
     find_rows(of, theirs);
     auto const mine = map_->slot_loads(hot_);
     for (std::size_t i = 0; i < mine.size(); ++i) {
@@ -827,7 +843,7 @@ private:
       look_at_those_above(of, cheap_by_load_, i, mine[i], 1, is_cheap(of, i) ? free_ : paid_);
     }
   }
-  [[nodiscard]] bool is_cheap(exchanges const& of, std::size_t i) const { return of.some_cheap && discount_[i] != 0; }
+  [[nodiscard]] bool is_cheap(exchanges const& of, std::size_t i) const { return of.some_cheap && fare_[i] < 1; }
   /// Find the slots of the costliest rank for which some exchange may be worth more.
   void find_rows(exchanges const& of, std::span<loaded_slot const> theirs) {
     rows_.resize(theirs.size());
@@ -849,7 +865,7 @@ private:
                  ? std::lower_bound(slots.begin(), slots.end(), loaded_slot{load - of.reach + best.worth * moves, 0})
                  : slots.begin();
     for (; k != slots.end() && k->first < load - best.worth * moves; ++k) {
-      if (of.most_gain(load - k->first) > best.worth * moves) { look_at_pair(of.rank, i, k->second); }
+      if (of.most_gain(load - k->first) > best.worth * moves) { look_at_pair(of, i, k->second, load - k->first); }
     }
   }
   /// What an exchange may be worth.
@@ -886,39 +902,35 @@ private:
       }
     }
   };
-  /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
-  /// @return whether any can.
-  [[nodiscard]] bool find_discounts(index_t rank) {
-    unsigned char any = 0;
-    auto const slots = map_->first_slot(1);
-    discount_.resize(static_cast<std::size_t>(slots));
-    other_discount_.resize(static_cast<std::size_t>(slots));
-    for (index_t i = 0; i < slots; ++i) {
-      at(discount_, i) = is_discounted(map_->first_slot(hot_) + i, rank);
-      at(other_discount_, i) = is_discounted(map_->first_slot(rank) + i, hot_);
-      any |= static_cast<unsigned char>(at(discount_, i) | at(other_discount_, i));
+  /// What each slot's expert adds to the moves when it goes to the other rank: 1, less what it undoes.
+  void find_fares(index_t rank) {
+    auto const slots = static_cast<std::size_t>(map_->first_slot(1));
+    fare_.resize(slots);
+    other_fare_.resize(slots);
+    cheap_row_ = map_->find_fares(hot_, rank, fare_);
+    cheap_slots_.clear();
+    if (!map_->find_fares(rank, hot_, other_fare_)) { return; }
+    for (std::size_t k = 0; k < slots; ++k) {
+      if (other_fare_[k] < 1) { cheap_slots_.push_back(k); }
     }
-    return any != 0;
   }
-  /// Whether the slot's expert has arrived there, or left the other rank, which held a copy as well.
-  [[nodiscard]] unsigned char is_discounted(index_t slot, index_t to) const {
-    auto const expert = map_->expert(slot);
-    if (expert != map_->expert_before(slot) && map_->refund(slot) == 1) { return 1; }
-    return map_->changed(to) && map_->held(to, expert) ? 1 : 0;
-  }
-  void look_at_exchange(index_t slot, index_t other) {
+  /// @param i, k        slots of the costliest rank and of the other one
+  /// @param difference  of their loads
+  void look_at_pair(exchanges const& of, std::size_t i, std::size_t k, load_t difference) {
+    constexpr index_t most_moves = 2;  // more where one is barred
+    auto const most = of.most_by_difference(difference);
+    auto const moves = fare_[i] + other_fare_[k];
+    if (most <= paid_.worth || moves > most_moves || (moves > 1 && most / 2 <= paid_.worth)) { return; }
     --work_;
-    auto const rank = map_->rank_of(other);
-    auto const given = map_->expert(slot);
-    auto const taken = map_->expert(other);
-    if (map_->holds(rank, given) || map_->holds(hot_, taken)) { return; }
-    auto const difference = map_->slot_load(slot) - map_->slot_load(other);
-    auto const gain = excess(hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
-                      excess_of(rank, map_->rank_load(rank) + difference);
+    auto const gain = cost_is_load<Cost> ? std::min(most, of.most) : gain_of_exchange(of.rank, difference);
     if (!is_of_use(gain)) { return; }
-    auto const moves =
-        map_->arrival(rank, given) + map_->arrival(hot_, taken) - map_->refund(slot) - map_->refund(other);
-    propose(gain, moves, {0, slot, taken, other, given});
+    auto const slot = map_->first_slot(hot_) + static_cast<index_t>(i);
+    auto const other = map_->first_slot(of.rank) + static_cast<index_t>(k);
+    propose(gain, moves, {0, slot, map_->expert(other), other, map_->expert(slot)});
+  }
+  [[nodiscard]] load_t gain_of_exchange(index_t rank, load_t difference) const {
+    return excess(hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
+           excess_of(rank, map_->rank_load(rank) + difference);
   }
 
   // ---- the exact gain of a candidate ----
@@ -1021,8 +1033,10 @@ private:
   std::vector<loaded_slot>
       cheap_by_load_;                    ///< those of a rank that can take part in an exchange of less than two moves
   std::vector<unsigned char> rows_;      ///< [S] of the costliest rank, worth a look for the exchanges at hand
-  std::vector<unsigned char> discount_;  ///< [S] of the costliest rank
-  std::vector<unsigned char> other_discount_;  ///< [S]
+  std::vector<index_t> fare_;            ///< [S] of the costliest rank's slots, see `find_fares`
+  std::vector<index_t> other_fare_;      ///< [S] of the other rank's
+  bool cheap_row_ = false;               ///< some slot of the costliest rank has a fare below 1
+  std::vector<std::size_t> cheap_slots_;  ///< of the other rank, those that have
   std::vector<entry> journal_;
   std::vector<assignment> trail_;
   std::vector<std::size_t> bests_;

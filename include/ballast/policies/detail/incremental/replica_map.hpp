@@ -23,6 +23,7 @@ namespace detail {
 class replica_map {
 public:
   static constexpr index_t none = -1;
+  static constexpr index_t barred = 4;  ///< as a fare: above what two of them may be
 
   /// Take a layer over.
   ///
@@ -40,6 +41,7 @@ public:
     rank_.resize(slots);
     slot_load_.resize(slots);
     experts_.assign(loads.size(), {});
+    num_logical_ = loads.size();
     rank_load_.assign(static_cast<std::size_t>(where.num_ranks()), 0);
     changed_.assign(static_cast<std::size_t>(where.num_ranks()), 0);
     presence_.assign(static_cast<std::size_t>(where.num_ranks()) * loads.size(), 0);
@@ -75,7 +77,7 @@ public:
 
   [[nodiscard]] index_t num_slots() const noexcept { return static_cast<index_t>(expert_.size()); }
   [[nodiscard]] index_t num_ranks() const noexcept { return static_cast<index_t>(rank_load_.size()); }
-  [[nodiscard]] index_t num_logical() const noexcept { return static_cast<index_t>(experts_.size()); }
+  [[nodiscard]] index_t num_logical() const noexcept { return static_cast<index_t>(num_logical_); }
   [[nodiscard]] index_t first_slot(index_t rank) const noexcept { return rank * slots_per_rank_; }
   [[nodiscard]] index_t rank_of(index_t slot) const { return at(rank_, slot); }
   [[nodiscard]] index_t expert(index_t slot) const { return at(expert_, slot); }
@@ -156,8 +158,24 @@ public:
   [[nodiscard]] index_t arrival(index_t rank, index_t expert) const { return presence(rank, expert) == 0 ? 1 : 0; }
   /// 1 if taking the slot's expert away undoes a move.
   [[nodiscard]] index_t refund(index_t slot) const {
-    auto const number = expert(slot);
-    return number != expert_before(slot) && presence(rank_of(slot), number) == 2 ? 1 : 0;
+    return presence(rank_of(slot), expert(slot)) == 2 ? 1 : 0;  // a single copy, and none at the start
+  }
+
+  /// What the expert of each slot of a rank adds to the moves when it leaves for another one; `barred` if that holds it.
+  /// @param out  out: [S]
+  /// @return whether any adds less than 1.
+  bool find_fares(index_t from, index_t to, std::span<index_t> out) const {
+    auto const experts = std::span{expert_}.subspan(static_cast<std::size_t>(first_slot(from)), out.size());
+    auto const here = std::span{presence_}.subspan(cell(from, 0), num_logical_);
+    auto const there = std::span{presence_}.subspan(cell(to, 0), num_logical_);
+    bool any = false;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      auto const expert = static_cast<std::size_t>(experts[i]);
+      index_t const arrived = here[expert] == 2 ? 1 : 0;  // a single copy, and none at the start
+      out[i] = there[expert] > 1 ? barred : 1 - index_t{there[expert]} - arrived;
+      any = any || out[i] < 1;
+    }
+    return any;
   }
 
   /// Put another expert into a slot. @pre the slot is live
@@ -202,7 +220,7 @@ private:
   /// Twice the copies of an expert on a rank, plus 1 if the rank held it at the start.
   [[nodiscard]] std::uint16_t presence(index_t rank, index_t expert) const { return presence_[cell(rank, expert)]; }
   [[nodiscard]] std::size_t cell(index_t rank, index_t expert) const {
-    return static_cast<std::size_t>(rank) * experts_.size() + static_cast<std::size_t>(expert);
+    return static_cast<std::size_t>(rank) * num_logical_ + static_cast<std::size_t>(expert);
   }
   void count_arrival(index_t rank, index_t expert, index_t change) {
     moves_ += change;
@@ -268,6 +286,7 @@ private:
     spread(number);
   }
 
+  std::size_t num_logical_ = 0;
   index_t slots_per_rank_ = 1;
   index_t ranks_per_node_ = 0;  ///< 0 with a single node
   index_t moves_ = 0;
