@@ -597,8 +597,8 @@ private:
     std::swap(map_, other_);
     return true;
   }
-  /// What any layout from scratch is under at least: neighbours in id can be spread the less the fewer slots a rank has.
-  /// A bound from experience, with room (docs/incremental.md), that saves making most of those that are not taken.
+  /// What any layout from scratch is under at least: neighbours in id can be spread the less the fewer slots a rank
+  /// has. A bound from experience, with room (docs/incremental.md), that saves making most of those that are not taken.
   [[nodiscard]] load_t least_stress() const noexcept {
     constexpr load_t many = 9;
     auto const slots = load_t{map_.first_slot(1)};

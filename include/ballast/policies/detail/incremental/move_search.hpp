@@ -213,7 +213,6 @@ private:
   using numbers = move_search_numbers;
   enum class task : unsigned char { none, first_descent, retries };
   static constexpr index_t none = replica_map::none;
-  static constexpr index_t barred = replica_map::barred;
   static constexpr unsigned char no = 0, yes = 1, maybe = 2;
   static constexpr unsigned char is_unsorted = 0, is_outdated = 1, is_sorted = 2;
 
@@ -257,6 +256,10 @@ private:
 
   void number_slots() {
     orders_.assign(static_cast<std::size_t>(map_->num_ranks()), is_unsorted);
+    cheap_rows_.resize(static_cast<std::size_t>(map_->first_slot(1)));
+    homes_.assign(static_cast<std::size_t>(map_->num_slots()), 0);
+    has_homes_.assign(static_cast<std::size_t>(map_->num_ranks()), 0);
+    step_ = 0;
     if (by_load_.size() == static_cast<std::size_t>(map_->num_slots())) { return; }
     by_load_.resize(static_cast<std::size_t>(map_->num_slots()));
     auto const slots = static_cast<std::size_t>(map_->first_slot(1));
@@ -485,6 +488,7 @@ private:
 
   void look_at_the_rest() {
     if (spare_age_-- == 0) { find_spare(); }
+    find_cheap_of_hot();
     // A good candidate first, so that most of the others need no second look.
     static_cast<void>(look_at_exchanges(cold_));
     find_relief();
@@ -564,18 +568,20 @@ private:
       auto const less = map_->per_copy(expert);
       auto const more = map_->with_one_less(expert) - less;
       bool const is_doubled = map_->is_doubled(expert);
-      auto const first = count;
+      auto* const first = all_spare_.data() + count;
+      auto* last = first;
       load_t rises = 0;
-      map_->for_each_copy(expert, [this, &more, &less, &expert, &is_doubled, &rises, &count](index_t slot) {
+      map_->for_each_copy(expert, [this, &more, &less, &expert, &is_doubled, &rises, &last](index_t slot) {
         auto const rank = map_->rank_of(slot);
+        auto const load = map_->rank_load(rank);
         auto const here = excess(rank);
-        auto const rise = excess_of(rank, map_->rank_load(rank) + more) - here;
-        auto const others_here = is_doubled ? load_t{map_->copies_on(rank, expert)} - 1 : 0;
+        auto const rise = excess_of(rank, load + more) - here;
         rises += rise;
-        all_spare_[count++] = {here + rise * (1 + others_here), map_->rank_load(rank) - less + others_here * more, slot,
-                               rank, map_->refund(slot)};
+        auto const others_here = is_doubled ? load_t{map_->copies_on(rank, expert)} - 1 : 0;
+        *last++ = {here + rise * (1 + others_here), load - less + others_here * more, slot, rank, map_->refund(slot)};
       });
-      for (auto i = first; i < count; ++i) { all_spare_[i].gain -= rises; }
+      for (auto* one = first; one != last; ++one) { one->gain -= rises; }
+      count += static_cast<std::size_t>(last - first);
     }
     spare_ = std::span{all_spare_}.first(count);
   }
@@ -735,8 +741,7 @@ private:
     bool const may_be_full = most / 2 > paid_.worth;
     bool const may_be_cheap = map_->changed(hot_) || map_->changed(rank);
     if (!may_be_cheap && !may_be_full) { return false; }
-    find_fares(rank);
-    bool const some_cheap = cheap_row_ || !cheap_slots_.empty();
+    bool const some_cheap = may_be_cheap && find_cheap(rank);
     if (!some_cheap && !may_be_full) { return true; }
     exchanges const all{rank, excess(hot_), room, some_cheap, may_be_full};
     if (map_->first_slot(1) > numbers::few_slots) {
@@ -746,6 +751,16 @@ private:
     }
     return true;
   }
+  /// Loads from `begin` on, below `begin + width`.
+  struct load_range {
+    load_t begin;
+    std::uint64_t width;
+
+    [[nodiscard]] bool has(load_t load) const noexcept { return static_cast<std::uint64_t>(load - begin) < width; }
+    [[nodiscard]] bool meets(load_t least, load_t most) const noexcept {
+      return most >= begin && (least < begin ? width > 0 : has(least));
+    }
+  };
   /// The exchanges of the costliest rank with another one.
   struct exchanges {
     index_t rank;
@@ -755,13 +770,22 @@ private:
     bool may_be_full;  ///< one of two moves may be of use
 
     exchanges(index_t with, load_t excess, load_t room, bool has_cheap, bool has_full) noexcept
-        : rank{with}, reach{excess + room}, most{std::min(excess, room)}, some_cheap{has_cheap}, may_be_full{has_full} {}
+        : rank{with},
+          reach{excess + room},
+          most{std::min(excess, room)},
+          some_cheap{has_cheap},
+          may_be_full{has_full} {}
 
     /// What one removes is at most the difference of the loads, and at most what stays below `reach`;
     [[nodiscard]] load_t most_by_difference(load_t difference) const noexcept {
       return cost_is_load<Cost> ? std::min(difference, reach - difference) : difference;
     }
-    /// and no more than `most`; where the cost is the load it is no less either.
+    /// So those that are worth more with a slot of such a load are with slots of these.
+    [[nodiscard]] load_range partners(load_t load, load_t worth) const noexcept {
+      auto const begin = cost_is_load<Cost> ? load - reach + worth + 1 : load_t{0};
+      return {begin, static_cast<std::uint64_t>(std::max(load - worth - begin, load_t{0}))};
+    }
+    /// And it is no more than `most`; where the cost is the load no less either.
     [[nodiscard]] load_t most_gain(load_t difference) const noexcept {
       return std::min(most_by_difference(difference), most);
     }
@@ -772,16 +796,22 @@ private:
     auto const theirs = map_->slot_loads(of.rank);
     auto const [lightest, heaviest] = std::ranges::minmax(theirs);
     for (std::size_t i = 0; i < mine.size(); ++i) {
-      auto const most = mine[i] - lightest;
-      if (fare_[i] == barred || most <= paid_.worth) { continue; }
-      auto const worth = 2 * paid_.worth + 1;
-      bool const may_be_full =
-          of.may_be_full && most > worth && (!cost_is_load<Cost> || of.reach - (mine[i] - heaviest) > worth);
-      if (fare_[i] < 1 || may_be_full) {
-        for (std::size_t k = 0; k < theirs.size(); ++k) { look_at_pair(of, i, k, mine[i] - theirs[k]); }
-      } else {
-        for (auto const k : cheap_slots_) { look_at_pair(of, i, k, mine[i] - theirs[k]); }
+      auto const of_use = of.partners(mine[i], paid_.worth);
+      auto const full = of.partners(mine[i], 2 * paid_.worth + 1);
+      if (is_cheap(of, i)) {
+        look_at_partners(of, i, theirs, of_use);
+      } else if (of.may_be_full && full.meets(lightest, heaviest)) {
+        look_at_partners(of, i, theirs, of.some_cheap ? of_use : full);
+      } else if (of.some_cheap) {
+        for (auto const k : cheap_slots_) {
+          if (of_use.has(theirs[k])) { look_at_pair(of, i, k, mine[i] - theirs[k]); }
+        }
       }
+    }
+  }
+  void look_at_partners(exchanges const& of, std::size_t i, std::span<load_t const> theirs, load_range const& range) {
+    for (std::size_t k = 0; k < theirs.size(); ++k) {
+      if (range.has(theirs[k])) { look_at_pair(of, i, k, map_->slot_loads(hot_)[i] - theirs[k]); }
     }
   }
   /// Slots of another rank, the lightest first; they are walked through once for all slots of the costliest rank, in
@@ -828,8 +858,9 @@ private:
     auto const theirs = slots_by_load(of.rank);
     cheap_by_load_.clear();
     if (of.some_cheap) {
-      std::copy_if(theirs.begin(), theirs.end(), std::back_inserter(cheap_by_load_),
-                   [this](loaded_slot const& one) { return other_fare_[one.second] < 1; });
+      auto const first = map_->slot_loads(of.rank);
+      for (auto const k : cheap_slots_) { cheap_by_load_.push_back({first[k], k}); }
+      std::sort(cheap_by_load_.begin(), cheap_by_load_.end());
     }
     auto const best = most_promising(of, theirs);
     if (best.worth > 0) {
@@ -843,7 +874,7 @@ private:
       look_at_those_above(of, cheap_by_load_, i, mine[i], 1, is_cheap(of, i) ? free_ : paid_);
     }
   }
-  [[nodiscard]] bool is_cheap(exchanges const& of, std::size_t i) const { return of.some_cheap && fare_[i] < 1; }
+  [[nodiscard]] bool is_cheap(exchanges const& of, std::size_t i) const { return of.some_cheap && cheap_rows_[i] != 0; }
   /// Find the slots of the costliest rank for which some exchange may be worth more.
   void find_rows(exchanges const& of, std::span<loaded_slot const> theirs) {
     rows_.resize(theirs.size());
@@ -902,31 +933,62 @@ private:
       }
     }
   };
-  /// What each slot's expert adds to the moves when it goes to the other rank: 1, less what it undoes.
-  void find_fares(index_t rank) {
-    auto const slots = static_cast<std::size_t>(map_->first_slot(1));
-    fare_.resize(slots);
-    other_fare_.resize(slots);
-    cheap_row_ = map_->find_fares(hot_, rank, fare_);
-    cheap_slots_.clear();
-    if (!map_->find_fares(rank, hot_, other_fare_)) { return; }
-    for (std::size_t k = 0; k < slots; ++k) {
-      if (other_fare_[k] < 1) { cheap_slots_.push_back(k); }
+  /// Look at the costliest rank for what makes an exchange with it cheap: experts that have arrived on it, or have left
+  /// the other rank, and those that it has lost.
+  void find_cheap_of_hot() {
+    gone_rows_.clear();
+    ++step_;
+    auto const first = map_->first_slot(hot_);
+    for (index_t i = 0; i < map_->first_slot(1); ++i) {
+      at(cheap_rows_, i) = static_cast<unsigned char>(map_->refund(first + i));
+      if (map_->is_gone(map_->expert(first + i))) { gone_rows_.push_back(i); }
+      auto const before = map_->expert_before(first + i);
+      if (!map_->is_gone_from(hot_, before)) { continue; }
+      map_->for_each_copy(before,
+                          [this](index_t copy) { at(homes_, copy) = at(has_homes_, map_->rank_of(copy)) = step_; });
     }
+    num_cheap_rows_ = std::count(cheap_rows_.begin(), cheap_rows_.end(), 1);
+  }
+  /// Which slots of the costliest rank and of another one can take part in an exchange of less than two moves.
+  /// @return whether any can.
+  [[nodiscard]] bool find_cheap(index_t rank) {
+    bool any = num_cheap_rows_ > 0;
+    for (auto const i : gone_rows_) {
+      auto const slot = map_->first_slot(hot_) + i;
+      bool const comes_home = map_->is_gone_from(rank, map_->expert(slot));
+      at(cheap_rows_, i) = comes_home || map_->refund(slot) == 1 ? 1 : 0;
+      any = any || comes_home;
+    }
+    cheap_slots_.clear();
+    if (map_->arrivals(rank).all == 0 && at(has_homes_, rank) != step_) { return any; }
+    auto const first = map_->first_slot(rank);
+    for (index_t k = 0; k < map_->first_slot(1); ++k) {
+      if (map_->refund(first + k) == 1 || at(homes_, first + k) == step_) {
+        cheap_slots_.push_back(static_cast<std::size_t>(k));
+      }
+    }
+    return any || !cheap_slots_.empty();
   }
   /// @param i, k        slots of the costliest rank and of the other one
   /// @param difference  of their loads
   void look_at_pair(exchanges const& of, std::size_t i, std::size_t k, load_t difference) {
-    constexpr index_t most_moves = 2;  // more where one is barred
     auto const most = of.most_by_difference(difference);
-    auto const moves = fare_[i] + other_fare_[k];
-    if (most <= paid_.worth || moves > most_moves || (moves > 1 && most / 2 <= paid_.worth)) { return; }
+    if (most <= paid_.worth) { return; }
+    look_at_exchange(of, map_->first_slot(hot_) + static_cast<index_t>(i),
+                     map_->first_slot(of.rank) + static_cast<index_t>(k), std::min(most, of.most));
+  }
+  /// @param most  that it may remove
+  void look_at_exchange(exchanges const& of, index_t slot, index_t other, load_t most) {
+    auto const given = map_->expert(slot);
+    auto const taken = map_->expert(other);
+    if (map_->holds(of.rank, given) || map_->holds(hot_, taken)) { return; }
+    auto const moves =
+        map_->arrival(of.rank, given) + map_->arrival(hot_, taken) - map_->refund(slot) - map_->refund(other);
+    if (moves > 1 && most / 2 <= paid_.worth) { return; }
     --work_;
-    auto const gain = cost_is_load<Cost> ? std::min(most, of.most) : gain_of_exchange(of.rank, difference);
-    if (!is_of_use(gain)) { return; }
-    auto const slot = map_->first_slot(hot_) + static_cast<index_t>(i);
-    auto const other = map_->first_slot(of.rank) + static_cast<index_t>(k);
-    propose(gain, moves, {0, slot, map_->expert(other), other, map_->expert(slot)});
+    auto const gain =
+        cost_is_load<Cost> ? most : gain_of_exchange(of.rank, map_->slot_load(slot) - map_->slot_load(other));
+    if (is_of_use(gain)) { propose(gain, moves, {0, slot, taken, other, given}); }
   }
   [[nodiscard]] load_t gain_of_exchange(index_t rank, load_t difference) const {
     return excess(hot_) - excess_of(hot_, map_->rank_load(hot_) - difference) -
@@ -1031,12 +1093,15 @@ private:
   std::vector<loaded_slot> by_load_;   ///< [R, S] slots of each rank, the lightest first
   std::vector<unsigned char> orders_;  ///< [R] whether they are sorted
   std::vector<loaded_slot>
-      cheap_by_load_;                    ///< those of a rank that can take part in an exchange of less than two moves
-  std::vector<unsigned char> rows_;      ///< [S] of the costliest rank, worth a look for the exchanges at hand
-  std::vector<index_t> fare_;            ///< [S] of the costliest rank's slots, see `find_fares`
-  std::vector<index_t> other_fare_;      ///< [S] of the other rank's
-  bool cheap_row_ = false;               ///< some slot of the costliest rank has a fare below 1
-  std::vector<std::size_t> cheap_slots_;  ///< of the other rank, those that have
+      cheap_by_load_;                      ///< those of a rank that can take part in an exchange of less than two moves
+  std::vector<unsigned char> rows_;        ///< [S] of the costliest rank, worth a look for the exchanges at hand
+  std::vector<unsigned char> cheap_rows_;  ///< [S] of the costliest rank, see `find_cheap`
+  std::vector<std::size_t> cheap_slots_;   ///< of the other rank
+  std::vector<index_t> gone_rows_;         ///< of the costliest rank, whose experts have left some rank
+  std::vector<index_t> homes_;             ///< [P] step in which its expert is one that the costliest rank has lost
+  std::vector<index_t> has_homes_;         ///< [R] step in which a slot of it is such a one
+  index_t step_ = 0;
+  std::ptrdiff_t num_cheap_rows_ = 0;
   std::vector<entry> journal_;
   std::vector<assignment> trail_;
   std::vector<std::size_t> bests_;

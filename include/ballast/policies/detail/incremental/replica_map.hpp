@@ -23,7 +23,6 @@ namespace detail {
 class replica_map {
 public:
   static constexpr index_t none = -1;
-  static constexpr index_t barred = 4;  ///< as a fare: above what two of them may be
 
   /// Take a layer over.
   ///
@@ -39,6 +38,7 @@ public:
     next_.resize(slots);
     before_.resize(slots);
     rank_.resize(slots);
+    refund_.assign(slots, 0);
     slot_load_.resize(slots);
     experts_.assign(loads.size(), {});
     num_logical_ = loads.size();
@@ -157,34 +157,22 @@ public:
   /// 1 if putting the expert on the rank is a move.
   [[nodiscard]] index_t arrival(index_t rank, index_t expert) const { return presence(rank, expert) == 0 ? 1 : 0; }
   /// 1 if taking the slot's expert away undoes a move.
-  [[nodiscard]] index_t refund(index_t slot) const {
-    return presence(rank_of(slot), expert(slot)) == 2 ? 1 : 0;  // a single copy, and none at the start
-  }
+  [[nodiscard]] index_t refund(index_t slot) const { return at(refund_, slot); }
 
-  /// What the expert of each slot of a rank adds to the moves when it leaves for another one; `barred` if that holds it.
-  /// @param out  out: [S]
-  /// @return whether any adds less than 1.
-  bool find_fares(index_t from, index_t to, std::span<index_t> out) const {
-    auto const experts = std::span{expert_}.subspan(static_cast<std::size_t>(first_slot(from)), out.size());
-    auto const here = std::span{presence_}.subspan(cell(from, 0), num_logical_);
-    auto const there = std::span{presence_}.subspan(cell(to, 0), num_logical_);
-    bool any = false;
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      auto const expert = static_cast<std::size_t>(experts[i]);
-      index_t const arrived = here[expert] == 2 ? 1 : 0;  // a single copy, and none at the start
-      out[i] = there[expert] > 1 ? barred : 1 - index_t{there[expert]} - arrived;
-      any = any || out[i] < 1;
-    }
-    return any;
-  }
+  /// Whether some rank held the expert at the start and does not now, and whether it is that one.
+  [[nodiscard]] bool is_gone(index_t expert) const { return at(experts_, expert).gone > 0; }
+  [[nodiscard]] bool is_gone_from(index_t rank, index_t expert) const { return presence(rank, expert) == 1; }
 
   /// Put another expert into a slot. @pre the slot is live
   void assign(index_t slot, index_t expert) {
     auto const rank = rank_of(slot);
     count_arrival(rank, at(expert_, slot), -refund(slot));
+    auto const left = at(expert_, slot);
     unlink(slot);
     count_arrival(rank, expert, arrival(rank, expert));
     link(slot, expert);
+    note_refunds(rank, left);
+    note_refunds(rank, expert);
     at(changed_, rank) = 1;
   }
 
@@ -196,6 +184,7 @@ private:
     load_t with_one_less = 0;
     index_t copies = 0;
     index_t doubles = 0;  ///< of them, on ranks that have one already
+    index_t gone = 0;     ///< ranks that held it at the start and do not now
     index_t head = none;
     bool was_replicated = false;
 
@@ -253,7 +242,17 @@ private:
   }
   void add_presence(index_t slot, int amount) {
     auto& presence = presence_[cell(rank_of(slot), expert(slot))];
+    auto& gone = at(experts_, expert(slot)).gone;
+    gone -= presence == 1 ? 1 : 0;
     presence = static_cast<std::uint16_t>(presence + amount);
+    gone += presence == 1 ? 1 : 0;
+  }
+  /// Taking an expert away undoes a move where it is a single copy, and its rank held none at the start.
+  void note_refunds(index_t rank, index_t expert) {
+    auto const refund = static_cast<unsigned char>(presence(rank, expert) == 2 ? 1 : 0);
+    for_each_copy(expert, [this, &rank, &refund](index_t slot) {
+      if (rank_of(slot) == rank) { at(refund_, slot) = refund; }
+    });
   }
   void link(index_t slot, index_t number) {
     join_ring(slot, number);
@@ -291,12 +290,13 @@ private:
   index_t ranks_per_node_ = 0;  ///< 0 with a single node
   index_t moves_ = 0;
   index_t num_spare_ = 0;
-  std::vector<index_t> start_;     ///< [P] the map at the start
-  std::vector<index_t> expert_;    ///< [P] the map now
-  std::vector<index_t> next_;      ///< [P] ring of the slots that hold the same expert
-  std::vector<index_t> before_;    ///< [P]
-  std::vector<index_t> rank_;      ///< [P]
-  std::vector<load_t> slot_load_;  ///< [P] load of each slot's copy
+  std::vector<index_t> start_;         ///< [P] the map at the start
+  std::vector<index_t> expert_;        ///< [P] the map now
+  std::vector<index_t> next_;          ///< [P] ring of the slots that hold the same expert
+  std::vector<index_t> before_;        ///< [P]
+  std::vector<index_t> rank_;          ///< [P]
+  std::vector<unsigned char> refund_;  ///< [P] see `refund`
+  std::vector<load_t> slot_load_;      ///< [P] load of each slot's copy
   std::vector<index_t> replicated_;
   std::vector<replicas> experts_;            ///< [E]
   std::vector<load_t> rank_load_;            ///< [R]
