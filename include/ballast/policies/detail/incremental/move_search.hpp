@@ -804,14 +804,14 @@ private:
         look_at_partners(of, i, theirs, of.some_cheap ? of_use : full);
       } else if (of.some_cheap) {
         for (auto const k : cheap_slots_) {
-          if (of_use.has(theirs[k])) { look_at_pair(of, i, k, mine[i] - theirs[k]); }
+          if (of_use.has(theirs[k])) { look_at_one_of_few(of, i, k, mine[i] - theirs[k]); }
         }
       }
     }
   }
   void look_at_partners(exchanges const& of, std::size_t i, std::span<load_t const> theirs, load_range const& range) {
     for (std::size_t k = 0; k < theirs.size(); ++k) {
-      if (range.has(theirs[k])) { look_at_pair(of, i, k, map_->slot_loads(hot_)[i] - theirs[k]); }
+      if (range.has(theirs[k])) { look_at_one_of_few(of, i, k, map_->slot_loads(hot_)[i] - theirs[k]); }
     }
   }
   /// Slots of another rank, the lightest first; they are walked through once for all slots of the costliest rank, in
@@ -969,25 +969,24 @@ private:
     }
     return any || !cheap_slots_.empty();
   }
+  /// Of few slots: look at an exchange unless one that is as good is known.
   /// @param i, k        slots of the costliest rank and of the other one
   /// @param difference  of their loads
-  void look_at_pair(exchanges const& of, std::size_t i, std::size_t k, load_t difference) {
-    auto const most = of.most_by_difference(difference);
-    if (most <= paid_.worth) { return; }
-    look_at_exchange(of, map_->first_slot(hot_) + static_cast<index_t>(i),
-                     map_->first_slot(of.rank) + static_cast<index_t>(k), std::min(most, of.most));
+  void look_at_one_of_few(exchanges const& of, std::size_t i, std::size_t k, load_t difference) {
+    if (of.most_by_difference(difference) > paid_.worth) { look_at_pair(of, i, k, difference); }
   }
-  /// @param most  that it may remove
-  void look_at_exchange(exchanges const& of, index_t slot, index_t other, load_t most) {
+  void look_at_pair(exchanges const& of, std::size_t i, std::size_t k, load_t difference) {
+    auto const slot = map_->first_slot(hot_) + static_cast<index_t>(i);
+    auto const other = map_->first_slot(of.rank) + static_cast<index_t>(k);
     auto const given = map_->expert(slot);
     auto const taken = map_->expert(other);
     if (map_->holds(of.rank, given) || map_->holds(hot_, taken)) { return; }
+    auto const most = of.most_gain(difference);
     auto const moves =
         map_->arrival(of.rank, given) + map_->arrival(hot_, taken) - map_->refund(slot) - map_->refund(other);
     if (moves > 1 && most / 2 <= paid_.worth) { return; }
     --work_;
-    auto const gain =
-        cost_is_load<Cost> ? most : gain_of_exchange(of.rank, map_->slot_load(slot) - map_->slot_load(other));
+    auto const gain = cost_is_load<Cost> ? most : gain_of_exchange(of.rank, difference);
     if (is_of_use(gain)) { propose(gain, moves, {0, slot, taken, other, given}); }
   }
   [[nodiscard]] load_t gain_of_exchange(index_t rank, load_t difference) const {

@@ -15,6 +15,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -46,6 +47,7 @@ public:
     room_.resize(ranks);
     reach_.resize(ranks);
     piece_.resize(ranks);
+    lightest_.resize(ranks);
   }
 
   /// Begin to change the map for the better, which `advance` does; it stays as it is if nothing is worth it. With
@@ -377,14 +379,17 @@ private:
     spare_.clear();
     singles_.clear();
     first_single_.clear();
+    bool const has_moves = moves_left() > 0;
     for (index_t rank = 0; rank < map_->num_ranks(); ++rank) {
       first_single_.push_back(singles_.size());
       if (at(reach_, rank) == 0) { continue; }
+      auto& lightest = at(lightest_, rank) = std::numeric_limits<load_t>::max();
       for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
         auto const expert = map_->expert(slot);
         if (map_->copies(expert) == 1) {
           singles_.push_back({map_->load(expert), slot, expert});
-        } else {
+          lightest = std::min(lightest, map_->load(expert));
+        } else if (has_moves || map_->refund(slot) == 1 || map_->changed(rank)) {
           auto const cost = flow(slot) > 0 ? std::max(flow(slot) - room_beside(slot), load_t{0}) : load_t{0};
           auto const room = at(reach_, rank) + flow(slot);
           if (room > cost) { spare_.push_back({room, cost, slot}); }
@@ -399,6 +404,7 @@ private:
   /// Propose the best changes of one slot, each to another rank.
   void look_at(stuck_slot const& one, bool replicated) {
     shortlist_.fill({});
+    raise_bar();
     if (!replicated) {
       for (auto const& spare : spare_) { look_at_copy(one, spare); }
     }
@@ -408,13 +414,14 @@ private:
       if (candidate.slot != none) { candidates_.push_back(candidate); }
     }
   }
-  /// A change that promises less is none of the best three of its expert, or worth little beside the best of all.
-  [[nodiscard]] load_t least_worth() const {
-    return std::max({shortlist_.back().worth, most_promised_ / numbers::least_promise, tolerance_ / 2});
+  /// A change that promises no more than the bar is none of the best three of its expert, or worth little beside the
+  /// best of all.
+  void raise_bar() {
+    bar_ = std::max({shortlist_.back().worth, most_promised_ / numbers::least_promise, tolerance_ / 2});
   }
   void look_at_copy(stuck_slot const& one, spare_slot const& spare) {
     auto const gain = std::min(one.worth, spare.room) - spare.cost;
-    if (gain <= least_worth()) { return; }
+    if (gain <= bar_) { return; }
     auto const to = map_->rank_of(spare.slot);
     propose(
         {gain, 0, map_->arrival(to, one.expert) - map_->refund(spare.slot), spare.slot, one.expert, none, none, to});
@@ -422,12 +429,15 @@ private:
   /// No rank outside holds the expert, and no rank inside holds what only one outside does.
   void look_at_exchanges(stuck_slot const& one, bool replicated) {
     auto const home = map_->rank_of(one.slot);
+    auto const left = moves_left();
     for (index_t rank = 0; rank < map_->num_ranks(); ++rank) {
       auto const begin = at(first_single_, rank);
       auto const end = at(first_single_, rank + 1);
-      auto const most = std::min(one.worth, at(reach_, rank));
+      if (begin == end) { continue; }
       auto const moves_at_least = map_->changed(home) || map_->changed(rank) ? 1 : 2;
-      if (begin == end || most / moves_at_least <= least_worth()) { continue; }
+      auto const most = std::min(one.worth, at(reach_, rank));
+      if (std::min(most, one.load - at(lightest_, rank)) <= least_gain(moves_at_least)) { continue; }
+      if (left < 2 && fewest_moves(one, rank) > left) { continue; }
       work_ -= static_cast<std::int64_t>(end - begin);
       for (auto i = begin; i < end; ++i) {
         auto const& [load, slot, expert] = singles_[i];
@@ -435,12 +445,21 @@ private:
         auto const difference = one.load - load;
         auto gain = std::min(difference, most);
         if (!replicated) { gain -= std::max(difference - at(reach_, rank), load_t{0}); }
-        if (gain / moves_at_least <= least_worth()) { continue; }
+        if (gain <= least_gain(moves_at_least)) { continue; }
         auto const moves =
             map_->arrival(rank, one.expert) + map_->arrival(home, expert) - map_->refund(one.slot) - map_->refund(slot);
         propose({gain, 0, moves, one.slot, expert, slot, one.expert, rank});
       }
     }
+  }
+  /// What so many moves may gain without being worth more than the bar.
+  [[nodiscard]] load_t least_gain(index_t moves) const { return bar_ * moves + moves - 1; }
+  [[nodiscard]] index_t moves_left() const { return limits_.max_moves - map_->moves(); }
+  /// No exchange of the slot with one of that rank takes less.
+  [[nodiscard]] index_t fewest_moves(stuck_slot const& one, index_t rank) const {
+    index_t const arrival_here = map_->changed(map_->rank_of(one.slot)) ? 0 : 1;
+    index_t const refund_there = map_->arrivals(rank).all > 0 ? 1 : 0;
+    return map_->arrival(rank, one.expert) - map_->refund(one.slot) + arrival_here - refund_there;
   }
   /// Keep a change if it is among the best three of its expert, and the best to its rank.
   void propose(change proposal) {
@@ -455,7 +474,7 @@ private:
       proposal.worth -= is_remote(proposal.slot, proposal.expert) ? discount : load_t{0};
       proposal.worth -= is_remote(proposal.other_slot, proposal.other_expert) ? discount : load_t{0};
     }
-    if (proposal.worth <= least_worth() || !limits_.allow(*map_, proposal.slot, proposal.expert)) { return; }
+    if (proposal.worth <= bar_ || !limits_.allow(*map_, proposal.slot, proposal.expert)) { return; }
     if (proposal.other_slot != none && !limits_.allow(*map_, proposal.other_slot, proposal.other_expert)) { return; }
     auto place = std::find_if(shortlist_.begin(), shortlist_.end(),
                               [&proposal](change const& other) { return other.to == proposal.to; });
@@ -463,10 +482,11 @@ private:
     if (proposal.worth <= place->worth) { return; }
     *place = proposal;
     for (; place != shortlist_.begin() && place[-1].worth < place->worth; --place) { std::swap(place[-1], *place); }
+    raise_bar();
   }
   /// Where no moves are left, a change without moves leaves alone what was changed since the last one with moves, so
   /// that no circle has no end.
-  [[nodiscard]] bool may_circle() const { return limits_.max_moves - map_->moves() < 2; }
+  [[nodiscard]] bool may_circle() const { return moves_left() < 2; }
   [[nodiscard]] bool is_settled(index_t slot) const { return slot != none && at(settled_, slot) == era_; }
   /// Whether no rank of the slot's node held the expert at the start.
   [[nodiscard]] bool is_remote(index_t slot, index_t expert) const {
@@ -537,7 +557,9 @@ private:
   std::vector<spare_slot> spare_;
   std::vector<single_slot> singles_;       ///< outside, rank by rank
   std::vector<std::size_t> first_single_;  ///< [R + 1]
+  std::vector<load_t> lightest_;           ///< [R] of them
   std::array<change, 3> shortlist_{};      ///< the best of one slot, best first
+  load_t bar_ = 0;                         ///< see `raise_bar`
   std::vector<change> candidates_;
   std::vector<index_t> changed_;
   std::vector<entry> journal_;
