@@ -57,6 +57,23 @@ TEST_CASE("a layer that is taken over: copies, loads, what one copy more or less
   CHECK_FALSE(map.changed(0));
 }
 
+TEST_CASE("an expert that its rank has lost is gone from it until it is back") {
+  auto map = open(two_ranks, {0, 1, 0, 1, 2, 2}, {12, 6, 8});
+  CHECK_FALSE(map.is_gone(1));
+  map.assign(1, 2);
+  CHECK(map.is_gone(1));
+  CHECK(map.is_gone_from(0, 1));
+  CHECK_FALSE(map.is_gone_from(1, 1));
+  CHECK(map.refund(1) == 1);
+  map.assign(0, 2);  // beside the first one: taking either away undoes nothing
+  CHECK(map.refund(0) == 0);
+  CHECK(map.refund(1) == 0);
+  CHECK_FALSE(map.is_gone(0));  // slot 2 still holds it
+  map.assign(1, 1);
+  CHECK_FALSE(map.is_gone(1));
+  CHECK(map.refund(0) == 1);
+}
+
 TEST_CASE("an expert that is new on a rank is a move, and undone it is none") {
   auto map = open(two_ranks, {0, 1, 0, 1, 2, 2}, {12, 6, 8});
   CHECK(map.arrival(0, 2) == 1);
