@@ -236,10 +236,10 @@ public:
 
   /// Put another placement in force at once, such as an offline plan. Call on every rank between two steps.
   ///
-  /// @param target  [L, P], the same on every rank.
+  /// @param target  [L, P], the same on every rank. Dead ranks keep what they hold, and no share.
   /// @param layers  ascending layer ids; the others stay as they are.
-  /// @return `errc::busy` while a cycle runs, `errc::invalid_placement` for a target of another shape or one that is no
-  ///         placement, otherwise as a cycle. After a failure every layer is at its last agreed epoch.
+  /// @return `errc::busy` while a cycle runs, `errc::invalid_placement` for a target that is none of this shape,
+  ///         `errc::missing_expert` for one with an expert on no live rank, otherwise as a cycle.
   [[nodiscard]] status apply(placement const& target, std::span<index_t const> layers) {
     return call("apply", [this, &target, &layers] { return detail::apply(*core_, target, layers); });
   }
@@ -263,19 +263,17 @@ public:
 
   /// Compare the bytes of all replicas of every expert, on demand. Call on every rank between two steps.
   /// @return `errc::busy` while a cycle runs, `errc::corrupted` naming layer, expert, slots and ranks, the same on
-  ///         every rank; the state stays as it is then. `errc::invalid_topology` where the group has expelled a rank
-  ///         that the topology has alive: `set_topology` is due.
+  ///         every rank, the state stays as it is then; `errc::invalid_topology` before a `set_topology` that is due.
   /// @complexity reads every slot that has a replica, and one all-gather of L * S words.
   [[nodiscard]] status check_replicas() {
     return call("check_replicas", [this] { return detail::check_all_replicas(*core_); });
   }
 
-  /// Go on with another set of live ranks and the placement that belongs to it, after the engine has brought the lost
-  /// experts back (see `survivors`). Call it on every live rank, after `resume`.
-  ///
+  /// Go on with another set of live ranks and the placement that belongs to it. Call it on every live rank, after
+  /// `resume`; lost experts (see `replace_lost_experts`) are loaded behind it.
   /// @param where     of the same shape; the ranks that are dead are marked in it.
-  /// @param in_force  [L, P] what the slots hold now, the same on every rank. Layers that differ from `current` are
-  ///                  published and counted as one commit; no bytes move.
+  /// @param in_force  [L, P] what the slots hold in the next pass, the same on every rank; shares on dead ranks go to
+  ///                  the others. All layers are published and counted as one commit; no bytes move.
   /// @return `errc::busy` in mid-cycle, `errc::invalid_topology`, `errc::invalid_placement`, `errc::missing_expert`,
   ///         `errc::disagreement`.
   [[nodiscard]] status set_topology(topology const& where, placement const& in_force) {
