@@ -637,14 +637,16 @@ private:
   }
   /// A further copy of an expert of the costliest rank takes the slot.
   void look_at_copies(spare_slot const& spare, bool may_be_free) {
-    bool const is_fixed = is_settled(spare.slot);  // to all that takes no move
+    // What was just changed is not changed by what takes no move; the list may be older than that.
+    bool const is_fixed = is_settled(spare.slot);
+    auto const refund = map_->refund(spare.slot);
     for (auto const& [relief, load, expert] : relief_) {
       if (relief + spare.gain <= (may_be_free ? free_ : paid_).worth) {
         if (map_->first_slot(1) > numbers::few_slots) { return; }
         continue;
       }
+      if (is_fixed && map_->arrival(spare.rank, expert) <= refund) { continue; }
       bool const is_free = spare.refund == 1 || (may_be_free && map_->arrival(spare.rank, expert) == 0);
-      if (is_free && is_fixed) { continue; }
       if (is_free || relief + spare.gain - excess_of(spare.rank, spare.room + load) > paid_.worth) {
         look_at_copy(spare.slot, expert);
       }
@@ -711,7 +713,7 @@ private:
   void look_at_departures(spare_slot const& spare) {
     auto const excess_here = excess(hot_);
     auto const& best = spare.refund == 1 ? free_ : paid_;
-    if (spare.refund == 1 && is_settled(spare.slot)) { return; }
+    if (map_->refund(spare.slot) == 1 && is_settled(spare.slot)) { return; }
     if (filler_ == none || spare.rank == hot_ || spare.gain + excess_here <= best.worth) { return; }
     if (cost_is_load<Cost> && spare.gain + target_ - spare.room <= best.worth) { return; }
     for (index_t slot = map_->first_slot(hot_); slot < map_->first_slot(hot_ + 1); ++slot) {
