@@ -436,9 +436,10 @@ private:
       if (begin == end) { continue; }
       auto const moves_at_least = map_->changed(home) || map_->changed(rank) ? 1 : 2;
       auto const most = std::min(one.worth, at(reach_, rank));
-      if (std::min(most, one.load - at(lightest_, rank)) <= least_gain(moves_at_least)) { continue; }
-      if (left < 2 && fewest_moves(one, rank) > left) { continue; }
+      if (most <= least_gain(moves_at_least)) { continue; }
       work_ -= static_cast<std::int64_t>(end - begin);
+      if (one.load - at(lightest_, rank) <= least_gain(moves_at_least)) { continue; }
+      if (left < 2 && fewest_moves(one, rank) > left) { continue; }
       for (auto i = begin; i < end; ++i) {
         auto const& [load, slot, expert] = singles_[i];
         // What the ranks have too little room for stays above the target, unless other copies take it.
