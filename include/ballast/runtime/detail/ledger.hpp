@@ -6,7 +6,9 @@
 #include <ballast/digest.hpp>
 #include <ballast/load/map_history.hpp>
 #include <ballast/matrix_view.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/placement/validate.hpp>
 #include <ballast/runtime/detail/load_window.hpp>
 #include <ballast/runtime/detail/replica_check.hpp>
 #include <ballast/runtime/store.hpp>
@@ -88,6 +90,10 @@ public:
   }
   void drop_shares() { in_force_.drop_shares(); }
   void set_topology(topology const& where) { where_ = where; }
+  /// Where ranks are dead from the start on, they have no share of what they hold.
+  void leave_dead_out() {
+    if (validate_live(where_, in_force_).ok()) { split_among_live(where_, in_force_); }
+  }
   /// From here to `count_commit` a layer may be half of one and half of another placement.
   void open_commit() noexcept { committing_ = true; }
   void count_commit() noexcept {

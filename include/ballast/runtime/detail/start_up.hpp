@@ -113,7 +113,10 @@ template <class Core>
     core.books.replicas().sum_all(true);
     result = core.books.replicas().compare(control, timeout);
   }
-  if (result.ok()) { result = all_ready(control, detail::publish_tables(core), "publish its tables", timeout); }
+  if (result.ok()) {
+    core.books.leave_dead_out();
+    result = all_ready(control, detail::publish_tables(core), "publish its tables", timeout);
+  }
   core.started = result.ok();
   if (!core.started) {
     core.share.give_back();
