@@ -83,7 +83,8 @@ public:
       : stream_{compute_stream},
         where_{checked(std::move(where), rank, initial, options)},
         rows_{where_, initial.num_layers(), initial.num_logical()},
-        mirror_{bytes_per_row(), static_cast<std::size_t>(initial.num_layers())} {
+        mirror_{std::max(bytes_per_row(), sizeof(count_board::line*) * static_cast<std::size_t>(where_.num_ranks())),
+                static_cast<std::size_t>(initial.num_layers())} {
     detail::capture_guard const guard;
     allocate(options);
     describe(rank, options);
@@ -131,18 +132,19 @@ public:
               static_cast<index_t>(rank)};
     }
     detail::capture_guard const guard;
-    auto* const pointers = reinterpret_cast<count_board::line**>(host_boards_.bytes().data());
+    std::byte* mirror = nullptr;
+    if (auto result = mirror_.take(mirror); !result.ok()) { return result; }
+    auto* const pointers = reinterpret_cast<count_board::line**>(mirror);
     for (std::size_t rank = 0; rank < boards.size(); ++rank) {
       pointers[rank] = reinterpret_cast<count_board::line*>(boards[rank].data);
     }
     auto result = to_status(
         cudaMemcpyAsync(boards_.data(), pointers, boards.size() * sizeof(pointers[0]), cudaMemcpyHostToDevice, stream_),
         "cudaMemcpyAsync");
-    if (result.ok()) {
-      view_.boards = boards_.data();
-      without_board_ = std::move(without);
-    }
-    return result;
+    if (!result.ok()) { return result; }
+    view_.boards = boards_.data();
+    without_board_ = std::move(without);
+    return mirror_.mark(stream_);
   }
 
   /// The same by a peer directory, for ranks in processes of their own or on several devices. First each rank exposes
@@ -282,7 +284,6 @@ private:
   void abandon() noexcept {
     mirror_.abandon();
     host_statistics_.abandon();
-    host_boards_.abandon();
     device_rows_.abandon();
     control_.abandon();
     tag_.abandon();
@@ -362,7 +363,6 @@ private:
     ends_ = device_memory<index_t>::create(static_cast<std::size_t>(shape.max_movable()));
     board_ = device_memory<count_board::line>::create(count_board::size_of(shape));
     boards_ = device_memory<count_board::line*>::create(static_cast<std::size_t>(shape.num_ranks));
-    host_boards_.allocate(sizeof(count_board::line*) * static_cast<std::size_t>(shape.num_ranks)).or_throw();
     restart(1).or_throw();
   }
   void describe(index_t rank, batch_options const& options) {
@@ -448,7 +448,6 @@ private:
   // Pinned memory outlives the device's, which is not given back before the stream is done with both.
   detail::mirror_rows mirror_;
   pinned_buffer host_statistics_;
-  pinned_buffer host_boards_;
   batch_control control_host_;
   std::uint32_t exposed_ = 0;
   device_memory<std::byte> device_rows_;
