@@ -466,23 +466,53 @@ TEST_CASE("replicas of large tensors: both ends at the start, all of it in the b
   });
 }
 
-TEST_CASE("survivors go on with another topology, at another epoch, and move among themselves") {
-  topology const three{{3, 1, 4, 0}};
-  placement const twice = trivial_placement({num_layers, 6, 12});  // 0 1 2 3 | 4 5 0 1 | 2 3 4 5
-  using rank_of_three = member<keep_placement, layers_per_chunk<>>;
+namespace {
+
+// 0 1 2 3 | 4 5 0 1 | 2 3 4 5
+topology const three{{3, 1, 4, 0}};
+placement const twice = trivial_placement({num_layers, 6, 12});
+
+topology three_without(index_t dead) {
+  auto left = three;
+  left.set_live(dead, false);
+  return left;
+}
+bool has_no_share(placement const& in, index_t rank) {
+  auto const first = static_cast<std::size_t>(three.first_slot(rank));
+  auto const shares = in.shares(0).subspan(first, static_cast<std::size_t>(three.slots_per_rank()));
+  return std::ranges::all_of(shares, [](share_t one) { return one == 0; });
+}
+
+/// Three ranks start, one is expelled, and the others resume.
+/// @param start  gives a rank's member, started
+template <class Start, class Body>
+void on_survivors(index_t dead, Start const& start, Body const& body) {
   in_process_group group{3};
-  std::vector<std::unique_ptr<rank_of_three>> ranks(3);
+  std::vector<decltype(start(group.endpoint(0)))> ranks(3);
+  group.run([&](in_process_endpoint& me) { ranks[static_cast<std::size_t>(me.rank())] = start(me); });
+  group.expel(dead);
   group.run([&](in_process_endpoint& me) {
-    auto& self = ranks[static_cast<std::size_t>(me.rank())];
-    self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, me,
-                                           rebalancer_options{.timeout = patience});
-    self->moved.start().or_throw();
-  });
-  group.expel(2);
-  group.run([&](in_process_endpoint& me) {
-    if (me.rank() == 2) { return; }
+    if (me.rank() == dead) { return; }
     auto& self = *ranks[static_cast<std::size_t>(me.rank())];
     self.moved.resume().or_throw();
+    body(self);
+  });
+}
+/// For `on_survivors`: without a plan of its own.
+template <class Store = host_store>
+auto start_on(rebalancer_options const& options) {
+  return [options](in_process_endpoint& me) {
+    using rank_of_three = member<keep_placement, layers_per_chunk<>, Store>;
+    auto self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, me, options);
+    self->moved.start().or_throw();
+    return self;
+  };
+}
+
+}  // namespace
+
+TEST_CASE("survivors go on with another topology, at another epoch, and move among themselves") {
+  on_survivors(2, start_on({.timeout = patience}), [](auto& self) {
     // Nothing moves before the topology knows.
     auto const early = self.moved.apply(trivial_placement({num_layers, 6, 12}));
     CHECK(early.code() == errc::invalid_topology);
@@ -490,19 +520,13 @@ TEST_CASE("survivors go on with another topology, at another epoch, and move amo
           "rebalancer: rank 2 was expelled and the topology still has it alive: set_topology is due");
     CHECK(early.rank() == 2);
     self.moved.resume().or_throw();
-    topology left = three;
-    left.set_live(2, false);
-    self.moved.set_topology(left, twice).or_throw();
+    self.moved.set_topology(three_without(2), twice).or_throw();
     CHECK_FALSE(self.moved.where().is_live(2));
     CHECK(self.moved.epoch(0) == 1);
     CHECK(self.store.epoch(1) == 1);
     CHECK(self.log.layers_of("commit") == std::vector<std::vector<index_t>>{{0, 1}});
     // What the dead rank held takes no tokens, whatever was given.
-    auto const has_none = [&] {
-      auto const shares = self.moved.current().shares(0).subspan(8);
-      return std::ranges::all_of(shares, [](share_t one) { return one == 0; });
-    };
-    CHECK(has_none());
+    CHECK(has_no_share(self.moved.current(), 2));
     placement lossy = twice;
     lossy.edit(0).logical_of_slot[2] = 0;  // expert 2 would be left on the dead rank only
     lossy.index_replicas(0);
@@ -517,7 +541,34 @@ TEST_CASE("survivors go on with another topology, at another epoch, and move amo
     self.moved.apply(target).or_throw();
     CHECK(self.moved.epoch(0) == 2);
     CHECK(self.moved.current().logical_of_slot(0)[8] == 2);
-    CHECK(has_none());
+    CHECK(has_no_share(self.moved.current(), 2));
+    CHECK(self.first_error() == "");
+  });
+}
+
+TEST_CASE("a layer that moves by waypoints leaves no share on a dead rank on the way") {
+  /// With room for one expert.
+  struct tight_store : host_store {
+    tight_store(topology const& ranks, index_t layers) : host_store{ranks, layers, 512} {}
+    status commit(index_t layer, std::span<byte_copy const> copies, placement const& tables, epoch_t epoch) {
+      ++commits;
+      CHECK(tables.has_shares());
+      CHECK(has_no_share(tables, 2));
+      return host_store::commit(layer, copies, tables, epoch);
+    }
+    int commits = 0;
+  };
+  on_survivors(2, start_on<tight_store>({.timeout = patience}), [](auto& self) {
+    self.moved.set_topology(three_without(2), twice).or_throw();
+    placement target = twice;
+    auto const row = target.edit(0).logical_of_slot;
+    std::swap(row[2], row[4]);
+    std::swap(row[3], row[5]);
+    target.index_replicas(0);
+    self.store.commits = 0;
+    self.moved.apply(target).or_throw();
+    CHECK(self.store.commits > 1);
+    CHECK(has_no_share(self.moved.current(), 2));
     CHECK(self.first_error() == "");
   });
 }
@@ -538,26 +589,15 @@ TEST_CASE("where rank 0 is dead the plan of the first live rank is adopted") {
     [[nodiscard]] constexpr relabel_scope interchangeable() const noexcept { return relabel_scope::none; }
     void describe(digest& out) const { out.add(std::string_view{"differs"}); }
   };
-  topology const three{{3, 1, 4, 0}};
-  placement const twice = trivial_placement({num_layers, 6, 12});  // 0 1 2 3 | 4 5 0 1 | 2 3 4 5
-  using rank_of_three = member<differs, layers_per_chunk<>>;
-  in_process_group group{3};
-  std::vector<std::unique_ptr<rank_of_three>> ranks(3);
-  group.run([&](in_process_endpoint& me) {
-    auto& self = ranks[static_cast<std::size_t>(me.rank())];
-    self = std::make_unique<rank_of_three>(
+  auto const start = [](in_process_endpoint& me) {
+    auto self = std::make_unique<member<differs, layers_per_chunk<>>>(
         three, twice, differs{me.rank()}, layers_per_chunk{num_layers}, me,
         rebalancer_options{.interval = 1, .timeout = patience, .adopt_first_plan = true});
     self->moved.start().or_throw();
-  });
-  group.expel(0);
-  group.run([&](in_process_endpoint& me) {
-    if (me.rank() == 0) { return; }
-    auto& self = *ranks[static_cast<std::size_t>(me.rank())];
-    self.moved.resume().or_throw();
-    topology left = three;
-    left.set_live(0, false);
-    self.moved.set_topology(left, twice).or_throw();
+    return self;
+  };
+  on_survivors(0, start, [](auto& self) {
+    self.moved.set_topology(three_without(0), twice).or_throw();
     for (int call = 0; call < 2; ++call) {
       for (index_t layer = 0; layer < num_layers; ++layer) {
         self.moved.record_top_k(layer, std::vector<index_t>{0, 1, 2});
@@ -566,33 +606,18 @@ TEST_CASE("where rank 0 is dead the plan of the first live rank is adopted") {
     }
     CHECK(self.moved.current().logical_of_slot(0)[4] == 3);  // rank 1's choice
     CHECK(self.moved.current().logical_of_slot(0)[9] == 4);
-    auto const shares = self.moved.current().shares(0).first(4);  // which the policy left to all replicas
-    CHECK(std::ranges::all_of(shares, [](share_t one) { return one == 0; }));
+    CHECK(has_no_share(self.moved.current(), 0));  // which the policy left to all replicas
     CHECK(self.first_error() == "");
   });
 }
 
 TEST_CASE("what stands in for an expelled rank is compared with nothing before the topology knows") {
-  topology const three{{3, 1, 4, 0}};
-  placement const twice = trivial_placement({num_layers, 6, 12});
-  using rank_of_three = member<keep_placement, layers_per_chunk<>>;
   // By the call for it, by the first step of a cycle, and by the one that refreshes shares.
   for (auto const& options : {rebalancer_options{.timeout = patience},
                               rebalancer_options{.interval = 1, .timeout = patience, .checked_slots = 9},
                               rebalancer_options{.interval = 9, .share_interval = 1, .timeout = patience}}) {
     CAPTURE(options.interval);
-    in_process_group group{3};
-    std::vector<std::unique_ptr<rank_of_three>> ranks(3);
-    group.run([&](in_process_endpoint& me) {
-      auto& self = ranks[static_cast<std::size_t>(me.rank())];
-      self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, me, options);
-      self->moved.start().or_throw();
-    });
-    group.expel(2);
-    group.run([&](in_process_endpoint& me) {
-      if (me.rank() == 2) { return; }
-      auto& self = *ranks[static_cast<std::size_t>(me.rank())];
-      self.moved.resume().or_throw();
+    on_survivors(2, start_on(options), [&](auto& self) {
       status result;
       for (int call = 0; call < 3 && result.ok(); ++call) {
         result = options.interval > 9 ? self.moved.check_replicas() : self.moved.on_forward_pass_end({.tokens = 1});
@@ -600,9 +625,7 @@ TEST_CASE("what stands in for an expelled rank is compared with nothing before t
       CHECK(result.code() == errc::invalid_topology);
       CHECK(result.rank() == 2);
       self.moved.resume().or_throw();
-      topology left = three;
-      left.set_live(2, false);
-      self.moved.set_topology(left, twice).or_throw();
+      self.moved.set_topology(three_without(2), twice).or_throw();
       CHECK(self.moved.check_replicas().ok());
     });
   }
@@ -621,33 +644,24 @@ TEST_CASE("a control plane on an engine's channel tells of expelled ranks too") 
   };
   using plane = engine_control<channel, members>;
   using rank_of_three = member<keep_placement, layers_per_chunk<>, host_store, in_process_endpoint, plane>;
-  topology const three{{3, 1, 4, 0}};
-  placement const twice = trivial_placement({num_layers, 6, 12});
-  in_process_group group{3};
   std::vector<std::unique_ptr<plane>> planes(3);
-  std::vector<std::unique_ptr<rank_of_three>> ranks(3);
-  group.run([&](in_process_endpoint& me) {
-    auto const rank = static_cast<std::size_t>(me.rank());
-    planes[rank] = std::make_unique<plane>(me.rank(), 3, channel{&me}, engine_control_options{}, members{&me});
-    ranks[rank] = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, *planes[rank],
-                                                  me, rebalancer_options{.timeout = patience});
-    ranks[rank]->moved.start().or_throw();
-    CHECK_FALSE(planes[rank]->is_expelled(2));
-  });
-  group.expel(2);
-  group.run([&](in_process_endpoint& me) {
-    if (me.rank() == 2) { return; }
-    auto& self = *ranks[static_cast<std::size_t>(me.rank())];
-    self.moved.resume().or_throw();
+  auto const start = [&planes](in_process_endpoint& me) {
+    auto& own = planes[static_cast<std::size_t>(me.rank())];
+    own = std::make_unique<plane>(me.rank(), 3, channel{&me}, engine_control_options{}, members{&me});
+    auto self = std::make_unique<rank_of_three>(three, twice, keep_placement{}, layers_per_chunk{2}, *own, me,
+                                                rebalancer_options{.timeout = patience});
+    self->moved.start().or_throw();
+    CHECK_FALSE(own->is_expelled(2));
+    return self;
+  };
+  on_survivors(2, start, [](auto& self) {
     auto const early = self.moved.check_replicas();
     CHECK(early.code() == errc::invalid_topology);
     CHECK(early.rank() == 2);
     self.moved.resume().or_throw();
     CHECK(self.moved.apply(twice).code() == errc::invalid_topology);
     self.moved.resume().or_throw();
-    topology left = three;
-    left.set_live(2, false);
-    self.moved.set_topology(left, twice).or_throw();
+    self.moved.set_topology(three_without(2), twice).or_throw();
     CHECK(self.moved.check_replicas().ok());
   });
 }
