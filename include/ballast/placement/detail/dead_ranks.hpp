@@ -54,20 +54,17 @@ inline void take_shares_from_dead(topology const& where, placement& in_out, inde
   }
 }
 
-/// Leave no share on a dead rank in any layer. Where all ranks live nothing changes.
-/// @pre every expert has a live replica
-/// @complexity O(L (P + E)); allocates shares where there are none.
-inline void split_among_live(topology const& where, placement& in_out) {
-  if (where.num_live_ranks() == where.num_ranks()) { return; }
-  if (!in_out.has_shares()) { in_out.make_shares_even(); }
-  for (index_t layer = 0; layer < in_out.num_layers(); ++layer) { take_shares_from_dead(where, in_out, layer); }
-}
-
-/// The same for one layer; the others may be anything.
+/// Leave no share of a layer on a dead rank; the other layers may be anything. Where all ranks live nothing changes.
+/// @pre every expert of the layer has a live replica
+/// @complexity O(P + E); allocates shares where there are none.
 inline void split_among_live(topology const& where, placement& in_out, index_t layer) {
   if (where.num_live_ranks() == where.num_ranks()) { return; }
   if (!in_out.has_shares()) { in_out.make_shares_even(); }
   take_shares_from_dead(where, in_out, layer);
+}
+/// The same for all layers.
+inline void split_among_live(topology const& where, placement& in_out) {
+  for (index_t layer = 0; layer < in_out.num_layers(); ++layer) { split_among_live(where, in_out, layer); }
 }
 
 /// Slots of dead ranks keep what `current` has there, so that they cost no bytes. @param next  in/out: [L, P] with any

@@ -51,10 +51,10 @@ __device__ inline void send_counts(batch_view const& v, quota_row row, std::uint
   for (auto i = static_cast<index_t>(threadIdx.x); i < lines * num_ranks; i += static_cast<index_t>(blockDim.x)) {
     auto const line = i % lines;
     auto const to = (v.rank + i / lines) % num_ranks;  // not all to the same rank first
-    auto const first = row.is_live(to) ? counts[2 * line] : 0;
-    auto const second = row.is_live(to) ? counts[2 * line + 1] : 0;
-    store_line(place_of(to) + count_header::lines + line, pack(static_cast<std::uint32_t>(first)),
-               pack(static_cast<std::uint32_t>(second)));
+    auto const count = [&counts, lives = row.is_live(to)](index_t expert) {
+      return static_cast<std::uint32_t>(lives ? counts[expert] : 0);
+    };
+    store_line(place_of(to) + count_header::lines + line, pack(count(2 * line)), pack(count(2 * line + 1)));
   }
 #pragma unroll 1
   for (auto to = static_cast<index_t>(threadIdx.x); to < num_ranks; to += static_cast<index_t>(blockDim.x)) {
