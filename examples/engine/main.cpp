@@ -45,7 +45,7 @@ struct options {
   index_t ranks = 4, nodes = 1, spare_slots = 2;
   index_t layers = 4, top_k = 6, hidden = 32, intermediate = 16;
   index_t longest_prompt = 48, longest_output = 24;
-  index_t passes = 160, requests = 2, tokens = 32, interval = 4, layers_per_chunk = 1, patience = 8, plan_work = 0,
+  index_t passes = 160, requests = 2, tokens = 32, interval = 4, layers_per_chunk = 1, patience = 8, plan_work = 50'000,
           timeout_ms = 10'000;
   std::optional<index_t> switch_at;
   index_t seed = 1, schedule = 1;
@@ -81,7 +81,7 @@ struct options {
     add_integer(app, "--layers-per-chunk", layers_per_chunk,
                 "Layers that move together, in modes that move by chunks (1)");
     add_integer(app, "--work-per-plan-call", plan_work,
-                "Of a plan, in a call: what is left is planned in the next ones (0: all at once)");
+                "Of a plan, in a call: what is left is planned in the next ones; 0: all at once (50000)");
     add_integer(app, "--patience", patience, "Passes that the central scheduler waits for a layer (8)");
     add_integer(app, "--slow-rank", slow_rank, "Rank that lets bytes travel at the end of its passes only (none)");
     add_integer(app, "--seed", seed, "Of the requests (1)");

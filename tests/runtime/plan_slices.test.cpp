@@ -73,6 +73,7 @@ TEST_CASE("a plan over several calls is the plan of one call, bit for bit") {
   auto const same_in_slices = [](auto const& policy, index_t dead, rebalancer_options options) {
     CAPTURE(dead);
     CAPTURE(options.plan_in_parts);
+    options.work_per_plan_call = 0;  // layers are whole
     auto const whole = one_cycle(policy, options, dead);
     index_t const live = dead >= 0 ? num_ranks - 1 : num_ranks;
     index_t const own = options.plan_in_parts ? (num_layers + live - 1) / live : num_layers;
@@ -444,6 +445,7 @@ TEST_CASE("a plan whose layers are divided is the plan of one call, bit for bit,
     CAPTURE(options.plan_in_parts);
     auto whole_options = options;
     whole_options.layers_per_plan_call = 0;
+    whole_options.work_per_plan_call = 0;
     auto const whole = divided_cycle(policy, whole_options, dead);
     std::vector<std::uint64_t> calls;
     for (std::int64_t const work : {std::int64_t{1} << 40, std::int64_t{20'000}, std::int64_t{4000}}) {
@@ -669,6 +671,19 @@ TEST_CASE("ranks that plan divided layers on different loads take rank 0's plan,
   });
 }
 
+TEST_CASE("by default a call of a plan ends after a while, under a policy that can stop") {
+  auto const call_of_plan = [](auto const& policy, rebalancer_options options) {
+    options.plan_in_parts = false;
+    auto const cycle = divided_cycle(policy, options);
+    REQUIRE(cycle.plans[0].size() == 1);
+    return cycle.plans[0].front();
+  };
+  CHECK(call_of_plan(incremental_placement{}, {}) > 101);
+  CHECK(call_of_plan(incremental_placement{}, {.work_per_plan_call = 0}) == 101);
+  CHECK(call_of_plan(balanced_placement{}, {}) == 101);
+  CHECK(call_of_plan(headroom_placement{}, {}) == 101);
+}
+
 TEST_CASE("a limit of work must not be negative") {
   rebalancer_options const options{.work_per_plan_call = -1};
   CHECK(options.validate().message() == "rebalancer: work_per_plan_call is -1, must not be negative");
@@ -725,6 +740,7 @@ TEST_CASE("layers move before the next ones are planned, and in the end the plac
   };
   auto const same = [&](auto const& policy, rebalancer_options options, index_t dead) {
     options = moving_meanwhile(options);
+    options.work_per_plan_call = 0;  // layers are whole
     auto whole_options = options;
     whole_options.moves_while_planning = false;
     for (index_t const each : {1, 2, 4}) {

@@ -33,10 +33,10 @@ struct rebalancer_options {
   /// calls. 0: all of them in one. Without effect on a policy that is no `layerwise_policy`.
   index_t layers_per_plan_call = 0;
   /// Work that a rank puts into one call, after which even a layer is left half planned; 0: no limit. In the unit of a
-  /// `divisible_policy` (`incremental_placement`: candidates, some 10 to 30 ns each), without effect on others. The
-  /// plan takes as many calls as the rank with most work needs, all ranks exchange a word in each. Not with an
-  /// `executor`.
-  std::int64_t work_per_plan_call = 0;
+  /// `divisible_policy` (`incremental_placement`: candidates, some 10 to 30 ns each, so about a millisecond by
+  /// default), without effect on others. The plan takes as many calls as the rank with most work needs, all ranks
+  /// exchange a word in each; one that fits a call takes one. Without effect where there is an `executor`.
+  std::int64_t work_per_plan_call = 50'000;
   /// Where `layers_per_plan_call` makes several calls, the layers of each call move before the next ones are planned:
   /// the first bytes travel after one call. The whole takes no more calls where a call's layers fill whole chunks. Rows
   /// that a rank checks come on top of those of a call. Not in asynchronous mode, with an `executor` or
