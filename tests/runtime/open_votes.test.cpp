@@ -252,3 +252,61 @@ TEST_CASE("the same where no bytes move: shares, and another topology") {
     });
   }
 }
+
+TEST_CASE("a change of topology whose vote a rank does not hear the end of is settled as any other") {
+  auto uneven = initial;  // told apart from what is in force by its shares
+  uneven.make_shares_even();
+  uneven.edit_shares(0)[0] -= 100;
+  uneven.edit_shares(0)[5] += 100;
+  REQUIRE(uneven.logical_of_slot(0)[5] == uneven.logical_of_slot(0)[0]);
+  for (bool const lost_by_both : {false, true}) {
+    CAPTURE(lost_by_both);
+    on_two_ranks([&](rank_with_open_vote& self, auto const& tell) {
+      bool const is_lost = lost_by_both || self.transport->rank() == 1;
+      self.control.silent = is_lost;
+      auto const result = self.moved.set_topology(where, uneven);
+      self.control.silent = false;
+      CHECK(result.ok() == !is_lost);
+      static_cast<void>(tell(0));
+      if (is_lost) {
+        CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+        CHECK(self.moved.undecided_layers().size() == 2);
+        CHECK(self.moved.current() == initial);
+        CHECK(self.moved.resume().code() == result.code());
+        // Words tell of groups only.
+        std::vector<std::uint64_t> const words(2, self.moved.outgoing());
+        CHECK_FALSE(self.moved.incoming(words).ok());
+        CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+        self.moved.settle(lost_by_both ? decision::drop : decision::commit).or_throw();
+        CHECK(self.moved.state() == rebalancer_state::failed);
+        CHECK(self.moved.undecided_layers().empty());
+        CHECK(self.moved.settle(decision::drop).code() == errc::invalid_option);
+      }
+      CHECK(self.moved.epoch(0) == (lost_by_both ? 0 : 1));
+      CHECK(self.moved.current() == (lost_by_both ? initial : uneven));
+      self.moved.resume().or_throw();
+      self.moved.set_topology(where, uneven).or_throw();
+      CHECK(self.moved.current() == uneven);
+      CHECK(self.moved.check_replicas().ok());
+      CHECK(self.weights.first_error(self.moved.current()) == "");
+    });
+  }
+}
+
+TEST_CASE("a change of topology that fails when it is settled leaves a rank that nothing settles") {
+  on_two_ranks([](rank_with_open_vote& self, auto const& tell) {
+    bool const is_lost = self.transport->rank() == 1;
+    self.control.silent = is_lost;
+    CHECK(self.moved.set_topology(where, initial).ok() == !is_lost);
+    self.control.silent = false;
+    static_cast<void>(tell(0));
+    if (!is_lost) { return; }
+    self.store.at = [](char const* point) {
+      if (std::string_view{point} == "in commit") { throw std::bad_alloc{}; }
+    };
+    CHECK(self.moved.settle(decision::commit).code() == errc::out_of_memory);
+    CHECK(self.moved.state() == rebalancer_state::cohort_lost);
+    CHECK(self.moved.undecided_layers().empty());
+    CHECK(self.moved.settle(decision::commit).code() == errc::invalid_option);
+  });
+}

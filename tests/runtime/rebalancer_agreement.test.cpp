@@ -315,34 +315,6 @@ TEST_CASE("ranks that are told other topologies find out") {
   });
 }
 
-TEST_CASE("a topology that one rank's store refuses is in force nowhere, and every store has the old one back") {
-  in_process_group group{3};
-  topology const three{{3, 1, 2, 0}};
-  auto const held = trivial_placement({1, 2, 6});
-  group.run([&](in_process_endpoint& me) {
-    if (me.rank() == 1) { return; }  // it is dead
-    member<rotate_placement, layers_per_chunk<>, refusing_store> self{
-        three, held, {}, layers_per_chunk{1}, me, {.timeout = patience}};
-    self.store.stays = me.rank() == 2;
-    group.expel(1);
-    self.moved.start().or_throw();
-    auto without = three;
-    without.set_live(1, false);
-    auto const result = self.moved.set_topology(without, held);
-    CHECK(result.code() == errc::out_of_memory);
-    CHECK(result.rank() == (me.rank() == 2 ? status::no_rank : 2));
-    CHECK(self.moved.state() == rebalancer_state::failed);
-    CHECK(self.moved.where().is_live(1));
-    CHECK(self.moved.epoch(0) == 0);
-    CHECK(self.store.told_live == std::vector<bool>{false, true});
-    self.store.stays = false;
-    self.moved.resume().or_throw();
-    self.moved.set_topology(without, held).or_throw();
-    CHECK_FALSE(self.moved.where().is_live(1));
-    CHECK(self.moved.epoch(0) == 1);
-  });
-}
-
 TEST_CASE("a topology comes with a placement that is one") {
   on_two_ranks({.timeout = patience}, [](rank_of_two& self, index_t) {
     auto const lost = with_row({0, 1, 2, 2, 0, 1});
@@ -511,6 +483,35 @@ auto start_on(rebalancer_options const& options) {
 
 }  // namespace
 
+TEST_CASE("a topology that one rank's store refuses is in force nowhere, and every store has the old one back") {
+  topology const ranks{{3, 1, 2, 0}};
+  auto const held = trivial_placement({1, 2, 6});
+  auto const start = [&](in_process_endpoint& me) {
+    using rank_of_three = member<rotate_placement, layers_per_chunk<>, refusing_store>;
+    auto self = std::make_unique<rank_of_three>(ranks, held, rotate_placement{}, layers_per_chunk{1}, me,
+                                                rebalancer_options{.timeout = patience});
+    self->moved.start().or_throw();
+    self->store.stays = me.rank() == 2;
+    return self;
+  };
+  on_survivors(1, start, [&](auto& self) {
+    auto without = ranks;
+    without.set_live(1, false);
+    auto const result = self.moved.set_topology(without, held);
+    CHECK(result.code() == errc::out_of_memory);
+    CHECK(result.rank() == (self.moved.rank() == 2 ? status::no_rank : 2));
+    CHECK(self.moved.state() == rebalancer_state::failed);
+    CHECK(self.moved.where().is_live(1));
+    CHECK(self.moved.epoch(0) == 0);
+    CHECK(self.store.told_live == std::vector<bool>{false, true});
+    self.store.stays = false;
+    self.moved.resume().or_throw();
+    self.moved.set_topology(without, held).or_throw();
+    CHECK_FALSE(self.moved.where().is_live(1));
+    CHECK(self.moved.epoch(0) == 1);
+  });
+}
+
 TEST_CASE("survivors go on with another topology, at another epoch, and move among themselves") {
   on_survivors(2, start_on({.timeout = patience}), [](auto& self) {
     // Nothing moves before the topology knows.
@@ -629,6 +630,35 @@ TEST_CASE("what stands in for an expelled rank is compared with nothing before t
       CHECK(self.moved.check_replicas().ok());
     });
   }
+}
+
+TEST_CASE("a start, and a prediction, are refused while a rank that was expelled counts as alive") {
+  in_process_group group{3};
+  group.expel(2);
+  group.run([](in_process_endpoint& me) {
+    if (me.rank() == 2) { return; }
+    using rank_of_three = member<keep_placement, layers_per_chunk<>>;
+    rank_of_three early{three, twice, {}, layers_per_chunk{2}, me, {.timeout = patience}};
+    auto const refused = early.moved.start();
+    CHECK(refused.code() == errc::invalid_topology);
+    CHECK(refused.message() ==
+          "rebalancer: rank 2 was expelled and the topology still has it alive: mark it as dead "
+          "there, topology::set_live");
+    CHECK(refused.rank() == 2);
+    rank_of_three self{three_without(2), twice, {}, layers_per_chunk{2}, me, {.timeout = patience}};
+    self.moved.start().or_throw();
+    prediction foreseen;
+    CHECK(self.moved.predict(foreseen).ok());
+  });
+  on_survivors(2, start_on({.timeout = patience}), [](auto& self) {
+    prediction foreseen;
+    auto const refused = self.moved.predict(foreseen);
+    CHECK(refused.code() == errc::invalid_topology);
+    CHECK(refused.rank() == 2);
+    self.moved.resume().or_throw();
+    self.moved.set_topology(three_without(2), twice).or_throw();
+    CHECK(self.moved.predict(foreseen).ok());
+  });
 }
 
 TEST_CASE("a control plane on an engine's channel tells of expelled ranks too") {

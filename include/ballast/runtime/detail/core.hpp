@@ -55,6 +55,10 @@ struct rebalancer_core {
     std::shared_ptr<plan_task<Policy>> plan;
     nanoseconds_t since = 0;
   };
+  struct live_placement {
+    topology where;
+    placement in_force;
+  };
 
   rebalancer_core(topology where, placement initial, rebalancing<Recorder, Policy, Schedule> parts, Store& a_store,
                   Transport& a_transport, Control& control)
@@ -93,6 +97,20 @@ struct rebalancer_core {
     if (auto result = refuse_unless_started(name); !result.ok()) { return result; }
     if (is_planning() || is_moving()) { return {errc::busy, concat(name, ": a rebalancing cycle is running")}; }
     return failure;
+  }
+  /// Another rank's words stand in for one that the group has shut out, and a plan would move experts from and to it.
+  [[nodiscard]] status refuse_expelled() {
+    if constexpr (expelling_plane<Control>) {
+      auto const& where = books.where();
+      for (index_t other = 0; other < where.num_ranks(); ++other) {
+        if (!where.is_live(other) || !ranks.control().is_expelled(other)) { continue; }
+        return {errc::invalid_topology,
+                concat("rebalancer: rank ", other, " was expelled and the topology still has it alive: ",
+                       started ? "set_topology is due" : "mark it as dead there, topology::set_live"),
+                other};
+      }
+    }
+    return {};
   }
 
   /// Everything that must be configured alike.
@@ -212,7 +230,8 @@ struct rebalancer_core {
   index_t waited = 0;        // calls since the last plan
   index_t share_waited = 0;  // calls since the last refresh of shares
   told_word told;
-  std::vector<index_t> undecided;  // layers that may be committed elsewhere
+  std::vector<index_t> undecided;                 // layers that may be committed elsewhere
+  std::unique_ptr<live_placement> next_topology;  // what they are committed with, where that is another topology
 };
 
 }  // namespace detail

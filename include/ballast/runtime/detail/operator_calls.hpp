@@ -22,6 +22,7 @@
 #include <ballast/types.hpp>
 
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -81,6 +82,7 @@ template <class Core>
   if (auto result = core.refuse_unless_recording("predict"); !result.ok()) { return result; }
   out = {};
   if (books.num_layers() == 0) { return {}; }
+  if (auto result = core.refuse_expelled(); !result.ok()) { return core.fail(std::move(result)); }
   if (auto result = detail::reduce_loads(core); !result.ok()) { return core.fail(std::move(result)); }
   if (auto result = detail::plan_next(core); !result.ok()) { return result; }
   if (auto result = core.mover.plan(); !result.ok()) { return result; }
@@ -99,7 +101,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status check_all_replicas(Core& core) {
   if (auto result = core.refuse_unless_recording("check_replicas"); !result.ok()) { return result; }
-  if (auto result = detail::refuse_expelled(core); !result.ok()) { return core.fail(std::move(result)); }
+  if (auto result = core.refuse_expelled(); !result.ok()) { return core.fail(std::move(result)); }
   core.books.replicas().sum_all(false);
   auto result = core.books.replicas().compare(core.ranks.control(), core.options.timeout);
   return result.ok() || result.code() == errc::corrupted ? result : core.fail(std::move(result));
@@ -142,6 +144,17 @@ template <class Core>
   return {};
 }
 
+/// End a change of topology of which this rank has not heard how the vote on it ended. Where that fails nothing settles
+/// it any more.
+template <class Core>
+[[nodiscard]] status settle_topology(Core& core, decision outcome) {
+  auto const next = std::move(core.next_topology);
+  core.undecided.clear();
+  if (outcome == decision::commit) { return detail::enter_topology(core, next->where, next->in_force); }
+  auto told = detail::tell_store(*core.store, core.books.where());
+  return told.ok() ? told : core.lose(std::move(told));
+}
+
 /// `rebalancer::set_topology`.
 template <class Core>
 [[nodiscard]] status set_topology(Core& core, topology const& where, placement const& in_force) {
@@ -161,8 +174,11 @@ template <class Core>
     static_cast<void>(detail::tell_store(*core.store, before));
     return core.fail(taken.ok() ? std::move(vote.reason) : std::move(taken));
   }
-  // Nobody can settle this: without an answer the ranks may live in different topologies.
-  if (vote.outcome == decision::undecided) { return core.lose(std::move(vote.reason)); }
+  if (vote.outcome == decision::undecided) {
+    using pair = typename Core::live_placement;
+    core.next_topology = std::make_unique<pair>(pair{where, in_force});
+    return core.lose(std::move(vote.reason), numbers_below(core.books.num_layers()));
+  }
   return detail::enter_topology(core, where, in_force);
 }
 

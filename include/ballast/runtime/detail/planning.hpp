@@ -35,22 +35,6 @@ namespace detail {
 
 // A cycle up to its first byte: reduce the loads, refresh the shares, plan, agree.
 
-/// Another rank's words stand in for one that the group has shut out, and a plan would move experts from and to it.
-template <class Core>
-[[nodiscard]] status refuse_expelled([[maybe_unused]] Core& core) {
-  if constexpr (expelling_plane<typename Core::control_type>) {
-    auto const& where = core.books.where();
-    for (index_t rank = 0; rank < where.num_ranks(); ++rank) {
-      if (!where.is_live(rank) || !core.ranks.control().is_expelled(rank)) { continue; }
-      return {
-          errc::invalid_topology,
-          concat("rebalancer: rank ", rank, " was expelled and the topology still has it alive: set_topology is due"),
-          rank};
-    }
-  }
-  return {};
-}
-
 template <class Core>
 [[nodiscard]] status reduce_loads(Core& core) {
   auto& books = core.books;
@@ -83,7 +67,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status reduce_and_refresh_shares(Core& core) {
   auto& books = core.books;
-  if (auto result = detail::refuse_expelled(core); !result.ok()) { return core.fail(std::move(result)); }
+  if (auto result = core.refuse_expelled(); !result.ok()) { return core.fail(std::move(result)); }
   auto reduced = books.window().reduce_sum(core.recorder, core.ranks.control(), books.where(), core.options.timeout);
   if (!reduced.ok()) { return core.fail(std::move(reduced)); }
   books.measure();
@@ -162,7 +146,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status prepare_moves(Core& core, status planned = {}, nanoseconds_t start = now()) {
   if (!core.failure.ok()) { return planned; }  // the ranks did not meet to plan: waiting once is enough
-  if (planned.ok()) { planned = detail::refuse_expelled(core); }
+  if (planned.ok()) { planned = core.refuse_expelled(); }
   if (planned.ok()) {
     split_among_live(core.books.where(), core.next);
     planned = core.mover.plan();
@@ -325,7 +309,7 @@ template <class Core>
   auto const start = now();
   auto& books = core.books;
   auto const& options = core.options;
-  if (auto result = detail::refuse_expelled(core); !result.ok()) { return core.fail(std::move(result)); }
+  if (auto result = core.refuse_expelled(); !result.ok()) { return core.fail(std::move(result)); }
   if (options.checked_slots > 0) {
     if (auto result = books.replicas().compare(core.ranks.control(), options.timeout); !result.ok()) {
       return core.fail(std::move(result));

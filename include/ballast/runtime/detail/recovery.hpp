@@ -6,6 +6,7 @@
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
+#include <ballast/runtime/detail/operator_calls.hpp>
 #include <ballast/runtime/detail/words.hpp>
 #include <ballast/runtime/rebalancer_state.hpp>
 #include <ballast/status.hpp>
@@ -34,7 +35,9 @@ template <class Core>
   }
   if (outcome == decision::undecided) { return {errc::invalid_option, "settle: the outcome must be commit or drop"}; }
   auto const why = core.failure;
-  if (outcome == decision::commit) {
+  if (core.next_topology != nullptr) {
+    if (auto settled = detail::settle_topology(core, outcome); !settled.ok()) { return settled; }
+  } else if (outcome == decision::commit) {
     auto committed = core.shares.is_undecided()
                          ? core.shares.commit(core.undecided, now(), core.books, core.mover.times(), core.events)
                          : core.mover.commit_group();
@@ -52,7 +55,8 @@ template <class Core>
 /// Words may tell a lost rank what the others have done.
 template <class Core>
 [[nodiscard]] status settle_by(Core& core, exchanged_words const& words) {
-  if (core.undecided.empty() || core.shares.is_undecided()) { return core.failure; }
+  bool const is_a_group = !core.shares.is_undecided() && core.next_topology == nullptr;
+  if (core.undecided.empty() || !is_a_group) { return core.failure; }
   auto const committed = core.books.committed();
   if (words.rank_ahead(committed) >= 0 || words.all_ready(committed)) {
     if (auto result = detail::settle(core, decision::commit); !result.ok()) { return result; }

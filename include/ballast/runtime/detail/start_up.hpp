@@ -91,6 +91,7 @@ template <class Core>
   if (own.ok() && !core.claim.take()) {
     own = {errc::invalid_option, "rebalancer: another rebalancer has started on this store and uses it still"};
   }
+  if (own.ok() && result.ok()) { own = core.refuse_expelled(); }
   if (own.ok()) { own = check_store(*core.store, core.books.where(), core.books.in_force()); }
   if (result.ok()) { result = all_ready(control, own, "start", timeout); }
   if (!own.ok()) {
