@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 using namespace ballast;
@@ -78,4 +79,17 @@ TEST_CASE("an expelled rank of a node adds nothing and broadcasts nothing") {
       CHECK(bytes == std::array<std::byte, 3>{std::byte{1}});
     });
   }
+}
+
+TEST_CASE("a rank that is missing is named as the node counts, and one of another node in words only") {
+  on_nodes(-1, [](plane& node, index_t rank) {
+    constexpr index_t missing = 3;
+    if (rank == missing) { return; }
+    std::array<std::uint64_t, 1> const mine{7};
+    std::array<std::uint64_t, 2> gathered{};
+    auto const result = node.all_gather(mine, gathered, 50 * ballast_test::millisecond);
+    CHECK(result.code() == errc::deadline_exceeded);
+    CHECK(result.rank() == (rank == 2 ? missing - 2 : status::no_rank));
+    CHECK(result.message().find("rank 3") != std::string::npos);
+  });
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/placement/detail/dead_ranks.hpp>
+#include <ballast/placement/group_split.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/topology.hpp>
@@ -62,4 +63,16 @@ TEST_CASE("a plan of all ranks is indexed, and has no shares of its own") {
   detail::finish_plan(current, where, next);
   CHECK_FALSE(next.has_shares());
   CHECK(next.replicas_of(0, 2)[0] == 0);
+}
+
+TEST_CASE("groups that are split over nodes count the tokens of live replicas, all of them") {
+  // Expert 0 is on both nodes, twice on the second.
+  topology where{{4, 2, 1, 0}};
+  auto const in = map_of({1, 2, 4}, {0, 1, 0, 0});
+  std::vector<load_t> const loads{12, 5};
+  CHECK(split_of_groups(where, in, 2, 0, loads).tokens_away == 4);
+  where.set_live(3, false);
+  CHECK(split_of_groups(where, in, 2, 0, loads).tokens_away == 6);
+  where.set_live(2, false);
+  CHECK(split_of_groups(where, in, 2, 0, loads) == group_split{});
 }

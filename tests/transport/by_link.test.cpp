@@ -82,6 +82,7 @@ TEST_CASE("each message takes its own link, and a failure tells which") {
     auto const result = rank2.wait(10 * ballast_test::millisecond);
     CHECK(result.code() == make_error_code(errc::deadline_exceeded));
     CHECK(rank2.poll() == ballast::transfer_state::idle);
+    CHECK(result.rank() == peer);  // among all ranks, on every link
     return result.message();
   };
   CHECK(waits_for(3).find("ranks counted from 2: in_process: rank 0 waited in vain for a message of rank 1") !=

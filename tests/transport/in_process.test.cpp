@@ -10,10 +10,12 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 namespace {
@@ -179,6 +181,38 @@ TEST_CASE("a regroup blames neither who was there a moment before nor who waits"
   auto const alone = group.endpoint(1).regroup(0);
   CHECK(alone.message() == "regroup: rank 0, rank 2 did not come in time");
   CHECK(alone.rank() == 2);
+}
+
+TEST_CASE("ranks that wait in a regroup need not wait for one that is shut out meanwhile") {
+  ballast::in_process_group group{3};
+  std::array<ballast::status, 3> results;
+  std::array<ballast::status, 3> afterwards;
+  group.run([&](in_process_endpoint& self) {
+    if (self.rank() == 2) {
+      std::this_thread::sleep_for(std::chrono::milliseconds{100});
+      group.expel(2);
+      return;
+    }
+    auto const rank = static_cast<std::size_t>(self.rank());
+    results[rank] = self.regroup(ballast_test::patience);
+    std::array<std::int64_t, 1> ones{1};
+    afterwards[rank] = self.all_reduce(ones, ballast_test::patience);
+    CHECK(ones[0] == 2);
+  });
+  for (auto const& result : results) { CHECK(result.message() == ""); }
+  for (auto const& result : afterwards) { CHECK(result.message() == ""); }
+  // One that is shut out while it waits is told so.
+  group.run([&](in_process_endpoint& self) {
+    if (self.rank() == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds{100});
+      group.expel(1);
+      results[0] = self.regroup(ballast_test::patience);
+    } else if (self.rank() == 1) {
+      results[1] = self.regroup(ballast_test::patience);
+    }
+  });
+  CHECK(results[0].ok());
+  CHECK(results[1].code() == errc::stale_membership);
 }
 
 TEST_CASE("a rank whose body throws is dead at once, and run throws what came first") {

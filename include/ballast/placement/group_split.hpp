@@ -25,7 +25,7 @@ struct group_split {
 
 /// Report which groups of one layer are spread over nodes, and how many tokens that sends away from home.
 ///
-/// @param where       ranks and nodes.
+/// @param where       ranks and nodes; without shares an expert's live replicas have even ones.
 /// @param in          [L, P]
 /// @param num_groups  G, consecutive experts; divides E.
 /// @param layer       in [0, L).
@@ -46,13 +46,15 @@ struct group_split {
   for (index_t expert = 0; expert < in.num_logical(); ++expert) {
     auto const replicas = in.replicas_of(layer, expert);
     auto const load = loads[static_cast<std::size_t>(expert)];
+    auto const is_live = [&where](index_t slot) { return where.is_live(where.rank_of_slot(slot)); };
+    auto const num_live = static_cast<load_t>(std::count_if(replicas.begin(), replicas.end(), is_live));
     for (auto const slot : replicas) {
-      if (!where.is_live(where.rank_of_slot(slot))) { continue; }
+      if (!is_live(slot)) { continue; }
       auto& cell = tokens[static_cast<std::size_t>(expert / group_size) * num_nodes +
                           static_cast<std::size_t>(where.node_of_slot(slot))];
       cell = std::max(cell, load_t{0}) +
              (in.has_shares() ? detail::shared_load(load, in.shares(layer)[static_cast<std::size_t>(slot)])
-                              : load * detail::load_unit / static_cast<load_t>(replicas.size()));
+                              : load * detail::load_unit / num_live);
     }
   }
   group_split result;

@@ -138,8 +138,8 @@ public:
     requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
   {
     status result;
-    for_each_copier([&result, &regions, &first](auto& link) {
-      if (result.ok()) { result = link.expose(regions, first); }
+    for_each_copier([this, &result, &regions, &first](auto& link) {
+      if (result.ok()) { result = told_by(link, link.expose(regions, first)); }
     });
     return result;
   }
@@ -181,7 +181,7 @@ public:
     requires(warming_part<Same> || warming_part<Node> || warming_part<Remote>)
   {
     status result;
-    for_each_link([this, &result](auto& link) { keep_first(result, detail::warm_up(link), this->link_name(link)); });
+    for_each_link([this, &result](auto& link) { keep_first(result, told_by(link, detail::warm_up(link))); });
     return result;
   }
   /// Whether a link may still write, for a batch that was given up, where these are received.
@@ -217,10 +217,10 @@ public:
     for_each_link([this, &result, &control, &deadline](auto& link) {
       if (!result.ok()) { return; }
       if (link.num_ranks() == num_ranks()) {
-        keep_first(result, detail::repair(link, control, detail::time_until(deadline)), {});
+        keep_first(result, detail::repair(link, control, detail::time_until(deadline)));
       } else {
         detail::node_plane<Control> node{control, first_of_node_, link.num_ranks()};
-        keep_first(result, detail::repair(link, node, detail::time_until(deadline)), this->link_name(link));
+        keep_first(result, told_by(link, detail::repair(link, node, detail::time_until(deadline))));
       }
     });
     return result;
@@ -304,7 +304,7 @@ public:
     // A link that failed tells the cause; those that are still at work are only told to stop.
     for_each_link([this, &result, &deadline](auto& link) {
       if (link.poll() != transfer_state::failed) { return; }
-      keep_first(result, link.wait(detail::time_until(deadline)), this->link_name(link));
+      keep_first(result, told_by(link, link.wait(detail::time_until(deadline))));
     });
     close(result);
     return result;
@@ -351,9 +351,9 @@ private:
   [[nodiscard]] status begin_batch() {
     status result;
     index_t begun = 0;
-    auto const begin_on = [&result, &begun](auto& link, batch const& messages) {
+    auto const begin_on = [this, &result, &begun](auto& link, batch const& messages) {
       if (!result.ok()) { return; }
-      result = link.start(messages.sends, messages.receives);
+      result = told_by(link, link.start(messages.sends, messages.receives));
       begun += result.ok() ? 1 : 0;
     };
     begin_on(same_, to_same_);
@@ -425,20 +425,21 @@ private:
       });
     }
   }
+  /// What a link says, with the number that its rank has among all; its words count from the node's first.
   template <class Link>
-  [[nodiscard]] std::string link_name(Link const& link) const {
-    if (static_cast<void const*>(&link) == node_ && first_of_node_ > 0) {
-      return detail::concat("inside the node, ranks counted from ", first_of_node_, ": ");
-    }
-    return {};
+  [[nodiscard]] status told_by(Link const& link, status result) const {
+    if (result.ok() || static_cast<void const*>(&link) != node_ || first_of_node_ == 0) { return result; }
+    auto const rank = result.rank() == status::no_rank ? status::no_rank : result.rank() + first_of_node_;
+    return {result.code(),
+            detail::concat("inside the node, ranks counted from ", first_of_node_, ": ", result.message()), rank};
   }
-  static void keep_first(status& kept, status const& next, std::string const& where) {
-    if (kept.ok() && !next.ok()) { kept = {next.code(), where + next.message(), next.rank()}; }
+  static void keep_first(status& kept, status next) {
+    if (kept.ok()) { kept = std::move(next); }
   }
 
   // End the batch on every link, so that nothing touches its memory.
   void close(status& result) {
-    for_each_link([this, &result](auto& link) { keep_first(result, link.wait(0), this->link_name(link)); });
+    for_each_link([this, &result](auto& link) { keep_first(result, told_by(link, link.wait(0))); });
   }
 
   topology where_;

@@ -85,7 +85,28 @@ struct in_process_state {
     at(rank).expelled = true;
     ++membership;
     bury(rank);
+    complete_regroup();
   }
+  /// Set everybody's numbers, if all that are not shut out have come: the last of them calls this, or whoever shuts out
+  /// the last that is missing.
+  void complete_regroup() {
+    bool any = false;
+    for (auto const& rank : ranks) {
+      if (!rank.expelled && (rank.dead() || !rank.regroups)) { return; }
+      any = any || !rank.expelled;
+    }
+    if (!any) { return; }
+    ++generation;
+    collectives.clear();
+    for (auto& rank : ranks) {
+      rank.regroups = false;
+      rank.left_regroup = regroup_clock;
+      rank.given_up = {};
+      rank.calls = generation << generation_shift;
+    }
+    wake_all();
+  }
+  static constexpr int generation_shift = 40;
 
   std::mutex mutex;
   std::vector<rank_state> ranks;
@@ -290,16 +311,16 @@ public:
     auto const before = state_->generation;
     auto const since = ++state_->regroup_clock;
     self.regroups = true;
-    complete_regroup();
+    state_->complete_regroup();
     auto const settled = [this, &before, &self] {
       return state_->generation != before || self.expelled || lost_rank() >= 0;
     };
     bool const in_time = self.wake.wait_until(lock, deadline, settled);
+    if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
     if (state_->generation != before) { return {}; }
     auto result = in_time ? lost("regroup", lost_rank()) : late_to_regroup(since);
     self.regroups = false;
     self.left_regroup = ++state_->regroup_clock;
-    if (auto refusal = refuse_if_out(); !refusal.ok()) { return refusal; }
     return result;
   }
   /// Tell the others that this rank makes no call until it regroups; see `control_plane`.
@@ -321,7 +342,6 @@ private:
   friend class in_process_group;
   using collective = detail::in_process_state::collective;
   using rank_state = detail::in_process_state::rank_state;
-  static constexpr int generation_shift = 40;
 
   in_process_endpoint(detail::in_process_state& state, index_t rank) : state_{&state}, rank_{rank} {}
 
@@ -346,21 +366,6 @@ private:
 
   // ---- regrouping ----
 
-  // The last of the live ranks to come sets everybody's numbers.
-  void complete_regroup() {
-    for (auto const& rank : state_->ranks) {
-      if (!rank.expelled && (rank.dead() || !rank.regroups)) { return; }
-    }
-    ++state_->generation;
-    state_->collectives.clear();
-    for (auto& rank : state_->ranks) {
-      rank.regroups = false;
-      rank.left_regroup = state_->regroup_clock;
-      rank.given_up = {};
-      rank.calls = state_->generation << generation_shift;
-    }
-    state_->wake_all();
-  }
   // Those that have not been here since this rank came, else those that came at another time. Of several, the one that
   // has been away for longest is to blame.
   [[nodiscard]] status late_to_regroup(std::uint64_t since) const {

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -20,7 +21,8 @@ namespace detail {
 /// The ranks of one node as a group, seen through a control plane of all ranks.
 ///
 /// All ranks of all nodes make the same calls together. What a rank gives reaches its own node; a vote commits only if
-/// all ranks of all nodes say yes.
+/// all ranks of all nodes say yes. Statuses count ranks within the node too: one of another node is `no_rank` there,
+/// and in the words only.
 ///
 /// @threads that of the control plane.
 template <control_plane Control>
@@ -78,8 +80,8 @@ public:
     if (!bytes.empty()) { std::memcpy(bytes.data(), node.of(root).data(), bytes.size()); }
     return {};
   }
-  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) { return all_->vote(yes, timeout); }
-  [[nodiscard]] vote_result recall(nanoseconds_t timeout) { return all_->recall(timeout); }
+  [[nodiscard]] vote_result vote(bool yes, nanoseconds_t timeout) { return within_node(all_->vote(yes, timeout)); }
+  [[nodiscard]] vote_result recall(nanoseconds_t timeout) { return within_node(all_->recall(timeout)); }
 
 private:
   /// The words of each rank of the node. Before them its number among all ranks: another one's where it was expelled.
@@ -97,12 +99,23 @@ private:
     [[nodiscard]] std::span<std::uint64_t const> of(index_t rank) const noexcept { return frame_of(rank).subspan(1); }
   };
 
+  [[nodiscard]] status within_node(status result) const {
+    if (result.rank() == status::no_rank) { return result; }
+    auto const rank = result.rank() - first_;
+    bool const is_here = rank >= 0 && rank < count_;
+    return {result.code(), result.message(), is_here ? rank : status::no_rank};
+  }
+  [[nodiscard]] vote_result within_node(vote_result result) const {
+    result.reason = within_node(std::move(result.reason));
+    return result;
+  }
+
   [[nodiscard]] status gather(std::span<std::uint64_t const> mine, gathered& out, nanoseconds_t timeout) {
     std::vector<std::uint64_t> tagged{static_cast<std::uint64_t>(all_->rank())};
     tagged.insert(tagged.end(), mine.begin(), mine.end());
     out = {first_, tagged.size(),
            std::vector<std::uint64_t>(tagged.size() * static_cast<std::size_t>(all_->num_ranks()))};
-    return all_->all_gather(tagged, out.all, timeout);
+    return within_node(all_->all_gather(tagged, out.all, timeout));
   }
 
   Control* all_;
