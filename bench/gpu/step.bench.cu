@@ -3,6 +3,7 @@
 #include <ballast/cudart/ipc_peers.hpp>
 #include <ballast/cudart/kernels/device_recorder.cuh>
 #include <ballast/cudart/kernels/kernel_copies.cuh>
+#include <ballast/cudart/kernels/sized_copies.cuh>
 #include <ballast/cudart/peer_copy.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/runtime/rebalancer.hpp>
@@ -396,6 +397,7 @@ static int const registered = [] {
   }
   add_moving<cudart::copy_batch, cudart::copy_batch>("copy_engines");
   add_moving<cudart::copy_batch, cudart::kernel_copies>("kernel_commits");
+  add_moving<cudart::sized_copies<>, cudart::kernel_copies>("sized_pulls_kernel_commits");
   add_moving<cudart::kernel_copies, cudart::kernel_copies>("kernel_pulls_and_commits");
   return 0;
 }();

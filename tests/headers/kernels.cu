@@ -8,6 +8,7 @@
 #include <ballast/cudart/kernels/kernel_graph.cuh>
 #include <ballast/cudart/kernels/launch.cuh>
 #include <ballast/cudart/kernels/route.cuh>
+#include <ballast/cudart/kernels/sized_copies.cuh>
 
 #include <cstdint>
 
@@ -54,7 +55,7 @@ status balance_everything(cudaStream_t on, cudart::batch_balancer const& balance
   return result;
 }
 
-status launch_everything(cudaStream_t on, cudart::device_recorder& recorder, cudart::kernel_copies& copies,
+status launch_everything(cudaStream_t on, cudart::device_recorder& recorder, cudart::sized_copies<>& copies,
                          ballast::dispatch_view const& tables, void* ids) {
   recorder.end_pass(true);
   auto result = copies.submit(on);

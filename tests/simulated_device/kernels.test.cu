@@ -2,12 +2,15 @@
 // Kernels are emulated, but nvcc's code around them is the real one.
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/kernels/kernel_copies.cuh>
+#include <ballast/cudart/kernels/sized_copies.cuh>
 
 #include "simulated_device.hpp"
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -21,9 +24,12 @@ __global__ void add_one(unsigned char* bytes, int count) {
   if (i < count) { bytes[i] = static_cast<unsigned char>(bytes[i] + 1); }
 }
 
+std::vector<std::uint64_t> sizes_by_kernel;
+
 void emulate_kernels() {
   simulated::simulate_kernel(cudart::detail::copy_kernel<>,
                              [](simulated::kernel_actions& actions, dim3, dim3, cudart::detail::copy_list const& list) {
+                               sizes_by_kernel.assign(list.bytes, list.bytes + list.count);
                                for (int i = 0; i < list.count; ++i) {
                                  actions.copy(list.to[i], list.from[i], list.bytes[i]);
                                }
@@ -76,6 +82,36 @@ TEST_CASE("kernels that copy, launched as graphs, and launches with triple brack
     CHECK(seen[bytes - 1] == 8);
     CHECK(seen[bytes] == 7);
     CHECK(seen[2 * bytes - 1] == 7);
+  });
+}
+
+TEST_CASE("sized copies leave to copy engines what is longer than a kernel may copy, and all of it arrives") {
+  in_virtual_time([] {
+    auto const stream = cudart::stream::create();
+    std::vector<std::size_t> const sizes{1, 1001, 1000, 0, 5000, 16};
+    constexpr std::size_t room = 8192;
+    auto const from = cudart::device_memory<std::byte>::create(room);
+    auto const to = cudart::device_memory<std::byte>::create(room);
+    CHECK(cudaMemsetAsync(from.data(), 7, room, stream.get()) == cudaSuccess);
+    CHECK(cudaMemsetAsync(to.data(), 0, room, stream.get()) == cudaSuccess);
+    cudart::sized_copies<1000> copies;
+    CHECK(copies.empty());
+    copies.add(to.data(), from.data(), room);
+    copies.clear();
+    CHECK(copies.empty());
+    std::size_t at = 0;
+    std::vector<unsigned char> wanted(room);
+    for (auto const size : sizes) {
+      copies.add(to.data() + at, from.data() + at, size);
+      std::fill_n(wanted.begin() + static_cast<std::ptrdiff_t>(at), size, static_cast<unsigned char>(7));
+      at += size + 100;
+    }
+    CHECK_FALSE(copies.empty());
+    CHECK(copies.submit(stream.get()).ok());
+    CHECK(copies.empty());
+    CHECK(cudaStreamSynchronize(stream.get()) == cudaSuccess);
+    CHECK(sizes_by_kernel == std::vector<std::uint64_t>{1, 1000, 16});
+    CHECK(read(to.data(), room) == wanted);
   });
 }
 

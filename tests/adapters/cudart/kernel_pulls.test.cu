@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-// Peer copies whose bytes a kernel moves.
+// Peer copies whose bytes a kernel moves, all or those of small messages.
 #include <ballast/cudart/kernels/kernel_copies.cuh>
+#include <ballast/cudart/kernels/sized_copies.cuh>
 #include <ballast/cudart/peer_copy.hpp>
 #include <ballast/cudart/peer_directory.hpp>
 
@@ -17,6 +18,7 @@ namespace {
 
 gpu_only const needs_gpu;
 using ballast::cudart::kernel_copies;
+using few_by_kernel = ballast::cudart::sized_copies<1000>;
 
 static_assert(ballast::peer_copier<ballast::cudart::peer_copy<ballast::cudart::local_peers::member, kernel_copies>>);
 
@@ -25,10 +27,12 @@ static_assert(ballast::peer_copier<ballast::cudart::peer_copy<ballast::cudart::l
 // The first case, because a process that has used the GPU cannot fork ranks that use it.
 TEST_CASE("pulls by kernel between processes obey the laws of transports") {
   check_transport_laws(ipc_copy_runner<gpu_memory, kernel_copies>{rank_counts({2, 8})}, 20);
+  check_transport_laws(ipc_copy_runner<gpu_memory, few_by_kernel>{rank_counts({2})}, 20);
 }
 
 TEST_CASE("pulls by kernel inside a process obey the laws of transports") {
   check_transport_laws(local_copy_runner<kernel_copies>{});
+  check_transport_laws(local_copy_runner<few_by_kernel>{});
 }
 
 TEST_CASE("a timed transport tells what its kernels took on the device") {

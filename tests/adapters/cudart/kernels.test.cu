@@ -4,6 +4,7 @@
 #include <ballast/cudart/kernels/fold.cuh>
 #include <ballast/cudart/kernels/kernel_copies.cuh>
 #include <ballast/cudart/kernels/route.cuh>
+#include <ballast/cudart/kernels/sized_copies.cuh>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/dispatch/tables.hpp>
@@ -601,14 +602,15 @@ TEST_CASE("a graph that was captured before the tables changed reads the new one
   ballast_test::check_cuda(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
 }
 
-TEST_CASE("a list of copies arrives byte for byte, whatever its sizes and alignments") {
+TEST_CASE_TEMPLATE("a list of copies arrives byte for byte, whatever its sizes and alignments", Copies,
+                   cudart::kernel_copies, cudart::sized_copies<>, cudart::sized_copies<2000>) {
   auto const stream = cudart::stream::create();
   std::vector<std::uint8_t> source(3'000'000);
   for (std::size_t i = 0; i < source.size(); ++i) { source[i] = static_cast<std::uint8_t>(i * i >> 7); }
   on_device<std::uint8_t> const from{source};
   std::vector<std::uint8_t> wanted(source.size());
   on_device<std::uint8_t> const to{wanted};
-  cudart::kernel_copies copies;
+  Copies copies;
   std::size_t at = 0;
   for (std::size_t i = 0; i < 300; ++i) {
     auto const bytes = i % 50 == 7 ? 100'001 + i : i * 37 % 5000 / (i % 3 == 0 ? 1 : 16) * (i % 3 == 0 ? 1 : 16);

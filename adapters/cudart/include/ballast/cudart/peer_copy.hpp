@@ -19,7 +19,6 @@
 #include <ballast/types.hpp>
 
 #include <algorithm>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -77,8 +76,9 @@ struct peer_copy_options {
 /// what they need in place for the life of the process.
 ///
 /// @tparam Directory  where the peers' memory is: `local_peers::member`, `ipc_peers`.
-/// @tparam Copies     what copies: `copy_batch`, or `kernel_copies`, which takes multiprocessors but costs the host the
-///                    same few microseconds for one copy and for a hundred.
+/// @tparam Copies     what copies: `copy_batch`; or `kernel_copies`, which takes multiprocessors but costs the host the
+///                    same few microseconds for one copy and for a hundred; or `sized_copies`, where experts have small
+///                    tensors beside large ones.
 /// @threads one thread at a time; the rank's device is current there.
 /// @lifetime the directory's group and all registered memory must outlive it.
 template <peer_directory Directory, class Copies = copy_batch>
@@ -93,7 +93,7 @@ public:
     for (auto& lane : lanes_) {
       lane.copies = stream::create();
       lane.done = event::create(options.timed ? cudaEventDefault : cudaEventDisableTiming);
-      if constexpr (std::same_as<Copies, copy_batch>) { lane.direct.prefer_copy_engines(); }
+      if constexpr (requires { lane.direct.prefer_copy_engines(); }) { lane.direct.prefer_copy_engines(); }
     }
     if (options.timed) {
       begin_ = event::create(cudaEventDefault);
