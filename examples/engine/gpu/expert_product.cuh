@@ -86,8 +86,9 @@ struct arguments {
   bf16 const* in = nullptr;
   bf16 const* weights = nullptr;  ///< [slots, N, K]
   bf16* out = nullptr;
-  int width = 0;  ///< N, a multiple of 128
-  int depth = 0;  ///< K, a multiple of 64
+  int width = 0;                   ///< N, a multiple of 128
+  int depth = 0;                   ///< K, a multiple of 64
+  std::uint32_t* taken = nullptr;  ///< tiles that blocks have taken beyond their first; 0 before
 };
 
 /// One tile, by all threads of the block. Rows go to the warps in blocks of 16, alike to both halves of them; in a tile
@@ -178,8 +179,8 @@ __device__ void compute_tile(arguments const& a, bf16* shared, int slot, std::ui
   __syncthreads();  // the stages are free
 }
 
-/// Tiles in turn, by as many blocks as there are: rows of one column of tiles after each other, so that weights are
-/// read from memory once. `tiles` [slots + 1] is room in shared memory.
+/// Tiles in turn, by whichever block is free, as those that are not full take less: rows of one column of tiles after
+/// each other, so that weights are read from memory once. `tiles` [slots + 1] is room in shared memory.
 template <int tile_rows, class Epilogue>
 __device__ void compute_tiles(arguments const& a, bf16* shared, std::uint32_t* tiles) {
   auto const in_row = static_cast<std::uint32_t>(a.width / columns);
@@ -203,8 +204,12 @@ __device__ void compute_tiles(arguments const& a, bf16* shared, std::uint32_t* t
   }
   __syncthreads();
   auto const count = tiles[a.num_slots];
+  __shared__ std::uint32_t next;
   int slot = 0;
-  for (auto tile = blockIdx.x; tile < count; tile += gridDim.x) {
+  for (auto tile = blockIdx.x; tile < count; tile = next) {
+    // Asked for now, and there when this tile is done.
+    std::uint32_t taken = 0;
+    if (threadIdx.x == 0) { taken = atomicAdd(a.taken, 1U); }
     while (tiles[slot + 1] <= tile) { ++slot; }
     auto const begin = __ldcg(a.begins + slot);
     auto const end = __ldcg(a.begins + slot + 1);
@@ -217,6 +222,8 @@ __device__ void compute_tiles(arguments const& a, bf16* shared, std::uint32_t* t
     } else {
       compute_tile<tile_rows, false, Epilogue>(a, shared, slot, first_row, end, first_column);
     }
+    if (threadIdx.x == 0) { next = gridDim.x + taken; }
+    __syncthreads();
   }
 }
 

@@ -373,8 +373,8 @@ __global__ void __launch_bounds__(product::threads, 2) gate_up_kernel(pass_view 
   __shared__ std::uint32_t tiles[most_slots + 1];
   wait_for_all(v, v.peers[v.rank].has_sent);
   if (__ldcg(v.failed) != 0) { return; }
-  product::arguments const a{v.begins,           v.ids_a_rank, v.peers[v.rank].arrived, weights, v.inner,
-                             2 * v.intermediate, v.hidden};
+  product::arguments const a{v.begins, v.ids_a_rank, v.peers[v.rank].arrived, weights, v.inner, 2 * v.intermediate,
+                             v.hidden, v.tiles_taken};
   product::compute_tiles<tile_rows, product::swiglu>(a, reinterpret_cast<bf16*>(shared), tiles);
 }
 
@@ -383,11 +383,14 @@ __global__ void __launch_bounds__(product::threads, 2) down_kernel(pass_view con
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ std::uint32_t tiles[most_slots + 1];
   if (__ldcg(v.failed) == 0) {
-    product::arguments const a{v.begins, v.ids_a_rank,  v.inner, weights, v.peers[v.rank].results,
-                               v.hidden, v.intermediate};
+    product::arguments const a{v.begins, v.ids_a_rank,   v.inner,          weights, v.peers[v.rank].results,
+                               v.hidden, v.intermediate, v.tiles_taken + 1};
     product::compute_tiles<tile_rows, product::plain>(a, reinterpret_cast<bf16*>(shared), tiles);
   }
-  if (is_last_block(v.blocks_done + 2)) { tell_all(v, &mailbox::has_computed, __ldcg(v.epoch)); }
+  if (is_last_block(v.blocks_done + 2)) {
+    if (threadIdx.x < 2) { v.tiles_taken[threadIdx.x] = 0; }
+    tell_all(v, &mailbox::has_computed, __ldcg(v.epoch));
+  }
 }
 
 __global__ void combine_kernel(pass_view const v, std::int32_t const* physical) {

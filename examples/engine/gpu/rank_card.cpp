@@ -117,6 +117,7 @@ void rank_card::allocate(std::size_t ranks) {
   view_.counts = room_for<std::uint32_t>(ids);
   view_.cursors = room_for<std::uint32_t>(ids);
   view_.blocks_done = room_for<std::uint32_t>(3);
+  view_.tiles_taken = room_for<std::uint32_t>(2);
   view_.begins = room_for<std::uint32_t>(static_cast<std::size_t>(view_.ids_a_rank) + 1);
   view_.work = room_for<std::uint64_t>(layers);
   view_.even = room_for<std::int32_t>(tokens * static_cast<std::size_t>(view_.top_k));
@@ -195,6 +196,7 @@ void rank_card::go_on_without(index_t dead) {
   for (auto* const words : {own.has_counted, own.has_sent, own.has_computed}) { clear(words, ranks); }
   for (auto* const words : {view_.counts, view_.cursors}) { clear(words, ids); }
   clear(view_.blocks_done, 3);
+  clear(view_.tiles_taken, 2);
   clear(view_.epoch, 1);
   clear(view_.failed, 1);
 }

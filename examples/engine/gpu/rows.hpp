@@ -72,6 +72,7 @@ struct pass_view {
   std::uint32_t* counts = nullptr;       ///< [physical ids] 0 between layers
   std::uint32_t* cursors = nullptr;      ///< [physical ids] 0 between layers
   std::uint32_t* blocks_done = nullptr;  ///< [3] 0 between kernels
+  std::uint32_t* tiles_taken = nullptr;  ///< [2] of the two products of a layer, 0 between layers
   std::uint32_t* begins = nullptr;       ///< [ids_a_rank + 1] where a slot's rows begin in the mailbox
   std::uint64_t* work = nullptr;         ///< [L]
   std::int32_t* even = nullptr;          ///< [T, k] physical ids, alike many of each, in no order: for `limit_modes`
