@@ -7,15 +7,17 @@ if(BALLAST_PRECOMPILED AND NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   message(FATAL_ERROR "BALLAST_PRECOMPILED needs Clang: -fpch-codegen is its own")
 endif()
 
-# ballast_add_precompiled(NAME HEADER target...): precompile HEADER for programs that link the targets.
+# ballast_add_precompiled(NAME HEADER LINKS target... [CODE_OPTIONS option...]): precompile HEADER for programs that link the
+# targets, and its code with the options too.
 function(ballast_add_precompiled name header)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "LINKS;CODE_OPTIONS")
   if(NOT BALLAST_PRECOMPILED)
     return()
   endif()
   # CMake precompiles headers for a source file only.
   file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp CONTENT "")
   add_library(${name} OBJECT EXCLUDE_FROM_ALL ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp)
-  target_link_libraries(${name} PRIVATE ${ARGN})
+  target_link_libraries(${name} PRIVATE ${arg_LINKS})
   # Without its time, for ccache.
   target_compile_options(${name} PRIVATE -fpch-codegen "SHELL:-Xclang -fno-pch-timestamp")
   target_precompile_headers(${name} PRIVATE ${header})
@@ -24,7 +26,7 @@ function(ballast_add_precompiled name header)
   set(code ${CMAKE_CURRENT_BINARY_DIR}/${name}.o)
   add_custom_command(
     OUTPUT ${code}
-    COMMAND ${CMAKE_CXX_COMPILER} ${CMAKE_CXX20_STANDARD_COMPILE_OPTION} ${flags} -c ${precompiled} -o ${code}
+    COMMAND ${CMAKE_CXX_COMPILER} ${CMAKE_CXX20_STANDARD_COMPILE_OPTION} ${flags} ${arg_CODE_OPTIONS} -c ${precompiled} -o ${code}
     DEPENDS ${precompiled}
     COMMENT "Building ${name}.o"
     VERBATIM)

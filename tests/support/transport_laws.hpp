@@ -386,7 +386,7 @@ void notices_death(Endpoint& self, law_log& log) {
 
 /// What every `data_transport` obeys. Call it in a test case.
 template <class Runner>
-void check_transport_laws(Runner runner, int num_batches = 50) {
+void check_transport_laws(Runner runner, int num_batches = BALLAST_TESTS_QUICK ? 15 : 50) {
   auto const check = [&](ballast::index_t at_least, auto law) {
     for (auto const size : runner.sizes()) {
       CAPTURE(size);
