@@ -88,8 +88,7 @@ TEST_CASE("kernels that copy, launched as graphs, and launches with triple brack
 TEST_CASE("sized copies leave to copy engines what is longer than a kernel may copy, and all of it arrives") {
   in_virtual_time([] {
     auto const stream = cudart::stream::create();
-    std::vector<std::size_t> const sizes{1, 1001, 1000, 0, 5000, 16};
-    constexpr std::size_t room = 8192;
+    constexpr std::size_t room = 16384;
     auto const from = cudart::device_memory<std::byte>::create(room);
     auto const to = cudart::device_memory<std::byte>::create(room);
     CHECK(cudaMemsetAsync(from.data(), 7, room, stream.get()) == cudaSuccess);
@@ -99,19 +98,27 @@ TEST_CASE("sized copies leave to copy engines what is longer than a kernel may c
     copies.add(to.data(), from.data(), room);
     copies.clear();
     CHECK(copies.empty());
-    std::size_t at = 0;
     std::vector<unsigned char> wanted(room);
-    for (auto const size : sizes) {
-      copies.add(to.data() + at, from.data() + at, size);
-      std::fill_n(wanted.begin() + static_cast<std::ptrdiff_t>(at), size, static_cast<unsigned char>(7));
-      at += size + 100;
-    }
-    CHECK_FALSE(copies.empty());
-    CHECK(copies.submit(stream.get()).ok());
-    CHECK(copies.empty());
-    CHECK(cudaStreamSynchronize(stream.get()) == cudaSuccess);
-    CHECK(sizes_by_kernel == std::vector<std::uint64_t>{1, 1000, 16});
-    CHECK(read(to.data(), room) == wanted);
+    std::size_t at = 0;
+    auto const copy = [&](std::vector<std::size_t> const& sizes) {
+      sizes_by_kernel.clear();
+      for (auto const size : sizes) {
+        copies.add(to.data() + at, from.data() + at, size);
+        std::fill_n(wanted.begin() + static_cast<std::ptrdiff_t>(at), size, static_cast<unsigned char>(7));
+        at += size + 100;
+      }
+      REQUIRE(at <= room);
+      CHECK_FALSE(copies.empty());
+      CHECK(copies.submit(stream.get()).ok());
+      CHECK(copies.empty());
+      CHECK(cudaStreamSynchronize(stream.get()) == cudaSuccess);
+      CHECK(read(to.data(), room) == wanted);
+    };
+    copy({1, 1001, 1000, 0, 5000, 16, 2, 3, 4});
+    CHECK(sizes_by_kernel == std::vector<std::uint64_t>{1, 1000, 16, 2, 3, 4});
+    // For fewer than these a kernel does not pay.
+    copy({1, 1001, 1000, 0, 16, 2, 3});
+    CHECK(sizes_by_kernel.empty());
   });
 }
 

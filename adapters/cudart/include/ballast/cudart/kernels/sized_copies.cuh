@@ -11,12 +11,13 @@
 #include <ballast/status.hpp>
 
 #include <cstddef>
+#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
-/// Small copies with one kernel, large ones with copy engines: scales and biases cost the host nothing each, and the
-/// weights take no multiprocessor from the pass that runs meanwhile.
+/// Small copies with one kernel, where they are many, and large ones with copy engines: scales and biases cost the host
+/// nothing each, and the weights take no multiprocessor from the pass that runs meanwhile.
 ///
 /// For the pulls of a `peer_copy` of experts that have both; `kernel_copies` costs the host less for commits.
 ///
@@ -25,6 +26,9 @@ namespace cudart {
 template <std::size_t LongestByKernel = std::size_t{256} << 10>
 class sized_copies {
 public:
+  /// Where they are fewer, copy engines take the small ones too: a launch takes the host as long as five or six copies.
+  static constexpr std::size_t fewest_by_kernel = 6;
+
   /// What is large may not: see `copy_batch`.
   static constexpr bool mixes_host_and_device = false;
 
@@ -32,41 +36,55 @@ public:
   ///
   /// @throws std::bad_alloc
   void add(std::byte* to, std::byte const* from, std::size_t bytes) {
-    if (bytes <= LongestByKernel) {
-      small_.add(to, from, bytes);
-    } else {
+    if (bytes > LongestByKernel) {
       large_.add(to, from, bytes);
+    } else if (bytes > 0) {
+      small_.push_back({to, from, bytes});
     }
   }
   /// Forget what was noted down. What is enqueued stays so.
   void clear() noexcept {
     small_.clear();
     large_.clear();
+    by_kernel_.clear();
   }
   [[nodiscard]] bool empty() const noexcept { return small_.empty() && large_.empty(); }
 
   /// See `copy_batch::prefer_copy_engines`.
   void prefer_copy_engines() noexcept { large_.prefer_copy_engines(); }
 
-  /// Enqueue everything on `on` and forget it: the small copies first, as they take microseconds.
+  /// Enqueue everything on `on` and forget it: what a kernel copies first, as it takes microseconds.
   ///
   /// @param on  a created stream that is not being captured.
   /// @return `cudart::category()`; what was noted down is forgotten then, too, and some of it may be enqueued.
   /// @complexity one call of the runtime for the large copies, and a launch for each 128 small ones.
   /// @throws std::bad_alloc on failure
   [[nodiscard]] status submit(cudaStream_t on) {
-    auto result = small_.submit(on);
+    status result;
+    if (small_.size() < fewest_by_kernel) {
+      for (auto const& each : small_) { large_.add(each.to, each.from, each.bytes); }
+    } else {
+      for (auto const& each : small_) { by_kernel_.add(each.to, each.from, each.bytes); }
+      result = by_kernel_.submit(on);
+    }
     if (result.ok()) { result = large_.submit(on); }
     clear();
     return result;
   }
 
   /// See `kernel_copies::warm_up`.
-  [[nodiscard]] status warm_up() { return small_.warm_up(); }
+  [[nodiscard]] status warm_up() { return by_kernel_.warm_up(); }
 
 private:
-  kernel_copies small_;
+  struct copy {
+    std::byte* to;
+    std::byte const* from;
+    std::size_t bytes;
+  };
+
+  std::vector<copy> small_;
   copy_batch large_;
+  kernel_copies by_kernel_;
 };
 
 }  // namespace cudart
