@@ -49,7 +49,7 @@ function(ballast_add_cuda_tests adapter)
       endif()
     endif()
     target_link_libraries(${target} PRIVATE ${ARGN} ballast::ballast doctest::doctest Threads::Threads)
-    target_compile_definitions(${target} PRIVATE BALLAST_CONTRACT_LEVEL=${BALLAST_TESTS_CONTRACT_LEVEL})
+    target_compile_definitions(${target} PRIVATE ${BALLAST_TESTS_DEFINITIONS})
     target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
     target_compile_options(
       ${target} PRIVATE "SHELL:-include ${PROJECT_SOURCE_DIR}/tests/support/throwing_contracts.hpp")

@@ -34,6 +34,9 @@ endif()
 set(pkgconfig_dir ${CMAKE_INSTALL_DATADIR}/pkgconfig)
 cmake_path(RELATIVE_PATH CMAKE_INSTALL_FULL_INCLUDEDIR BASE_DIRECTORY ${CMAKE_INSTALL_PREFIX}/${pkgconfig_dir}
            OUTPUT_VARIABLE includedir_from_pkgconfig)
+if(POLICY CMP0174)
+  cmake_policy(SET CMP0174 NEW) # no flags are a value, too
+endif()
 # ballast_install_pkgconfig(NAME [DESCRIPTION text] [REQUIRES modules] [CFLAGS flags] [LIBS flags])
 function(ballast_install_pkgconfig pc_name)
   cmake_parse_arguments(PARSE_ARGV 1 pc "" "DESCRIPTION;REQUIRES;CFLAGS;LIBS" "")

@@ -307,7 +307,7 @@ void moving(benchmark::State& state, std::string const& job, bool launches, bool
   std::ostringstream argument;
   argument << state.range(0) << ' ' << launches << ' ' << asynchronous;
   // The same program is half as fast again in some processes: the middle one of three, beside the other two.
-  constexpr std::size_t num_runs = 3;
+  auto const num_runs = ballast_bench::run_count(3);
   std::vector<ballast_bench::samples> runs;
   for (std::size_t i = 0; i < num_runs; ++i) { runs.push_back(ballast_bench::run_ranks(job, 2, argument.str())); }
   auto const typical = [](ballast_bench::samples const& run) { return ballast_bench::median(run.at("call")); };

@@ -27,6 +27,10 @@ inline void check(cudaError_t result, char const* call) { ballast::cudart::to_st
   auto const* const wanted = std::getenv("BALLAST_GPU_RANKS");
   return wanted == nullptr ? usual : static_cast<ballast::index_t>(std::atoi(wanted));
 }
+/// Runs of what differs from process to process: one where the whole program is run several times.
+[[nodiscard]] inline std::size_t run_count(std::size_t usual) {
+  return std::getenv("BALLAST_GPU_RANKS") == nullptr ? usual : 1;
+}
 [[nodiscard]] inline int num_devices() {
   int count = 0;
   check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");

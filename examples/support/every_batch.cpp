@@ -145,10 +145,11 @@ struct setup {
     return in_file(input_of(options), refuse("holds ", loads.num_steps, " whole batches", what, ", of which --plan-on ",
                                              in.plan_on, " leaves none to judge"));
   }
+  auto const history = loads.history();
   for (index_t step = 0; step < loads.num_steps; ++step) {
     for (index_t layer = 0; layer < loads.num_layers; ++layer) {
       load_t sum = 0;
-      for (auto const tokens : loads.history().layer(step, layer)) {
+      for (auto const tokens : history.layer(step, layer)) {
         sum = std::min(sum + tokens, ballast::max_batch_tokens + 1);
       }
       if (sum > ballast::max_batch_tokens) {
