@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+// g++ alone: clang says no more than the first of several static assertions in a class.
 // Each part has optional members, but for a const, a noexcept, a type: it must not be taken for a part without them.
 // expect 1: Transport has a member turns.*shared_transport
 // expect 1: Transport has a member expose.*peer_copier

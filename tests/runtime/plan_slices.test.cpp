@@ -73,7 +73,6 @@ TEST_CASE("a plan over several calls is the plan of one call, bit for bit") {
   auto const same_in_slices = [](auto const& policy, index_t dead, rebalancer_options options) {
     CAPTURE(dead);
     CAPTURE(options.plan_in_parts);
-    options.work_per_plan_call = 0;  // layers are whole
     auto const whole = one_cycle(policy, options, dead);
     index_t const live = dead >= 0 ? num_ranks - 1 : num_ranks;
     index_t const own = options.plan_in_parts ? (num_layers + live - 1) / live : num_layers;

@@ -131,6 +131,7 @@ outcome one_cycle(Policy const& policy, ballast::rebalancer_options options, ind
   if (dead >= 0) { where.set_live(dead, false); }
   options.interval = 1;
   options.timeout = patience;
+  options.work_per_plan_call = 0;  // layers are whole
   outcome result;
   ballast::in_process_group group{num_ranks};
   if (dead >= 0) { group.expel(dead); }
