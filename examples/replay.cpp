@@ -310,7 +310,9 @@ public:
                      {.interval = setup.interval,
                       .share_interval = setup.shares_every,
                       .utilization_threshold = setup.threshold,
-                      .timeout = timeout},
+                      .timeout = timeout,
+                      // No pass is to be protected here, and the tables go by the pass of a plan.
+                      .work_per_plan_call = 0},
                      &report.log},
                     store_,
                     endpoint},

@@ -211,6 +211,47 @@ TEST_CASE("a layer may be given up for another one") {
   }
 }
 
+TEST_CASE("what looks at all loads does so when a plan begins, and anew for the next one") {
+  topology const where{{4, 1, 3, 0}};
+  constexpr index_t buckets = 6;
+  auto const start = trivial_placement({2, 8, 12});
+  ballast_test::generator random{47};
+  /// Traffic that is another from a bucket on.
+  auto const loads_with_change = [&](index_t change) {
+    std::vector<load_t> loads;
+    for (index_t bucket = 0; bucket < buckets; ++bucket) {
+      for (index_t cell = 0; cell < 2 * 8; ++cell) {
+        bool const is_hot = bucket < change ? cell % 8 < 2 : cell % 8 > 5;
+        loads.push_back((is_hot ? 5000 : 100) + static_cast<load_t>(random.below(20)));
+      }
+    }
+    return loads;
+  };
+  regime_placement<incremental_placement> const policy{};
+  auto const planner = policy.make_layer_planner(where, 8);
+  std::vector<std::vector<index_t>> planned;
+  std::vector<load_t> held(static_cast<std::size_t>(buckets) * 2 *
+                           8);  // as a window does, one plan's after the other's
+  for (index_t const change : {4, 0, 3}) {
+    CAPTURE(change);
+    auto const loads = loads_with_change(change);
+    std::copy(loads.begin(), loads.end(), held.begin());
+    load_history_view const history{held, buckets, 2, 8};
+    REQUIRE(since_last_change(history).num_buckets() == buckets - change);
+    auto whole = start;
+    whole.drop_shares();
+    policy.plan_layers(history, start, where, detail::numbers_below(2), whole).or_throw();
+    planner->begin_plan(history);
+    for (index_t layer = 0; layer < 2; ++layer) {
+      auto next = start;
+      planner->begin(history, start, layer, next).or_throw();
+      auto left = endless;
+      planner->advance(left).or_throw();
+      CHECK(std::ranges::equal(next.logical_of_slot(layer), whole.logical_of_slot(layer)));
+    }
+  }
+}
+
 TEST_CASE("policies that hold another one divide its layers, or say that they cannot") {
   topology const where{{4, 1, 3, 0}};
   ballast_test::generator random{46};

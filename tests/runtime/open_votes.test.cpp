@@ -310,3 +310,23 @@ TEST_CASE("a change of topology that fails when it is settled leaves a rank that
     CHECK(self.moved.settle(decision::commit).code() == errc::invalid_option);
   });
 }
+
+TEST_CASE("a model without layers is settled, too") {
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    auto const nothing = trivial_placement({0, 5, 6});
+    reticent_control control{me};
+    host_store store{where, 0};
+    rebalancer<window_recorder, rotate_placement, layers_per_chunk<>, in_process_endpoint, host_store, reticent_control>
+        moved{where, nothing, {window_recorder{0, 5}, {}, layers_per_chunk{2}, rebalancer_options{.timeout = patience}},
+              store, me,      control};
+    moved.start().or_throw();
+    control.silent = true;
+    CHECK_FALSE(moved.set_topology(where, nothing).ok());
+    control.silent = false;
+    CHECK(moved.state() == rebalancer_state::cohort_lost);
+    moved.settle(decision::drop).or_throw();
+    moved.resume().or_throw();
+    CHECK(moved.set_topology(where, nothing).ok());
+  });
+}

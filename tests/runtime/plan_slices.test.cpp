@@ -628,6 +628,26 @@ TEST_CASE("while a layer is half planned a plan may be dropped or refused, and n
   });
 }
 
+TEST_CASE("a rank that is shut out in the middle of a plan is named by the next call") {
+  rebalancer_options const options{.interval = 1, .timeout = patience, .work_per_plan_call = 400};
+  in_process_group group{num_ranks};
+  in_process_group channel{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    member<incremental_placement, layers_per_chunk<>> self{
+        where, initial, incremental_placement{}, layers_per_chunk<>{num_layers}, wire, options};
+    self.moved.start().or_throw();
+    run(self, 4);
+    CHECK(self.moved.state() == rebalancer_state::planning);
+    static_cast<void>(exchange(channel.endpoint(wire.rank())));
+    if (wire.rank() == 3) { return; }
+    wire.expel(3).or_throw();
+    auto const ended = pass(self.moved, some_loads());
+    CHECK(ended.code() == errc::invalid_topology);
+    CHECK(ended.rank() == 3);
+    CHECK(self.moved.current() == initial);
+  });
+}
+
 TEST_CASE("a rank whose slice fails tells the others when all are done, and all come back") {
   // A budget that does not suffice for the experts of a rank that died: every rank finds it in another layer.
   auto live = where;
@@ -666,6 +686,19 @@ TEST_CASE("ranks that plan divided layers on different loads take rank 0's plan,
     moved.start().or_throw();
     for (int call = 0; call < 200 && moved.current() == initial; ++call) { pass(moved, some_loads()).or_throw(); }
     CHECK(moved.current() == planned_at_once(incremental_placement{}, where, initial, 5));
+    CHECK(self.first_error().empty());
+  });
+}
+
+TEST_CASE("a refresh of shares that falls due while a plan is being made comes after it") {
+  auto options = six_calls(12);
+  options.share_interval = 5;
+  on_four_ranks(options, {}, [](auto& self, in_process_endpoint&) {
+    run(self, 13);
+    run(self, 7, 77);
+    // The plan takes the calls 13 to 18; the third refresh falls due in call 15.
+    CHECK(self.log.steps_of("plan") == std::vector<std::uint64_t>{18});
+    CHECK(self.log.steps_of("shares").back() == 19);
     CHECK(self.first_error().empty());
   });
 }
@@ -912,7 +945,7 @@ TEST_CASE("a rank that cannot plan a later layer ends the plan on all; what has 
 
 TEST_CASE("moves while planning are refused where a plan has to be whole") {
   rebalancer_options options{.moves_while_planning = true};
-  CHECK(options.validate().message().find("layers_per_plan_call is 0") != std::string::npos);
+  CHECK(options.validate().message().find("needs layers_per_plan_call") != std::string::npos);
   options.layers_per_plan_call = 1;
   CHECK(options.validate().ok());
   options.adopt_first_plan = true;

@@ -518,7 +518,7 @@ TEST_CASE("survivors go on with another topology, at another epoch, and move amo
     auto const early = self.moved.apply(trivial_placement({num_layers, 6, 12}));
     CHECK(early.code() == errc::invalid_topology);
     CHECK(early.message() ==
-          "rebalancer: rank 2 was expelled and the topology still has it alive: set_topology is due");
+          "rebalancer: rank 2 was expelled and the topology still has it alive: resume and set_topology are due");
     CHECK(early.rank() == 2);
     self.moved.resume().or_throw();
     self.moved.set_topology(three_without(2), twice).or_throw();

@@ -99,6 +99,13 @@ private:
   std::int64_t num_seen_ = 0;
 };
 
+/// The newest buckets of a history, so many of them.
+[[nodiscard]] inline load_history_view last_buckets(load_history_view history, index_t count) {
+  auto const bucket = static_cast<std::size_t>(history.num_layers()) * static_cast<std::size_t>(history.num_logical());
+  return {history.tokens().last(static_cast<std::size_t>(count) * bucket), count, history.num_layers(),
+          history.num_logical()};
+}
+
 }  // namespace detail
 
 /// When a bucket counts as a change of traffic: its surprise exceeds the usual one of the regime by this much, in
@@ -121,9 +128,7 @@ inline constexpr index_t default_change_percent = 200;
                                                          index_t change_percent = default_change_percent) {
   BALLAST_EXPECTS(change_percent > 100, "since_last_change: change_percent must be above 100");
   auto const start = detail::regime_tracker{history}.start(change_percent);
-  auto const bucket = static_cast<std::size_t>(history.num_layers()) * static_cast<std::size_t>(history.num_logical());
-  return {history.tokens().subspan(static_cast<std::size_t>(start) * bucket), history.num_buckets() - start,
-          history.num_layers(), history.num_logical()};
+  return detail::last_buckets(history, history.num_buckets() - start);
 }
 
 BALLAST_END_NAMESPACE

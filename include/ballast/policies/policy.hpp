@@ -68,6 +68,9 @@ public:
   layer_planner& operator=(layer_planner const&) = delete;
   virtual ~layer_planner() = default;
 
+  /// A plan begins on these loads, which stay as they are until the next call of this. For what is the same for all of
+  /// its layers; who never calls it says the loads in `begin` alone.
+  virtual void begin_plan(load_history_view /*history*/) {}
   /// Begin with a layer; one that is not finished is given up.
   ///
   /// @param history  [H, L, E] tokens; read now.
@@ -91,13 +94,49 @@ public:
 ///
 /// @par Semantics
 /// `p.make_layer_planner(where, num_logical)` makes what plans layers of so many experts in slices, `p` and `where`
-/// outlive it; null where this one, or the policy inside, cannot.
+/// outlive it; null where this one, or the policy inside, cannot. A unit of its work should take some 20 ns: that is
+/// what the default of `rebalancer_options::work_per_plan_call` is meant for.
 template <class P>
 concept divisible_policy = layerwise_policy<P> && requires(P const& p, topology const& where, index_t num_logical) {
   { p.make_layer_planner(where, num_logical) } -> std::same_as<std::unique_ptr<layer_planner>>;
 };
 
 namespace detail {
+
+/// The class that a member is of: a base, where it is inherited; void of a static one.
+template <class Member>
+struct class_of_member {
+  using type = void;
+};
+template <class Type, class Class>
+struct class_of_member<Type Class::*> {
+  using type = Class;
+};
+/// Whether a member is of a class derived from the other's.
+template <class Member, class Other>
+inline constexpr bool is_further_derived =
+    !std::is_same_v<typename class_of_member<Member>::type, typename class_of_member<Other>::type> &&
+    std::is_base_of_v<typename class_of_member<Other>::type, typename class_of_member<Member>::type>;
+
+/// Whether a policy has a `plan` of its own and inherits `plan_layers`, which would be asked instead; and so with
+/// `plan_layers` and `make_layer_planner`.
+template <class P>
+inline constexpr bool hides_plan_layers = false;
+template <class P>
+  requires requires {
+    &P::plan;
+    &P::plan_layers;
+  }
+inline constexpr bool hides_plan_layers<P> = is_further_derived<decltype(&P::plan), decltype(&P::plan_layers)>;
+template <class P>
+inline constexpr bool hides_layer_planner = false;
+template <class P>
+  requires requires {
+    &P::plan_layers;
+    &P::make_layer_planner;
+  }
+inline constexpr bool hides_layer_planner<P> =
+    is_further_derived<decltype(&P::plan_layers), decltype(&P::make_layer_planner)>;
 
 /// What plans the layers of a policy in slices; null where they are not divisible.
 template <class Policy>
@@ -208,6 +247,14 @@ struct optional_policy_members {
       divisible_policy<Policy> || !requires { &Policy::make_layer_planner; },
       "Policy has a member make_layer_planner, but is no divisible_policy: std::unique_ptr<layer_planner> "
       "make_layer_planner(topology const&, index_t) const");
+  static_assert(
+      !hides_plan_layers<Policy>,
+      "Policy has a plan of its own, but the plan_layers of a base, which would be asked in its place: give it "
+      "that too, or make the base a member");
+  static_assert(
+      !hides_layer_planner<Policy>,
+      "Policy has a plan_layers of its own, but the make_layer_planner of a base, which would be asked in its "
+      "place: give it that too, or make the base a member");
   static_assert(!misnames_options<Policy>,
                 "Policy has a member for_each_option, but does not names_options: void for_each_option(Visit) const");
   static constexpr bool fit = true;

@@ -29,9 +29,16 @@ class regime_layer_planner final : public layer_planner {
 public:
   regime_layer_planner(std::unique_ptr<layer_planner> inner, index_t change_percent) noexcept
       : inner_{std::move(inner)}, change_percent_{change_percent} {}
+  void begin_plan(load_history_view history) override {
+    auto const recent = since_last_change(history, change_percent_);
+    recent_buckets_ = recent.num_buckets();
+    inner_->begin_plan(recent);
+  }
   [[nodiscard]] status begin(load_history_view history, placement const& current, index_t layer,
                              placement& next) override {
-    return inner_->begin(since_last_change(history, change_percent_), current, layer, next);
+    auto const recent =
+        recent_buckets_ > 0 ? last_buckets(history, recent_buckets_) : since_last_change(history, change_percent_);
+    return inner_->begin(recent, current, layer, next);
   }
   [[nodiscard]] status advance(std::int64_t& work) override { return inner_->advance(work); }
   [[nodiscard]] bool is_finished() const noexcept override { return inner_->is_finished(); }
@@ -39,6 +46,7 @@ public:
 private:
   std::unique_ptr<layer_planner> inner_;
   index_t change_percent_;
+  index_t recent_buckets_ = 0;  // since the last change, of the plan that has begun; 0: none has
 };
 
 }  // namespace detail

@@ -14,9 +14,9 @@ BALLAST_BEGIN_NAMESPACE
 
 /// What a rebalancer just did.
 enum class event_kind {
-  dump,          ///< loads were reduced over the ranks
+  dump,          ///< loads were reduced over the ranks; no plan need follow: `disable` and `resume` may drop it
   skip,          ///< balance is above the threshold; nothing is planned
-  plan,          ///< a plan was made and every rank agreed on it
+  plan,          ///< a plan was made and every rank agreed on it, some calls after its dump where it took several
   commit,        ///< a chunk of layers is in force
   shares,        ///< the split over replicas changed, no bytes moved
   batches,       ///< what balancing every batch came to since the last of these; only where the store counts them
@@ -50,7 +50,7 @@ struct event {
   double balancedness = 1;     ///< of the placement in force (plan: of the planned one) under the window's loads;
                                ///< batches: average over busiest rank, as realised in the last batches that were
                                ///< solved; 0 where none was
-  nanoseconds_t duration = 0;  ///< host time of the stage on this rank
+  nanoseconds_t duration = 0;  ///< host time of the stage on this rank; of a plan in all of its calls together
   /// `device_times` only: this rank's copies into staging, from the first to the last of each batch; see
   /// `receive_timer`.
   nanoseconds_t device_receive = not_measured;

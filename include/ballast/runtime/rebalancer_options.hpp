@@ -19,8 +19,10 @@ BALLAST_BEGIN_NAMESPACE
 
 /// Options of a rebalancer; the same on every rank.
 struct rebalancer_options {
-  index_t interval = 1000;     ///< N, forward passes between plans, >= 1
-  index_t share_interval = 0;  ///< M, passes between refreshes of the shares alone; 0: shares change with plans only
+  index_t interval = 1000;  ///< N, forward passes between plans, >= 1
+  /// M, passes between refreshes of the shares alone; 0: shares change with plans only. One that falls due while a plan
+  /// is being made comes after it.
+  index_t share_interval = 0;
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; in [0, 1], 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< ns, of each wait for the other ranks; ranks may differ
   pass_gate gate{};                        ///< which passes count
@@ -30,17 +32,19 @@ struct rebalancer_options {
   /// Layers of another rank that each rank plans as well when it plans in parts, to compare what comes out.
   index_t checked_layers = 0;
   /// Layers that a rank plans in one call at most, those that it checks included; a plan that has more takes several
-  /// calls. 0: all of them in one. Without effect on a policy that is no `layerwise_policy`.
+  /// calls. 0: no limit of layers. Without effect on a policy that is no `layerwise_policy`. Under a `divisible_policy`
+  /// `work_per_plan_call` holds as well: 0 there makes calls that know their number, and wait for nobody in between.
   index_t layers_per_plan_call = 0;
   /// Work that a rank puts into one call, after which even a layer is left half planned; 0: no limit. In the unit of a
   /// `divisible_policy` (`incremental_placement`: candidates, some 10 to 30 ns each, so about a millisecond by
   /// default), without effect on others. The plan takes as many calls as the rank with most work needs, all ranks
   /// exchange a word in each; one that fits a call takes one. Without effect where there is an `executor`.
   std::int64_t work_per_plan_call = 50'000;
-  /// Where `layers_per_plan_call` makes several calls, the layers of each call move before the next ones are planned:
-  /// the first bytes travel after one call. The whole takes no more calls where a call's layers fill whole chunks. Rows
-  /// that a rank checks come on top of those of a call. Not in asynchronous mode, with an `executor` or
-  /// `adopt_first_plan`, nor under a policy that bounds what moves over all layers.
+  /// Where `layers_per_plan_call` makes several parts of a plan, the layers of each move before the next ones are
+  /// planned: the first bytes travel after one part, which takes one call if its work fits one. Then the whole takes no
+  /// more calls where a part's layers fill whole chunks. Rows that a rank checks come on top of those of a call. Not in
+  /// asynchronous mode, with an `executor` or `adopt_first_plan`, nor under a policy that bounds what moves over all
+  /// layers.
   bool moves_while_planning = false;
   /// Where plans are made; on all ranks or on none. With an executor the calls after the first of a plan ask whether it
   /// is made on every rank, and the one that hears yes takes it up.
@@ -81,7 +85,7 @@ struct rebalancer_options {
       return refuse("work_per_plan_call is ", work_per_plan_call, ", must not be negative");
     }
     if (moves_while_planning && layers_per_plan_call == 0) {
-      return refuse("moves_while_planning needs plans of several calls: layers_per_plan_call is 0");
+      return refuse("moves_while_planning needs layers_per_plan_call, the layers that move together, which is 0");
     }
     if (moves_while_planning && (executor.run != nullptr || adopt_first_plan || asynchronous)) {
       return refuse(

@@ -106,7 +106,7 @@ struct rebalancer_core {
         if (!where.is_live(other) || !ranks.control().is_expelled(other)) { continue; }
         return {errc::invalid_topology,
                 concat("rebalancer: rank ", other, " was expelled and the topology still has it alive: ",
-                       started ? "set_topology is due" : "mark it as dead there, topology::set_live"),
+                       started ? "resume and set_topology are due" : "mark it as dead there, topology::set_live"),
                 other};
       }
     }
@@ -209,17 +209,17 @@ struct rebalancer_core {
   store_claim claim;
   transport_share<Transport, Store> share;
 
-  placement next;                               // where the cycle leads
-  std::unique_ptr<layer_plan> planning;         // what is made of it layer by layer
-  std::unique_ptr<layer_planner> idle_planner;  // has planned such before, for this topology
-  plan_waves waves;                             // what is planned once that has moved
-  task_elsewhere elsewhere;                     // what the engine's executor makes of it
+  placement next;  // where the cycle leads
   ledger<Store> books;
   agreement<Control> ranks;
   teller events;
   batch_report batches;
   cycle_mover<Schedule, Transport, Store, Control> mover;
   share_refresh<Store> shares;
+  std::unique_ptr<layer_plan> planning;  // what is made of `next` layer by layer; the books' topology outlives it
+  std::unique_ptr<layer_planner> idle_planner;  // has planned such before, for this topology
+  plan_waves waves;                             // what is planned once that has moved
+  task_elsewhere elsewhere;                     // what the engine's executor makes of it
 
   rebalancer_state state = rebalancer_state::recording;
   status failure;

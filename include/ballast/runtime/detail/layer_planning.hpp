@@ -108,6 +108,12 @@ void open_layer_plan(Core& core, bool shared, part_range range, std::unique_ptr<
                  .shared = shared,
                  .planner = std::move(planner)});
   core.planning->planned = validate_question(core.policy, books.window().history(), books.in_force(), books.where());
+  if (core.planning->planned.ok() && core.planning->planner != nullptr) {
+    core.planning->planned = guarded([&core, &books] {
+      core.planning->planner->begin_plan(books.window().history());
+      return status{};
+    });
+  }
   core.next = books.in_force();
   core.next.drop_shares();
 }

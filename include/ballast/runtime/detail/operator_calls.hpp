@@ -167,6 +167,9 @@ template <class Core>
   both.add(result.code().value());
   if (auto agreed = core.agree_on("new topology", both.value()); !agreed.ok()) { return core.fail(std::move(agreed)); }
   if (!result.ok()) { return result; }
+  using pair = typename Core::live_placement;
+  auto next = std::make_unique<pair>(pair{where, in_force});  // before anybody may have committed
+  auto layers = numbers_below(core.books.num_layers());
   core.ranks.begin();
   auto taken = detail::tell_store(*core.store, where);
   auto vote = core.ranks.decide(taken);
@@ -175,9 +178,8 @@ template <class Core>
     return core.fail(taken.ok() ? std::move(vote.reason) : std::move(taken));
   }
   if (vote.outcome == decision::undecided) {
-    using pair = typename Core::live_placement;
-    core.next_topology = std::make_unique<pair>(pair{where, in_force});
-    return core.lose(std::move(vote.reason), numbers_below(core.books.num_layers()));
+    core.next_topology = std::move(next);
+    return core.lose(std::move(vote.reason), layers);
   }
   return detail::enter_topology(core, where, in_force);
 }

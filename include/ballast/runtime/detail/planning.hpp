@@ -276,6 +276,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status plan_step(Core& core) {
   if (core.elsewhere.plan != nullptr) { return detail::take_plan_back(core); }
+  if (auto result = core.refuse_expelled(); !result.ok()) { return core.fail(std::move(result)); }
   auto const start = now() - core.planning->spent;
   if (core.planning->planner == nullptr) {
     detail::plan_next_layers(core);

@@ -30,7 +30,8 @@ namespace detail {
 /// `rebalancer::settle`.
 template <class Core>
 [[nodiscard]] status settle(Core& core, decision outcome) {
-  if (core.state != rebalancer_state::cohort_lost || core.undecided.empty()) {
+  bool const is_open = !core.undecided.empty() || core.next_topology != nullptr;
+  if (core.state != rebalancer_state::cohort_lost || !is_open) {
     return {errc::invalid_option, "settle: no layer is undecided"};
   }
   if (outcome == decision::undecided) { return {errc::invalid_option, "settle: the outcome must be commit or drop"}; }

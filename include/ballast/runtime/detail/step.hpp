@@ -27,9 +27,12 @@ void prepare_if_due(Core& core) {
   if (detail::asks_history_next(core)) { prepare_history(core.recorder); }
 }
 
+/// While a plan is being made its loads stay, and the shares on the maps in force with them: what falls due then is due
+/// in the call after it.
 template <class Core>
 [[nodiscard]] bool share_refresh_due(Core& core) noexcept {
   if (core.options.share_interval == 0 || ++core.share_waited < core.options.share_interval) { return false; }
+  if (core.is_planning() || core.waves.any_left()) { return false; }
   core.share_waited = 0;
   return true;
 }
@@ -79,8 +82,7 @@ template <class Core>
   if (core.books.num_layers() == 0) { return {}; }
   if (!core.enabled) { return detail::move_if_due(core); }
   bool const plans_now = core.is_recording() && core.waited == core.options.interval;
-  // While a plan is being made its loads stay, and the shares on the maps in force with them.
-  if (detail::share_refresh_due(core) && !plans_now && !core.is_planning() && !core.waves.any_left()) {
+  if (detail::share_refresh_due(core) && !plans_now) {
     if (auto result = detail::reduce_and_refresh_shares(core); !result.ok()) { return result; }
   }
   if (core.is_planning()) { return detail::plan_step(core); }
