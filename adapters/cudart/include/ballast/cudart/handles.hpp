@@ -51,6 +51,9 @@ public:
     static_cast<void>(cudaStreamDestroy(handle_));
   }
 
+  /// Leave it in place for the life of the process: somebody may still enqueue on it.
+  void abandon() noexcept { handle_ = nullptr; }
+
   /// Null where there is none.
   [[nodiscard]] cudaStream_t get() const noexcept { return handle_; }
   /// `cudaSuccess` when all work on it is done, `cudaErrorNotReady` before, anything else is a failure. Does not wait,

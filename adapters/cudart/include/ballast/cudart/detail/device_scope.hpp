@@ -4,12 +4,32 @@
 
 #include <ballast/config.hpp>
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart::detail {
 
-/// Makes a device current for this thread while it lives.
+/// Whether this process uses a device already. To make one current that it does not use would make a context there,
+/// hundreds of megabytes that nobody asked for.
+[[nodiscard]] inline bool is_in_use(int device) noexcept {
+  static auto const ask = [] {
+    void* address = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    constexpr unsigned version = 12000;
+    auto const result =
+        cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &address, version, cudaEnableDefault, &found);
+    if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
+    bool const is_there = result == cudaSuccess && found == cudaDriverEntryPointSuccess;
+    return is_there ? reinterpret_cast<decltype(&cuDevicePrimaryCtxGetState)>(address) : nullptr;
+  }();
+  unsigned flags = 0;
+  int active = 1;
+  return ask == nullptr || ask(device, &flags, &active) != CUDA_SUCCESS || active != 0;
+}
+
+/// Makes a device current for this thread while it lives. The one before comes back if the process uses it: a thread
+/// that never chose one has device 0.
 class device_scope {
 public:
   explicit device_scope(int device) noexcept {
@@ -22,7 +42,7 @@ public:
   device_scope(device_scope const&) = delete;
   device_scope& operator=(device_scope const&) = delete;
   ~device_scope() {
-    if (before_ >= 0) { static_cast<void>(cudaSetDevice(before_)); }
+    if (before_ >= 0 && is_in_use(before_)) { static_cast<void>(cudaSetDevice(before_)); }
   }
 
 private:

@@ -3,6 +3,7 @@
 #define BALLAST_NCCL_DETAIL_ERRAND_HPP
 
 #include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/device_scope.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/nccl/executor.hpp>
@@ -76,21 +77,23 @@ private:
   /// On the same thread, when the call has returned to nobody.
   virtual void clean_up() noexcept {}
 
+  /// A thread of ours, which ends then.
   static void* run_thread(void* argument) {
-    run(argument);
+    static_cast<void>(cudaSetDevice(static_cast<errand*>(argument)->device_));
+    run_call(argument);
     return nullptr;
   }
+  /// A thread of the engine's.
   static void run(void* argument) {
+    cudart::detail::device_scope const scope{static_cast<errand*>(argument)->device_};
+    run_call(argument);
+  }
+  /// What it holds may end here, too, while its device is current.
+  static void run_call(void* argument) {
     auto const self = std::move(static_cast<errand*>(argument)->self_);
-    int engines_device = 0;
-    bool const has_device = cudaGetDevice(&engines_device) == cudaSuccess;
-    static_cast<void>(cudaSetDevice(self->device_));
-    {
-      cudart::detail::capture_guard const guard;
-      self->result_ = self->call();
-      if (self->stage_.exchange(stage::returned, std::memory_order_acq_rel) == stage::left) { self->clean_up(); }
-    }
-    if (has_device) { static_cast<void>(cudaSetDevice(engines_device)); }
+    cudart::detail::capture_guard const guard;
+    self->result_ = self->call();
+    if (self->stage_.exchange(stage::returned, std::memory_order_acq_rel) == stage::left) { self->clean_up(); }
   }
 
   std::shared_ptr<errand> self_;  // from `begin` until the thread takes it

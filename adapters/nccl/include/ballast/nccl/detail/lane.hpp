@@ -31,22 +31,21 @@ namespace nccl::detail {
 /// so it is kept for the next lane of the device.
 class spare_packs {
 public:
-  static void keep(cudart::device_memory<std::byte> pack) noexcept {
+  static void keep(cudart::device_memory<std::byte> pack, int device) noexcept {
     if (pack.data() == nullptr) { return; }
     auto& all = get();
     std::lock_guard const lock{all.mutex_};
     try {
-      all.packs_.push_back({device(), cudart::device_memory<std::byte>{}});
+      all.packs_.push_back({device, cudart::device_memory<std::byte>{}});
       all.packs_.back().memory = std::move(pack);
     } catch (std::bad_alloc const&) { pack.abandon(); }
   }
   /// Empty where there is none of that size.
-  [[nodiscard]] static cudart::device_memory<std::byte> take(std::size_t bytes) {
+  [[nodiscard]] static cudart::device_memory<std::byte> take(std::size_t bytes, int device) {
     auto& all = get();
     std::lock_guard const lock{all.mutex_};
-    auto const here = device();
-    auto const found = std::find_if(all.packs_.begin(), all.packs_.end(), [&here, &bytes](spare const& each) {
-      return each.device == here && each.memory.size() >= bytes;
+    auto const found = std::find_if(all.packs_.begin(), all.packs_.end(), [&device, &bytes](spare const& each) {
+      return each.device == device && each.memory.size() >= bytes;
     });
     if (found == all.packs_.end()) { return {}; }
     auto memory = std::move(found->memory);
@@ -72,10 +71,6 @@ private:
     static auto* const all = new spare_packs;
     return *all;
   }
-  [[nodiscard]] static int device() noexcept {
-    int current = 0;
-    return cudaGetDevice(&current) == cudaSuccess ? current : -1;
-  }
 
   std::mutex mutex_;
   std::vector<spare> packs_;
@@ -83,6 +78,7 @@ private:
 
 /// A stream that NCCL's kernels run on, and the memory that only they and copies behind them touch.
 struct lane {
+  int device = 0;
   cudart::stream stream;
   cudart::device_memory<std::byte> pack;
   std::vector<cudart::device_memory<std::byte>> outgrown;  ///< to free memory would wait for the device
@@ -96,16 +92,21 @@ struct lane {
   lane() = default;
   lane(lane const&) = delete;
   lane& operator=(lane const&) = delete;
-  /// Never waits for the device: memory that kernels may still use is not given back, the rest is kept.
+  /// Never waits for the device: memory that kernels may still use is not given back, the rest is kept. Nor is a stream
+  /// that somebody may still enqueue on.
   ~lane() {
     bool const idle = stream.get() == nullptr || is_idle();
-    auto const part_with = [idle](auto& memory) { idle ? spare_packs::keep(std::move(memory)) : memory.abandon(); };
+    auto const part_with = [this, idle](auto& memory) {
+      idle ? spare_packs::keep(std::move(memory), device) : memory.abandon();
+    };
     part_with(pack);
     for (auto& each : outgrown) { part_with(each); }
+    if (may_be_launched_on()) { stream.abandon(); }
   }
 
   [[nodiscard]] static status create(std::shared_ptr<lane>& out) {
     auto made = std::make_shared<lane>();
+    if (auto result = cudart::to_status(cudaGetDevice(&made->device), "cudaGetDevice"); !result.ok()) { return result; }
     try {
       made->stream = cudart::stream::create();
     } catch (std::system_error const& error) { return {error.code(), error.what()}; }
@@ -126,7 +127,7 @@ struct lane {
   [[nodiscard]] status reserve(std::size_t bytes) {
     if (bytes <= pack.size()) { return {}; }
     outgrown.reserve(outgrown.size() + 1);
-    auto larger = spare_packs::take(bytes);
+    auto larger = spare_packs::take(bytes, device);
     auto result = larger.size() > 0
                       ? status{}
                       : cudart::device_memory<std::byte>::allocate(larger, std::max(bytes, 2 * pack.size()));
