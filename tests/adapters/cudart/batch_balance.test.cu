@@ -505,6 +505,35 @@ TEST_CASE("a store publishes what it commits, and a directory brings the boards 
   CHECK(reinterpret_cast<std::byte*>(found[1]) == twin.board().data);
 }
 
+TEST_CASE("boards on another device are written to without anybody having switched on access") {
+  batch_case const of{2, 1, 6, 0, 8, 100, 2, 1};
+  generator random{9};
+  topology const where{{of.ranks, of.nodes, of.slots, of.reserved}};
+  auto const held = ballast_test::random_placement({1, of.experts, where.num_slots()}, random);
+  int devices = 0;
+  ballast_test::check_cuda(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+  int const far = devices > 1 ? 1 : 0;
+  cudart::local_peers peers{2};
+  auto first = peers.join(0);
+  auto const stream = cudart::stream::create();
+  cudart::batch_balancer self{stream.get(), where, 0, held, options_for(of)};
+  ballast_test::check_cuda(cudaSetDevice(far), "cudaSetDevice");
+  auto second = peers.join(1);
+  auto const far_stream = cudart::stream::create();
+  cudart::batch_balancer twin{far_stream.get(), where, 1, held, options_for(of)};
+  twin.expose_board(second).or_throw();
+  ballast_test::check_cuda(cudaSetDevice(0), "cudaSetDevice");
+  self.expose_board(first).or_throw();
+  self.connect(first).or_throw();
+  int current = -1;
+  ballast_test::check_cuda(cudaGetDevice(&current), "cudaGetDevice");
+  CHECK(current == 0);
+  auto const result = far == 0 ? cudaErrorPeerAccessAlreadyEnabled : cudaDeviceEnablePeerAccess(far, 0);
+  CHECK(result == cudaErrorPeerAccessAlreadyEnabled);
+  static_cast<void>(cudaGetLastError());
+  ballast_test::check_cuda(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+}
+
 TEST_CASE("what would read or write elsewhere is refused") {
   small_group self;
   auto& rank = *self.group.ranks[0];

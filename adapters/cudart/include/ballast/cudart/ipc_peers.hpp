@@ -21,6 +21,7 @@
 #include <ballast/types.hpp>
 
 #include <cuda_runtime_api.h>
+#include <fcntl.h>
 
 #include <algorithm>
 #include <array>
@@ -304,7 +305,11 @@ public:
         driver.mem_export_to_shareable_handle(&descriptor, handle, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
         "cuMemExportToShareableHandle");
     static_cast<void>(driver.mem_release(handle));
-    if (result.ok()) { out = owned_descriptor{descriptor}; }
+    if (result.ok()) {
+      // Not for programs that another thread starts meanwhile.
+      static_cast<void>(::fcntl(descriptor, F_SETFD, FD_CLOEXEC));
+      out = owned_descriptor{descriptor};
+    }
     return result;
   }
 
@@ -356,6 +361,7 @@ public:
     to_status(cudaGetDevice(&device_), "cudaGetDevice").or_throw();
     state_->device = device_;
     state_->readable.resize(static_cast<std::size_t>(control.num_ranks()));
+    state_->readable_handles.resize(state_->readable.size());
     state_->watches.resize(state_->readable.size());
     own_readable() = event::create(cudaEventDisableTiming | cudaEventInterprocess);
   }
@@ -457,6 +463,7 @@ private:
     bool all_connected = false;  // as far as this rank knows, all have these boards
     std::vector<std::optional<ballast::detail::process_watch>> watches;  // [R], of the peers that can be watched
     std::vector<event> readable;
+    std::vector<detail::ipc_words> readable_handles;  // what each was opened from
     std::vector<exposed_set> sets;
     std::uint32_t next_region = 0;
     transfer_turns turns;
@@ -605,7 +612,7 @@ private:
     if (!result.ok()) { return result; }
     for (std::size_t r = 0; r < words.size() && result.ok(); ++r) {
       if (set.memory[r] == nullptr) { continue; }
-      result = open_event(events[r], state_->readable[r]);
+      result = open_event(events[r], r);
       if (result.ok()) { result = set.memory[r]->open(); }
       result = of_peer(static_cast<index_t>(r), std::move(result));
     }
@@ -616,13 +623,17 @@ private:
     if (result.ok()) { return result; }
     return {result.code(), ballast::detail::concat("ipc_peers: memory of rank ", peer, ": ", result.message()), peer};
   }
-  /// A peer's event is the same for all sets.
-  [[nodiscard]] static status open_event(detail::ipc_words const& readable, event& out) {
-    if (out.get() != nullptr) { return {}; }
+  /// A peer's event is the same for all sets, until it comes with another directory.
+  [[nodiscard]] status open_event(detail::ipc_words const& readable, std::size_t peer) {
+    auto& out = state_->readable[peer];
+    if (out.get() != nullptr && state_->readable_handles[peer] == readable) { return {}; }
     cudaEvent_t opened = nullptr;
     auto result = to_status(cudaIpcOpenEventHandle(&opened, std::bit_cast<cudaIpcEventHandle_t>(readable)),
                             "cudaIpcOpenEventHandle");
-    if (result.ok()) { out = event::adopt(opened); }
+    if (result.ok()) {
+      out = event::adopt(opened);
+      state_->readable_handles[peer] = readable;
+    }
     return result;
   }
 

@@ -29,26 +29,6 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
-/// Whether copies between two devices may go straight, given their ordinals.
-using peer_access_test = bool (*)(int from, int to);
-
-/// What the driver says, with the access switched on. Takes the driver long, and may wait for the device.
-///
-/// @param from  ordinal of the device whose memory is read.
-/// @param to    ordinal of the device that reads.
-[[nodiscard]] inline bool enable_peer_access(int from, int to) {
-  if (from == to) { return true; }
-  int possible = 0;
-  if (cudaDeviceCanAccessPeer(&possible, to, from) != cudaSuccess || possible == 0) { return false; }
-  int current = 0;
-  static_cast<void>(cudaGetDevice(&current));
-  static_cast<void>(cudaSetDevice(to));
-  auto const result = cudaDeviceEnablePeerAccess(from, 0);
-  if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
-  static_cast<void>(cudaSetDevice(current));
-  return result == cudaSuccess || result == cudaErrorPeerAccessAlreadyEnabled;
-}
-
 /// Options of `peer_copy`.
 struct peer_copy_options {
   index_t num_streams = 3;  ///< messages are dealt over that many streams at most
@@ -312,7 +292,12 @@ private:
     offered_ = true;
     unfinished_ = {};
     directory_.close_retracted();
-    for (auto& lane : lanes_) { lane.used = false; }
+    for (auto& lane : lanes_) {
+      lane.used = false;
+      // Of a batch that ended by an exception.
+      lane.direct.clear();
+      lane.staged.clear();
+    }
     next_submit_ = ballast::detail::now() + options_.gathering;
     failure_ = mark_commits();
     if (!failure_.ok()) { return; }

@@ -28,6 +28,26 @@
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
 
+/// Whether copies between two devices may go straight, given their ordinals.
+using peer_access_test = bool (*)(int from, int to);
+
+/// What the driver says, with the access switched on. Takes the driver long, and may wait for the device.
+///
+/// @param from  ordinal of the device whose memory is read.
+/// @param to    ordinal of the device that reads.
+[[nodiscard]] inline bool enable_peer_access(int from, int to) {
+  if (from == to) { return true; }
+  int possible = 0;
+  if (cudaDeviceCanAccessPeer(&possible, to, from) != cudaSuccess || possible == 0) { return false; }
+  int current = 0;
+  static_cast<void>(cudaGetDevice(&current));
+  static_cast<void>(cudaSetDevice(to));
+  auto const result = cudaDeviceEnablePeerAccess(from, 0);
+  if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
+  static_cast<void>(cudaSetDevice(current));
+  return result == cudaSuccess || result == cudaErrorPeerAccessAlreadyEnabled;
+}
+
 /// What two ranks tell each other about one direction of a batch, as an even digest of its messages; 0 says nothing.
 /// Each fills a cache line of its own: the ranks of a host look at them all the time.
 struct alignas(64) pair_board {

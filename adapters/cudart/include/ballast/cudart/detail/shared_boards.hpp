@@ -29,6 +29,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 BALLAST_BEGIN_NAMESPACE
@@ -114,8 +115,10 @@ private:
     auto const bytes = count * sizeof(pair_board);
     ballast::detail::owned_descriptor const file{::shm_open(name, flags | O_RDWR | O_CLOEXEC, 0600)};
     if (!file.is_open()) { return ballast::detail::system_failure("shm_open"); }
-    if (flags != 0 && ::ftruncate(file.get(), static_cast<::off_t>(bytes)) != 0) {
-      return ballast::detail::system_failure("ftruncate");
+    // Not a file with holes: to touch one where there is no memory left for it kills.
+    if (auto const error = flags != 0 ? ::posix_fallocate(file.get(), 0, static_cast<::off_t>(bytes)) : 0; error != 0) {
+      return {std::error_code{error, std::generic_category()},
+              "posix_fallocate: no shared memory for the ranks' boards"};
     }
     memory_ = ballast::detail::shared_mapping{file.get(), bytes, PROT_READ | PROT_WRITE};
     if (memory_.data() == nullptr) { return ballast::detail::system_failure("mmap"); }

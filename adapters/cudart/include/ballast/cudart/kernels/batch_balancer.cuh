@@ -8,6 +8,7 @@
 
 #include <ballast/cudart/detail/capture_guard.hpp>
 #include <ballast/cudart/detail/mirror_rows.hpp>
+#include <ballast/cudart/detail/quiet_query.hpp>
 #include <ballast/cudart/device_store.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
@@ -100,7 +101,7 @@ public:
   ~batch_balancer() {
     detail::capture_guard const guard;
     constexpr nanoseconds_t patience = 10'000'000'000;
-    auto const has_ended = [this] { return cudaStreamQuery(stream_) != cudaErrorNotReady; };
+    auto const has_ended = [this] { return detail::quiet_query::stream(stream_) != cudaErrorNotReady; };
     if (!ballast::detail::poll_until(ballast::detail::deadline_after(patience), has_ended)) { abandon(); }
   }
 
@@ -160,13 +161,19 @@ public:
   }
   /// Then, when all ranks have, each makes the boards known.
   ///
-  /// @param peers  whom `expose_board` was called with.
-  /// @return `errc::invalid_option` naming a rank whose board is not there; `cudart::category()`
+  /// @param peers  whom `expose_board` was called with. Access to their devices is switched on, for which the driver
+  /// may
+  ///               wait for the device.
+  /// @return `errc::invalid_option` naming a rank whose board is not there, or which is on a device that kernels of
+  /// this
+  ///         one cannot write to, or not by atomic operations; `cudart::category()`
   template <peer_directory Peers>
   [[nodiscard]] status connect(Peers const& peers) {
     std::vector<segment> boards;
     for (index_t rank = 0; rank < rows_.shape().num_ranks; ++rank) {
       boards.push_back(rank == view_.rank ? board() : peers.region(rank, exposed_));
+      if (rank == view_.rank || boards.back().data == nullptr) { continue; }
+      if (auto result = reach(peers.device(rank), rank); !result.ok()) { return result; }
     }
     return connect(std::span<segment const>{boards});
   }
@@ -281,6 +288,28 @@ public:
   [[nodiscard]] quota_rows const& rows() const noexcept { return rows_; }
 
 private:
+  /// Have the kernels of this rank write to another one's device.
+  [[nodiscard]] static status reach(int device, index_t rank) {
+    detail::capture_guard const guard;
+    int own = 0;
+    if (auto result = to_status(cudaGetDevice(&own), "cudaGetDevice"); !result.ok()) { return result; }
+    if (device == own) { return {}; }
+    int atomics = 0;
+    bool const is_reached = enable_peer_access(device, own);
+    if (is_reached) {
+      auto result = to_status(cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, own, device),
+                              "cudaDeviceGetP2PAttribute");
+      if (!result.ok()) { return result; }
+    }
+    if (atomics != 0) { return {}; }
+    return {errc::invalid_option,
+            ballast::detail::concat("batch_balancer: kernels of device ", own, " cannot ",
+                                    is_reached ? "make atomic operations on" : "write to", " device ", device,
+                                    ", where the board of rank ", rank,
+                                    " is: every batch is balanced between devices joined by NVLink"),
+            rank};
+  }
+
   void abandon() noexcept {
     mirror_.abandon();
     host_statistics_.abandon();
