@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/detail/options.hpp>
 #include <ballast/parts.hpp>
+#include <ballast/runtime/detail/transport_share.hpp>
+#include <ballast/runtime/host_store.hpp>
 #include <ballast/transport/by_link.hpp>
 #include <ballast/transport/in_process.hpp>
 
@@ -166,6 +168,21 @@ public:
   }
 };
 
+/// Exposes memory, unless it is told to fail.
+class exposing_link : public plain_link {
+public:
+  using plain_link::plain_link;
+  bool fails_to_expose = false;
+  std::vector<std::uint32_t> sets;  ///< that are exposed
+  [[nodiscard]] status expose(std::span<ballast::segment const> /*regions*/, std::uint32_t first) {
+    if (fails_to_expose) { return {errc::invalid_weights, "not this memory"}; }
+    sets.push_back(first);
+    return {};
+  }
+  void retract(std::uint32_t first) noexcept { std::erase(sets, first); }
+  [[nodiscard]] std::uint32_t next_region() const noexcept { return 4; }
+};
+
 /// Rank 0 of two nodes of one rank each; what is sent goes to the other node.
 template <class Node, class Remote>
 struct two_nodes {
@@ -235,6 +252,46 @@ TEST_CASE("by_link is told of a wait itself") {
   CHECK(rank.remote.entered == 1);
   CHECK(rank.links.poll() == transfer_state::done);
   CHECK(rank.links.wait(0).ok());
+}
+
+TEST_CASE("memory that one link cannot show stays hidden on the others") {
+  two_nodes<exposing_link, exposing_link> self;
+  CHECK(self.links.expose({}, 4).ok());
+  CHECK(self.node.sets == std::vector<std::uint32_t>{4});
+  CHECK(self.remote.sets == std::vector<std::uint32_t>{4});
+  self.remote.fails_to_expose = true;
+  CHECK(self.links.expose({}, 9).code() == errc::invalid_weights);
+  CHECK(self.node.sets == std::vector<std::uint32_t>{4});
+  self.remote.fails_to_expose = false;
+  self.node.fails_to_expose = true;
+  CHECK(self.links.expose({}, 9).code() == errc::invalid_weights);
+  CHECK(self.remote.sets == std::vector<std::uint32_t>{4});
+}
+
+TEST_CASE("tags are new on every link, whoever else has used one by itself") {
+  two_nodes<bare_link, bare_link> self;
+  ballast::in_process_group alone{1};
+  ballast::topology const where{{2, 2, 1, 0}};
+  ballast::host_store store{where, 0};
+  ballast::detail::transport_share<bare_links, ballast::host_store> share{self.links, store};
+  ballast::detail::transport_share<bare_link, ballast::host_store> of_node{self.node, store};
+  auto const first_tag = [&](auto& of) {
+    of.take(alone.endpoint(0), ballast_test::patience).or_throw();
+    return of.first_tag();
+  };
+  using ballast::transfer_turns;
+  CHECK(first_tag(share) == transfer_turns::first_tag(1));
+  CHECK(first_tag(of_node) == transfer_turns::first_tag(2));
+  CHECK(first_tag(share) == transfer_turns::first_tag(3));
+  // A link that has served others for longer.
+  self.remote.turns().take_session(8);
+  CHECK(first_tag(share) == transfer_turns::first_tag(9));
+  CHECK(first_tag(of_node) == transfer_turns::first_tag(10));
+  // One transport as both links.
+  bare_link both{0, 2};
+  ballast::by_link<ballast::self_copy, bare_link, bare_link> twice{where, both, both};
+  ballast::detail::transport_share<decltype(twice), ballast::host_store> of_twice{twice, store};
+  CHECK(first_tag(of_twice) == transfer_turns::first_tag(1));
 }
 
 TEST_CASE("a batch without messages is done at once") {

@@ -138,8 +138,15 @@ public:
     requires(peer_copier<Same> || peer_copier<Node> || peer_copier<Remote>)
   {
     status result;
-    for_each_copier([this, &result, &regions, &first](auto& link) {
-      if (result.ok()) { result = told_by(link, link.expose(regions, first)); }
+    int exposed = 0;
+    for_each_copier([this, &result, &exposed, &regions, &first](auto& link) {
+      if (!result.ok()) { return; }
+      result = this->told_by(link, link.expose(regions, first));
+      exposed += result.ok() ? 1 : 0;
+    });
+    if (result.ok()) { return result; }
+    for_each_copier([&exposed, &first](auto& link) {
+      if (exposed-- > 0) { link.retract(first); }
     });
     return result;
   }
@@ -154,6 +161,13 @@ public:
     return std::max({next_region_of(same_), next_region_of(*node_), next_region_of(*remote_)});
   }
   [[nodiscard]] transfer_turns& turns() noexcept { return remote_->turns(); }
+  /// Those of all links: others may use a link by itself, and no tag is used twice there either.
+  template <class Visit>
+  void for_each_turns(Visit visit) {
+    for_each_link([&visit](auto& link) {
+      if constexpr (shared_transport<std::remove_cvref_t<decltype(link)>>) { visit(link.turns()); }
+    });
+  }
 
   /// Options of the links that the ranks must share.
   template <class Visit>
@@ -181,7 +195,7 @@ public:
     requires(warming_part<Same> || warming_part<Node> || warming_part<Remote>)
   {
     status result;
-    for_each_link([this, &result](auto& link) { keep_first(result, told_by(link, detail::warm_up(link))); });
+    for_each_link([this, &result](auto& link) { keep_first(result, this->told_by(link, detail::warm_up(link))); });
     return result;
   }
   /// Whether a link may still write, for a batch that was given up, where these are received.
@@ -220,7 +234,7 @@ public:
         keep_first(result, detail::repair(link, control, detail::time_until(deadline)));
       } else {
         detail::node_plane<Control> node{control, first_of_node_, link.num_ranks()};
-        keep_first(result, told_by(link, detail::repair(link, node, detail::time_until(deadline))));
+        keep_first(result, this->told_by(link, detail::repair(link, node, detail::time_until(deadline))));
       }
     });
     return result;
@@ -304,7 +318,7 @@ public:
     // A link that failed tells the cause; those that are still at work are only told to stop.
     for_each_link([this, &result, &deadline](auto& link) {
       if (link.poll() != transfer_state::failed) { return; }
-      keep_first(result, told_by(link, link.wait(detail::time_until(deadline))));
+      keep_first(result, this->told_by(link, link.wait(detail::time_until(deadline))));
     });
     close(result);
     return result;
@@ -353,7 +367,7 @@ private:
     index_t begun = 0;
     auto const begin_on = [this, &result, &begun](auto& link, batch const& messages) {
       if (!result.ok()) { return; }
-      result = told_by(link, link.start(messages.sends, messages.receives));
+      result = this->told_by(link, link.start(messages.sends, messages.receives));
       begun += result.ok() ? 1 : 0;
     };
     begin_on(same_, to_same_);
@@ -439,7 +453,7 @@ private:
 
   // End the batch on every link, so that nothing touches its memory.
   void close(status& result) {
-    for_each_link([this, &result](auto& link) { keep_first(result, told_by(link, link.wait(0))); });
+    for_each_link([this, &result](auto& link) { keep_first(result, this->told_by(link, link.wait(0))); });
   }
 
   topology where_;

@@ -59,16 +59,30 @@ public:
   [[nodiscard]] std::uint32_t first_region() const noexcept { return first_region_; }
 
 private:
-  [[nodiscard]] std::uint64_t last_session() const {
+  /// One of several transports has the turns of each of them.
+  template <class Visit>
+  void for_each_turns(Visit visit) {
+    if constexpr (requires { transport_->for_each_turns(visit); }) {
+      transport_->for_each_turns(visit);
+    } else {
+      visit(transport_->turns());
+    }
+  }
+  [[nodiscard]] std::uint64_t last_session() {
     if constexpr (shared_transport<Transport>) {
-      return transport_->turns().last_session();
+      std::uint64_t last = 0;
+      for_each_turns([&last](transfer_turns& turns) { last = std::max(last, turns.last_session()); });
+      return last;
     } else {
       return process_sessions().load();
     }
   }
   void take_session(std::uint64_t session) {
     if constexpr (shared_transport<Transport>) {
-      transport_->turns().take_session(session);
+      // Two links may be one transport.
+      for_each_turns([&session](transfer_turns& turns) {
+        if (turns.last_session() < session) { turns.take_session(session); }
+      });
     } else {
       auto& last = process_sessions();
       for (auto seen = last.load(); seen < session && !last.compare_exchange_weak(seen, session);) {}
