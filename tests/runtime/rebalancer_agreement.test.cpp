@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -839,5 +840,36 @@ TEST_CASE("a rank that cannot take its part of a layer that arrives over several
     REQUIRE(self.moved.state() == rebalancer_state::moving);
     CHECK_FALSE(self.moved.on_forward_pass_end().ok());
     CHECK(self.moved.state() == rebalancer_state::failed);
+  });
+}
+
+TEST_CASE(
+    "a start that ended by an exception is no failure of the next one, and tensors that come after it are refused") {
+  struct frail_store : host_store {
+    using host_store::host_store;
+    bool throws = false;
+    void describe(digest& out) const {
+      if (throws) { throw std::bad_alloc{}; }
+      host_store::describe(out);
+    }
+  };
+  in_process_group group{2};
+  group.run([](in_process_endpoint& me) {
+    member<keep_placement, layers_per_chunk<>, frail_store> self{
+        where, initial, {}, layers_per_chunk{1}, me, {.timeout = patience}};
+    self.store.throws = me.rank() == 1;
+    CHECK_FALSE(self.moved.start(200 * milliseconds).ok());
+    self.store.throws = false;
+    self.moved.start().or_throw();
+    CHECK(self.moved.state() == rebalancer_state::recording);
+    self.moved.on_forward_pass_end({.tokens = 1}).or_throw();
+    self.moved.apply(rotated()).or_throw();
+    CHECK(self.first_error() == "");
+    std::vector<std::byte> late(static_cast<std::size_t>(where.slots_per_rank()) * 8);
+    self.store.add(0, "late", late.data(), 8).or_throw();
+    auto const refused = self.moved.apply(initial);
+    CHECK(refused.code() == errc::invalid_weights);
+    CHECK(says(refused, "added to the store after start"));
+    CHECK(self.moved.current() == rotated());
   });
 }

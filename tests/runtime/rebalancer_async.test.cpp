@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Asynchronous moves: bytes travel while passes run, commits follow the words that the engine exchanges.
+#include <ballast/policies/balanced.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
@@ -9,9 +10,11 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -209,6 +212,82 @@ TEST_CASE("resume in mid-cycle grounds what is in flight") {
     CHECK(self.moved.current() == before);
     for (int call = 0; call < 30; ++call) { step(self, me).or_throw(); }
     CHECK(self.moved.epoch(0) >= 1);
+    CHECK(self.first_error() == "");
+  });
+}
+
+namespace {
+
+topology const roomy{{3, 1, 4, 0}};
+placement const doubled = trivial_placement({num_layers, 9, 12});
+
+/// Another expert is hot in every other call.
+template <class Member>
+void record_some(Member& self, int call) {
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    self.moved.record_top_k(layer,
+                            call % 2 == 0 ? std::vector<index_t>{0, 0, 0, 1, 2} : std::vector<index_t>{8, 8, 8, 7});
+  }
+}
+
+}  // namespace
+
+TEST_CASE("shares that fall due while layers move are refreshed when all ranks are done, and hold nothing up") {
+  // The exchange may overlap the pass, and the words may come before the call or after it.
+  for (bool const words_first : {false, true}) {
+    CAPTURE(words_first);
+    on_three_ranks([&](in_process_endpoint& me) {
+      auto options = asynchronous();
+      options.interval = 6;
+      options.share_interval = 1;
+      member<balanced_placement, layers_per_chunk<>> self{roomy, doubled, {}, layers_per_chunk{1}, me, options};
+      self.moved.start().or_throw();
+      for (int call = 0; call < 60; ++call) {
+        auto const word = self.moved.outgoing();
+        record_some(self, call);
+        if (words_first) { self.moved.incoming(exchange(me, word)).or_throw(); }
+        self.moved.on_forward_pass_end().or_throw();
+        if (!words_first) { self.moved.incoming(exchange(me, word)).or_throw(); }
+        REQUIRE(self.first_error() == "");
+      }
+      CHECK(self.log.steps_of("commit").size() >= num_layers);
+      CHECK(self.log.steps_of("shares").size() >= 4);
+    });
+  }
+}
+
+TEST_CASE("a rank that missed the words which committed the last layers catches up though shares fall due") {
+  on_three_ranks([](in_process_endpoint& me) {
+    auto options = asynchronous();
+    options.interval = 1000;
+    options.share_interval = 1;
+    member<keep_placement, layers_per_chunk<>> self{roomy, doubled, {}, layers_per_chunk{num_layers}, me, options};
+    self.moved.start().or_throw();
+    auto target = doubled;
+    auto const map = target.edit(0).logical_of_slot;
+    std::swap(map[0], map[static_cast<std::size_t>(roomy.first_slot(1))]);
+    target.index_replicas(0);
+    index_t const layers[] = {0};
+    self.moved.begin_apply(target, layers).or_throw();
+    // All have the bytes, and one does not hear that all have.
+    for (bool missed = false; !missed;) {
+      record_some(self, 0);
+      self.moved.on_forward_pass_end().or_throw();
+      auto const words = exchange(me, self.moved.outgoing());
+      auto const is_ready = [](std::uint64_t word) {
+        return detail::step_word{word}.stands() == detail::standing::ready;
+      };
+      missed = std::ranges::all_of(words, is_ready);
+      if (!missed || me.rank() != 1) { self.moved.incoming(words).or_throw(); }
+    }
+    CHECK(self.moved.epoch(0) == (me.rank() == 1 ? 0 : 1));
+    for (int call = 0; call < 6; ++call) {
+      record_some(self, call);
+      self.moved.on_forward_pass_end().or_throw();
+      self.moved.incoming(exchange(me, self.moved.outgoing())).or_throw();
+    }
+    CHECK(self.moved.current().logical_of_slot(0)[0] == target.logical_of_slot(0)[0]);
+    CHECK_FALSE(self.log.steps_of("shares").empty());
     CHECK(self.first_error() == "");
   });
 }

@@ -60,6 +60,14 @@ public:
   /// Close the pass in progress: keep it when counted and below the capacity. @complexity O(L E), amortised.
   /// @throws std::bad_alloc beyond what was reserved
   void end_pass(bool counted) {
+    // Also where there is no memory for the pass: then it is lost, and the next one has its own number.
+    struct next_pass {
+      pass_recorder* self;
+      ~next_pass() {
+        ++self->next_number_;
+        self->start_pass();
+      }
+    } const at_end{this};
     if (counted && num_buckets() < options_.capacity) {
       if (numbers_.size() == numbers_.capacity()) { numbers_.reserve(2 * numbers_.size() + 1); }
       tokens_.insert(tokens_.end(), pass().begin(), pass().end());
@@ -67,8 +75,6 @@ public:
     } else if (counted) {
       ++num_dropped_;
     }
-    ++next_number_;
-    start_pass();
   }
 
   /// Passes kept.

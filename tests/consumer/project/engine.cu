@@ -43,7 +43,8 @@ void serve(engine& self, index_t num_ranks, index_t slots_per_rank, index_t num_
                       store, cohort);
   balancer.start().or_throw();
   for (index_t step = 0; step < num_steps; ++step) {
-    // ... the forward pass on `stream`, which counts with balancer.record_top_k(layer, ids of the router) ...
+    // ... the forward pass on `stream`, in which kernels count: cudart::record(stream, balancer.recorder().view(),
+    // layer, ...) ...
     balancer.on_forward_pass_end().or_throw();
   }
 }

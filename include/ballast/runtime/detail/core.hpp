@@ -113,6 +113,18 @@ struct rebalancer_core {
     return {};
   }
 
+  [[nodiscard]] std::uint64_t layout_of_weights() const {
+    digest layout;
+    store->describe(layout);
+    return layout.value();
+  }
+  /// Numbers of what peers read were given out by `start`: those of what came later are another model's, or nobody's.
+  [[nodiscard]] status refuse_other_weights() const {
+    if (layout_of_weights() == layout) { return {}; }
+    return {errc::invalid_weights,
+            "rebalancer: tensors were added to the store after start: make a rebalancer anew, with all of them"};
+  }
+
   /// Everything that must be configured alike.
   [[nodiscard]] set_up configuration() const {
     set_up words;
@@ -225,11 +237,13 @@ struct rebalancer_core {
   status failure;
   status recording;  // what the recorder refused of this pass
   bool started = false;
+  std::uint64_t layout = 0;  // of the weights, when it did
   bool enabled = true;
   deferred_switch deferred = deferred_switch::none;
   index_t waited = 0;        // calls since the last plan
   index_t share_waited = 0;  // calls since the last refresh of shares
   told_word told;
+  bool some_moved = false;                        // in the last exchange of words
   std::vector<index_t> undecided;                 // layers that may be committed elsewhere
   std::unique_ptr<live_placement> next_topology;  // what they are committed with, where that is another topology
 };

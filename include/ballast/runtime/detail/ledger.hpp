@@ -82,10 +82,10 @@ public:
     auto const old_row = in_force_.logical_of_slot(layer);
     if (!std::ranges::equal(old_row, from.logical_of_slot(layer))) {
       maps_.note_commit(layer, static_cast<std::int64_t>(step_), old_row);
+      replicas_.forget(layer);
     }
     in_force_.copy_layer(from, layer);
     ++epochs_[static_cast<std::size_t>(layer)];
-    replicas_.forget(layer);
     balance_.measure(where_, in_force_, loads(), layer);
   }
   void drop_shares() { in_force_.drop_shares(); }

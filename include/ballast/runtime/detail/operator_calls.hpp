@@ -126,6 +126,7 @@ template <class Core>
   auto& books = core.books;
   books.open_commit();
   books.set_topology(where);
+  books.replicas().forget();  // lost experts are loaded again
   core.idle_planner.reset();
   core.next = in_force;
   split_among_live(where, core.next);

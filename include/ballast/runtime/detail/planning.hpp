@@ -147,6 +147,7 @@ template <class Core>
 [[nodiscard]] status prepare_moves(Core& core, status planned = {}, nanoseconds_t start = now()) {
   if (!core.failure.ok()) { return planned; }  // the ranks did not meet to plan: waiting once is enough
   if (planned.ok()) { planned = core.refuse_expelled(); }
+  if (planned.ok()) { planned = core.refuse_other_weights(); }
   if (planned.ok()) {
     split_among_live(core.books.where(), core.next);
     planned = core.mover.plan();

@@ -106,6 +106,7 @@ template <class Core>
   core.state = rebalancer_state::recording;
   core.failure = {};
   core.told = {};
+  core.some_moved = false;
   core.waited = 0;
   core.share_waited = 0;
   return {};

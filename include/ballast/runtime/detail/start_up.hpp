@@ -51,9 +51,7 @@ template <class Core>
 template <class Core>
 [[nodiscard]] status compare_set_up(Core& core, nanoseconds_t timeout) {
   auto words = core.configuration();
-  digest layout;
-  core.store->describe(layout);
-  words.add("weights layout", layout.value(), true);
+  words.add("weights layout", core.layout_of_weights(), true);
   digest initial;
   core.books.in_force().describe(initial);
   words.add("initial placement", initial.value(), true);
@@ -85,6 +83,7 @@ template <class Core>
   if (timeout <= 0) { return {errc::invalid_option, concat("start: timeout is ", timeout, " ns, must be positive")}; }
   if (core.started) { return {errc::busy, "start: the rebalancer has started already"}; }
   auto& control = core.ranks.control();
+  core.share.give_back();  // of a start that ended by an exception
   auto result = core.ranks.regroup(timeout);
   // The others hear of a store that does not fit, if they are there.
   auto own = check_mode(core.options, *core.transport);
@@ -119,7 +118,11 @@ template <class Core>
     result = all_ready(control, detail::publish_tables(core), "publish its tables", timeout);
   }
   core.started = result.ok();
-  if (!core.started) {
+  if (core.started) {
+    core.layout = core.layout_of_weights();
+    core.state = rebalancer_state::recording;
+    core.failure = {};
+  } else {
     core.share.give_back();
     core.claim.give_back();
   }

@@ -27,12 +27,14 @@ void prepare_if_due(Core& core) {
   if (detail::asks_history_next(core)) { prepare_history(core.recorder); }
 }
 
-/// While a plan is being made its loads stay, and the shares on the maps in force with them: what falls due then is due
-/// in the call after it.
+/// What falls due while it has to wait is due in the first call after that. While a plan is being made its loads stay,
+/// and the shares on the maps in force with them. In asynchronous mode nothing is committed beside a group, whose words
+/// count the commits, nor until all ranks have told that they move no more: one that missed words is still at it.
 template <class Core>
 [[nodiscard]] bool share_refresh_due(Core& core) noexcept {
   if (core.options.share_interval == 0 || ++core.share_waited < core.options.share_interval) { return false; }
   if (core.is_planning() || core.waves.any_left()) { return false; }
+  if (core.options.asynchronous && (core.is_moving() || core.some_moved)) { return false; }
   core.share_waited = 0;
   return true;
 }

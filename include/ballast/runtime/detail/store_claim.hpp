@@ -31,9 +31,10 @@ public:
     return true;
   }
   void give_back() noexcept {
+    if (!std::exchange(held_, false)) { return; }
     auto& [mutex, taken] = claims();
     std::lock_guard const lock{mutex};
-    if (std::exchange(held_, false)) { taken.erase(std::find(taken.begin(), taken.end(), store_)); }
+    taken.erase(std::find(taken.begin(), taken.end(), store_));
   }
 
 private:
@@ -41,9 +42,10 @@ private:
     std::mutex mutex;
     std::vector<void const*> taken;
   };
+  /// Lives as long as the process: a rebalancer may be a global.
   [[nodiscard]] static all_claims& claims() {
-    static all_claims instance;
-    return instance;
+    static auto* const instance = new all_claims;
+    return *instance;
   }
 
   void const* store_;

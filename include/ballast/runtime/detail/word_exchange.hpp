@@ -133,9 +133,14 @@ template <class Core>
   if (auto result = detail::check_words(core, words); !result.ok()) { return result; }
   auto const told = std::exchange(core.told, {}).word;
   exchanged_words const all{words, core.books.where(), core.rank()};
+  core.some_moved = all.any_moves();
   if (core.state == rebalancer_state::cohort_lost) { return detail::settle_by(core, all); }
   if (core.state == rebalancer_state::failed) { return core.failure; }
-  if (core.options.asynchronous && core.is_moving()) { return detail::take_words_moving(core, all, told); }
+  // Words that were told before this rank began to move say nothing of that: the exchange may overlap the call.
+  bool const of_this_cycle = told.stands() != standing::recording;
+  if (core.options.asynchronous && core.is_moving() && of_this_cycle) {
+    return detail::take_words_moving(core, all, told);
+  }
   return detail::fail_with(core, all);
 }
 

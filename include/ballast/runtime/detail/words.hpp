@@ -103,6 +103,10 @@ public:
   [[nodiscard]] index_t rank_ahead(std::uint64_t committed) const {
     return first_rank([&committed](step_word word) { return word.committed() > committed; });
   }
+  /// Whether a rank moves.
+  [[nodiscard]] bool any_moves() const {
+    return first_rank([](step_word word) { return word.moves(); }) >= 0;
+  }
   /// Whether the next group has arrived on every rank.
   [[nodiscard]] bool all_ready(std::uint64_t committed) const {
     return first_rank([&committed](step_word word) {

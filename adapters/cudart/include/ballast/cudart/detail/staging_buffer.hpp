@@ -56,10 +56,11 @@ public:
             ballast::detail::concat("device_store: no memory for ", bytes, " bytes of staging: ", result.message(),
                                     "; lower staging_limit, or give the store staging of the engine's")};
   }
-  /// Never give the memory back, nor use it any more.
+  /// Never give the memory back, nor use it any more, the engine's too: a copy may still write there.
   void abandon() noexcept {
     own_.abandon();
     own_ = {};
+    engines_ = {};
   }
 
 private:
