@@ -487,3 +487,12 @@ TEST_CASE("prefill by ids and decode by local counts in one window: nothing is c
   recorder.end_pass(true);
   CHECK(total_of(recorder) == loads{1, 2, 5, 6});
 }
+
+TEST_CASE("more cells than an array can have are refused by value") {
+  constexpr auto most = std::numeric_limits<index_t>::max();
+  CHECK_THROWS_WITH_AS((window_recorder{most, most}),
+                       doctest::Contains("2147483647 layers x 2147483647 experts do not fit memory"),
+                       std::system_error);
+  CHECK_THROWS_AS((decay_recorder{most, most}), std::system_error);
+  CHECK_THROWS_AS((pass_recorder{most, most}), std::system_error);
+}

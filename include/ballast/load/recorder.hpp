@@ -120,15 +120,23 @@ concept load_recorder = std::movable<R> && pass_recording<R> && load_dumping<R>;
 /// @determinism sums of integers: the order of calls in a pass does not matter.
 class pass_counter {
 public:
-  /// @throws std::system_error (`errc::invalid_option`) without layers or experts; std::bad_alloc
+  /// @throws std::system_error (`errc::invalid_option`) without layers or experts, or for more cells than an array can
+  ///         have; std::bad_alloc where there is no memory for them
   pass_counter(index_t num_layers, index_t num_logical) : num_layers_{num_layers}, num_logical_{num_logical} {
     if (num_layers < 0 || num_logical < 1) {
       status{errc::invalid_option,
              detail::concat("recorder: ", num_layers, " layers x ", num_logical, " experts: sizes must be positive")}
           .or_throw();
-    } else {
-      tokens_.assign(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical), 0);
+      return;
     }
+    auto const cells = static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical);
+    if (cells > tokens_.max_size()) {
+      status{errc::invalid_option,
+             detail::concat("recorder: ", num_layers, " layers x ", num_logical, " experts do not fit memory")}
+          .or_throw();
+      return;
+    }
+    tokens_.assign(cells, 0);
   }
 
   [[nodiscard]] index_t num_layers() const noexcept { return num_layers_; }
