@@ -89,7 +89,6 @@ private:
 
   /// Before anything is sized by it.
   [[nodiscard]] static quota_shape shape_of(topology const& where, index_t num_layers, index_t num_logical) {
-    static_cast<void>(num_layers);  // read by the contract only
     BALLAST_EXPECTS_WITHIN(num_layers, 1, std::numeric_limits<index_t>::max(), "quota_rows: number of layers");
     BALLAST_EXPECTS_BELOW(where.num_slots(), quota_shape::most_slots, "quota_rows: number of slots");
     BALLAST_EXPECTS_WITHIN(num_logical, 1, where.num_slots(), "quota_rows: number of experts");
