@@ -236,6 +236,7 @@ struct time_per_step : detail::schedule_base<Filter, Order> {
       return layer.busiest_rank_bytes / model.bytes_per_microsecond + model.layer_overhead_us;
     };
   }
+  /// @pre `validate()` succeeds
   template <class Sink>
   void for_each_chunk(std::span<layer_work const> work, Sink&& sink) const {
     this->sink_chunks(work, detail::cost_limit{microseconds, cost()}, sink);
