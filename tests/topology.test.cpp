@@ -7,6 +7,8 @@
 #include <ostream>  // doctest prints error codes
 #include <string>
 #include <system_error>
+#include <type_traits>
+#include <utility>
 
 using namespace ballast;
 
@@ -104,4 +106,31 @@ TEST_CASE("a rank that there is not breaks the contract") {
 #if BALLAST_CONTRACT_LEVEL >= 1
   CHECK_THROWS_WITH(static_cast<void>(where.is_live(4)), "topology: rank 4 is not in [0, 4)");
 #endif
+}
+
+TEST_CASE("what was moved from is a default topology") {
+  topology where{{.num_ranks = 4, .num_nodes = 2, .slots_per_rank = 3, .reserved_slots = 1}};
+  where.set_live(0, false);
+  auto const before = where;
+  topology const taken{std::move(where)};
+  CHECK(taken == before);
+  CHECK(where == topology{});
+  CHECK(where == topology{topology_shape{}});
+  CHECK(where.is_live(0));
+  CHECK(where.num_live_ranks() == 1);
+  CHECK_BREAKS_CONTRACT(where.is_live(1));
+  digest of_default;
+  topology{topology_shape{}}.describe(of_default);
+  digest of_moved;
+  where.describe(of_moved);
+  CHECK(of_moved.value() == of_default.value());
+  where.set_live(0, false);
+  CHECK_FALSE(where.is_live(0));
+  CHECK_FALSE(where == topology{});
+  where = before;
+  topology assigned;
+  assigned = std::move(where);
+  CHECK(assigned == before);
+  CHECK(where == topology{});
+  static_assert(std::is_nothrow_move_constructible_v<topology> && std::is_nothrow_move_assignable_v<topology>);
 }

@@ -19,6 +19,9 @@ struct range_text {
   range_text(char const* what, long long value, long long end) noexcept {
     static_cast<void>(std::snprintf(text, sizeof text, "%s %lld is not in [0, %lld)", what, value, end));
   }
+  range_text(char const* what, long long value, long long first, long long last) noexcept {
+    static_cast<void>(std::snprintf(text, sizeof text, "%s %lld is not in [%lld, %lld]", what, value, first, last));
+  }
   char text[120];
 };
 }  // namespace detail
@@ -44,6 +47,18 @@ BALLAST_END_NAMESPACE
          : BALLAST_CONTRACT_HANDLER((::ballast::detail::range_text{what, value, end}.text), __FILE__, __LINE__))
 #else
   #define BALLAST_EXPECTS_BELOW(value, end, what) static_cast<void>(sizeof((value) >= 0 && (value) < (end) ? 1 : 0))
+#endif
+
+/// The same of a number that must be in [first, last]: "quota_rows: number of layers -3 is not in [1, 65535]".
+#if BALLAST_CONTRACT_LEVEL >= 1
+  #define BALLAST_EXPECTS_WITHIN(value, first, last, what)                                                    \
+    ((value) >= (first) && (value) <= (last)                                                                  \
+         ? static_cast<void>(0)                                                                               \
+         : BALLAST_CONTRACT_HANDLER((::ballast::detail::range_text{what, value, first, last}.text), __FILE__, \
+                                    __LINE__))
+#else
+  #define BALLAST_EXPECTS_WITHIN(value, first, last, what) \
+    static_cast<void>(sizeof((value) >= (first) && (value) <= (last) ? 1 : 0))
 #endif
 
 /// Our own invariant, checked at level 2.

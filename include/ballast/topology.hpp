@@ -3,6 +3,7 @@
 #define BALLAST_TOPOLOGY_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/reset_by_move.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/status.hpp>
@@ -32,8 +33,8 @@ struct topology_shape {
 /// library sees; the two differ only when there are reserved slots.
 class topology {
 public:
-  /// One rank, one node, one slot.
-  topology() : live_(1, true) {}
+  /// One rank, one node, one slot. So is what was moved from.
+  topology() = default;
 
   /// @throws std::system_error (`errc::invalid_topology`) for a shape that `validate` refuses
   explicit topology(topology_shape shape) : shape_{shape} {
@@ -63,54 +64,66 @@ public:
     return {};
   }
 
-  [[nodiscard]] topology_shape const& shape() const noexcept { return shape_; }
-  [[nodiscard]] index_t num_ranks() const noexcept { return shape_.num_ranks; }
-  [[nodiscard]] index_t num_nodes() const noexcept { return shape_.num_nodes; }
-  [[nodiscard]] index_t ranks_per_node() const noexcept { return shape_.num_ranks / shape_.num_nodes; }
-  [[nodiscard]] index_t slots_per_rank() const noexcept { return shape_.slots_per_rank; }
-  [[nodiscard]] index_t reserved_slots() const noexcept { return shape_.reserved_slots; }
+  [[nodiscard]] topology_shape const& shape() const noexcept { return *shape_; }
+  [[nodiscard]] index_t num_ranks() const noexcept { return shape_->num_ranks; }
+  [[nodiscard]] index_t num_nodes() const noexcept { return shape_->num_nodes; }
+  [[nodiscard]] index_t ranks_per_node() const noexcept { return shape_->num_ranks / shape_->num_nodes; }
+  [[nodiscard]] index_t slots_per_rank() const noexcept { return shape_->slots_per_rank; }
+  [[nodiscard]] index_t reserved_slots() const noexcept { return shape_->reserved_slots; }
   /// P, movable slots of the whole group.
-  [[nodiscard]] index_t num_slots() const noexcept { return shape_.num_ranks * shape_.slots_per_rank; }
+  [[nodiscard]] index_t num_slots() const noexcept { return shape_->num_ranks * shape_->slots_per_rank; }
   /// Ids an all-to-all library uses: R * (S + F).
   [[nodiscard]] index_t num_physical_ids() const noexcept {
-    return shape_.num_ranks * (shape_.slots_per_rank + shape_.reserved_slots);
+    return shape_->num_ranks * (shape_->slots_per_rank + shape_->reserved_slots);
   }
 
-  [[nodiscard]] index_t rank_of_slot(index_t slot) const noexcept { return slot / shape_.slots_per_rank; }
+  [[nodiscard]] index_t rank_of_slot(index_t slot) const noexcept { return slot / shape_->slots_per_rank; }
   [[nodiscard]] index_t node_of_rank(index_t rank) const noexcept { return rank / ranks_per_node(); }
   [[nodiscard]] index_t node_of_slot(index_t slot) const noexcept { return node_of_rank(rank_of_slot(slot)); }
   /// First slot index of a rank; its slots are the S from there on.
-  [[nodiscard]] index_t first_slot(index_t rank) const noexcept { return rank * shape_.slots_per_rank; }
+  [[nodiscard]] index_t first_slot(index_t rank) const noexcept { return rank * shape_->slots_per_rank; }
   /// Number of slot `slot` in the all-to-all's numbering, rank * (S + F) + slot in the rank.
   [[nodiscard]] index_t physical_id(index_t slot) const noexcept {
-    return slot + rank_of_slot(slot) * shape_.reserved_slots;
+    return slot + rank_of_slot(slot) * shape_->reserved_slots;
   }
 
   [[nodiscard]] bool is_live(index_t rank) const {
     BALLAST_EXPECTS_BELOW(rank, num_ranks(), "topology: rank");
-    return live_[static_cast<std::size_t>(rank)] != 0;
+    return live()[static_cast<std::size_t>(rank)] != 0;
   }
   /// Take a rank out of service, or back in. Plans never use a dead rank.
+  /// @throws std::bad_alloc for a default topology only
   void set_live(index_t rank, bool live) {
     BALLAST_EXPECTS_BELOW(rank, num_ranks(), "topology: rank");
+    if (live_.empty()) { live_.assign(1, 1); }
     live_[static_cast<std::size_t>(rank)] = live ? 1 : 0;
   }
   [[nodiscard]] index_t num_live_ranks() const noexcept {
+    auto const ranks = live();
     return static_cast<index_t>(
-        std::count_if(live_.begin(), live_.end(), [](unsigned char alive) { return alive != 0; }));
+        std::count_if(ranks.begin(), ranks.end(), [](unsigned char alive) { return alive != 0; }));
   }
 
   /// Mix shape and live mask into what the ranks compare.
   void describe(digest& out) const noexcept {
-    out.add(shape_.num_ranks).add(shape_.num_nodes).add(shape_.slots_per_rank).add(shape_.reserved_slots);
-    out.add(std::span<unsigned char const>{live_});
+    out.add(shape_->num_ranks).add(shape_->num_nodes).add(shape_->slots_per_rank).add(shape_->reserved_slots);
+    out.add(live());
   }
 
-  bool operator==(topology const&) const = default;
+  [[nodiscard]] bool operator==(topology const& other) const noexcept {
+    return shape() == other.shape() && std::ranges::equal(live(), other.live());
+  }
 
 private:
-  topology_shape shape_;
-  std::vector<unsigned char> live_;
+  static constexpr unsigned char one_live_rank[] = {1};
+
+  /// [R] not 0 where the rank is alive.
+  [[nodiscard]] std::span<unsigned char const> live() const noexcept {
+    return live_.empty() ? std::span<unsigned char const>{one_live_rank} : std::span<unsigned char const>{live_};
+  }
+
+  detail::reset_by_move<topology_shape> shape_;
+  std::vector<unsigned char> live_;  // [R], or empty: the only rank is alive
 };
 
 BALLAST_END_NAMESPACE

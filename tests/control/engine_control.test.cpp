@@ -934,3 +934,21 @@ TEST_CASE("ranks that are stopped for any time never differ on a vote, and one r
   CHECK(counts.undecided == 0);
   CHECK(counts.drops > 1000);
 }
+
+TEST_CASE("a control plane that was moved from says so in every call") {
+  ballast::in_process_group group{1};
+  control plane{0, 1, gather_on{&group.endpoint(0)}};
+  control taken{std::move(plane)};
+  auto const invalid = make_error_code(errc::invalid_option);
+  CHECK(plane.num_ranks() == 0);
+  CHECK_BREAKS_CONTRACT(plane.is_expelled(0));
+  std::vector<std::int64_t> values{3};
+  CHECK(plane.all_reduce(values, ballast_test::patience).message() == "engine_control: it was moved from");
+  CHECK(plane.all_gather({}, {}, ballast_test::patience).code() == invalid);
+  CHECK(plane.broadcast({}, 0, ballast_test::patience).code() == invalid);
+  CHECK(plane.vote(true, ballast_test::patience).reason.code() == invalid);
+  CHECK(plane.regroup(ballast_test::patience).code() == invalid);
+  CHECK(taken.regroup(ballast_test::patience).ok());
+  CHECK(taken.all_reduce(values, ballast_test::patience).ok());
+  CHECK(values.front() == 3);
+}

@@ -11,6 +11,9 @@
 #include <ostream>
 #include <set>
 #include <string>
+#include <system_error>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 using namespace ballast;
@@ -385,4 +388,37 @@ TEST_CASE("lookups run at compile time, the same as at run time") {
   constexpr index_t physical = dispatch_one(view, 0, 5, 1, 0);
   dispatch_view const copy = view;
   CHECK(dispatch_one(copy, 0, 5, 1, 0) == physical);
+}
+
+TEST_CASE("a mode that there is not is refused by value") {
+  topology const where{{2, 1, 4, 0}};
+  auto const unknown = static_cast<dispatch_mode>(9);
+  auto const text = "dispatch: mode is 9, must be 0 (nearest), 1 (even), 2 (round_robin) or 3 (by_share)";
+  CHECK(dispatch_tables::validate(where, {1, 4, 8}, rank_id{0}, unknown).message() == text);
+  CHECK(invariant_dispatch_tables::validate(where, {1, 4, 8}, unknown).message() == text);
+  CHECK_THROWS_AS((dispatch_tables{where, {1, 4, 8}, rank_id{0}, unknown}), std::system_error);
+  CHECK_THROWS_AS((invariant_dispatch_tables{where, {1, 4, 8}, unknown}), std::system_error);
+  for (auto const mode : all_modes) { CHECK(dispatch_tables::validate(where, {1, 4, 8}, rank_id{0}, mode).ok()); }
+}
+
+TEST_CASE("what was moved from has no layers") {
+  topology const where{{2, 1, 4, 1}};
+  auto const in = trivial_placement({2, 4, 8});
+  dispatch_tables tables{where, in.shape(), rank_id{1}, dispatch_mode::even};
+  tables.publish(where, in);
+  dispatch_tables const taken{std::move(tables)};
+  CHECK(dispatch_one(taken.view(), 1, 0, 0, 2) >= 0);
+  auto const view = tables.view();
+  CHECK(view.num_layers == 0);
+  CHECK(view.num_logical == 0);
+  CHECK(view.num_slots == 0);
+  CHECK(view.num_reserved == 0);
+  CHECK(tables.shape() == placement_shape{});
+  CHECK(tables.ranges().empty());
+  std::vector<std::int32_t> ids{1};
+  CHECK_BREAKS_CONTRACT(dispatch_ids<std::int32_t>(view, 0, 1, ids, ids));
+  CHECK_BREAKS_CONTRACT(tables.publish(where, in, 0));
+  CHECK_BREAKS_CONTRACT(tables.publish(where, in));
+  static_assert(std::is_nothrow_move_constructible_v<dispatch_tables> &&
+                std::is_nothrow_move_assignable_v<dispatch_tables>);
 }

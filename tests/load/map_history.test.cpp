@@ -11,6 +11,7 @@
 #include <ostream>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -135,4 +136,15 @@ TEST_CASE("sizes that are none, and broken preconditions") {
   CHECK_BREAKS_CONTRACT(maps.note_commit(0, 4, row{1, 2}));
   CHECK_BREAKS_CONTRACT(maps.note_commit(1, 6, row{1, 2}));
   CHECK_BREAKS_CONTRACT(maps.note_commit(0, 6, row{1}));
+}
+
+TEST_CASE("what was moved from keeps no map") {
+  map_history maps{1, 2};
+  maps.note_commit(0, 5, row{1, 2});
+  map_history const taken{std::move(maps)};
+  CHECK(map_in(taken, 0, 5, 6, row{3, 4}) == row{1, 2});
+  std::span<index_t const> out;
+  CHECK(maps.row_for(0, 5, 6, row{3, 4}, out).message() == "counts of layer 0: must be in [0, 0)");
+  CHECK_BREAKS_CONTRACT(maps.note_commit(0, 6, row{1, 2}));
+  maps.clear(7);
 }

@@ -23,6 +23,8 @@
 #include <string_view>
 #include <system_error>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -98,6 +100,40 @@ TEST_CASE_TEMPLATE_DEFINE("a recorder counts what it is given", Recorder, record
     Recorder moved{std::move(source)};
     moved.end_pass(true);
     CHECK(total_of(moved) == loads{1, 2, 3, 0, 0, 0});
+  }
+  SUBCASE("what was moved from counts nothing, and says so") {
+    for (int i = 0; i < 3; ++i) {
+      record(recorder, 0, {1, 2, 3});
+      recorder.end_pass(i != 1);
+    }
+    auto const before = total_of(recorder);
+    Recorder moved{std::move(recorder)};
+    CHECK(total_of(moved) == before);
+    CHECK(recorder.num_layers() == 0);
+    CHECK(recorder.num_logical() == 0);
+    CHECK(recorder.record_top_k(0, std::array<index_t, 1>{1}).message() == "recorder: layer 0 is not in [0, 0)");
+    CHECK(recorder.record_logical(0, loads{}).code() == errc::invalid_load);
+    for (int i = 0; i < 20; ++i) { recorder.end_pass(i % 2 == 0); }
+    loads nothing;
+    CHECK(recorder.history(nothing).ok());
+    std::vector<pass_span> spans(static_cast<std::size_t>(recorder.num_spans()));
+    recorder.spans(spans);
+    pass_timeline const of_others{{{-3, 0, 4}}};
+    if constexpr (load_fading<Recorder>) {
+      recorder.fade(of_others);
+    } else {
+      std::vector<index_t> places(static_cast<std::size_t>(recorder.num_buckets()));
+      CHECK(recorder.place(of_others, places) >= 0);
+    }
+    recorder.clear();
+    recorder.end_pass(true);
+    recorder = std::move(moved);
+    record(recorder, 1, {0, 0, 1});
+    recorder.end_pass(true);
+    CHECK(recorder.num_layers() == 2);
+    CHECK(total_of(recorder)[5] > 0);
+    CHECK(moved.num_layers() == 0);
+    static_assert(std::is_nothrow_move_constructible_v<Recorder> && std::is_nothrow_move_assignable_v<Recorder>);
   }
   SUBCASE("a refused call adds nothing and says what was wrong") {
     record(recorder, 1, {1, 1, 1});
@@ -450,4 +486,13 @@ TEST_CASE("prefill by ids and decode by local counts in one window: nothing is c
   REQUIRE(recorder.record_local(0, std::vector<std::int32_t>{5, 6}, 1, map, where).ok());
   recorder.end_pass(true);
   CHECK(total_of(recorder) == loads{1, 2, 5, 6});
+}
+
+TEST_CASE("more cells than an array can have are refused by value") {
+  constexpr auto most = std::numeric_limits<index_t>::max();
+  CHECK_THROWS_WITH_AS((window_recorder{most, most}),
+                       doctest::Contains("2147483647 layers x 2147483647 experts do not fit memory"),
+                       std::system_error);
+  CHECK_THROWS_AS((decay_recorder{most, most}), std::system_error);
+  CHECK_THROWS_AS((pass_recorder{most, most}), std::system_error);
 }

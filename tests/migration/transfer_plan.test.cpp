@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <ostream>  // doctest prints error codes
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -187,4 +188,26 @@ TEST_CASE("random pairs: every slot is accounted for, rounds are minimal, commit
     REQUIRE(first_flaw(where, from, to, transfer) == "");
     REQUIRE(replay_commit(where, from, to, transfer) == "");
   }
+}
+
+TEST_CASE("a plan that was moved from is empty, and so is one that failed") {
+  topology const where{{2, 1, 2, 0}};
+  auto const from = make(4, {0, 1, 2, 3});
+  auto const to = make(4, {2, 1, 0, 3});
+  transfer_plan plan;
+  plan.assign(where, from, to, std::vector<index_t>{0}).or_throw();
+  transfer_plan taken{std::move(plan)};
+  CHECK(taken.layers().size() == 1);
+  CHECK(taken.num_moves() == 2);
+  CHECK(plan.layers().empty());
+  CHECK(plan.find(0) == nullptr);
+  CHECK(plan.num_moves() == 0);
+  CHECK_BREAKS_CONTRACT(plan.limit_rounds(0, 1));
+  plan = std::move(taken);
+  CHECK(plan.num_moves() == 2);
+  CHECK(taken.layers().empty());
+  auto dead = where;
+  dead.set_live(0, false);
+  CHECK_FALSE(plan.assign(dead, from, to, std::vector<index_t>{0}).ok());
+  CHECK(plan.layers().empty());
 }

@@ -56,7 +56,7 @@ _PAIRS = {
 _SPACED_ONLY = {"<", ">", "+", "-"}
 _FAILURES = re.compile(r"\b(fail|lose|lost|late|refuse|missing|stale|complain|system_failure|errc|failure|error|make_error_code)\b")
 _IS_ONLY_SPEED = re.compile(r"\.(reserve|shrink_to_fit)\(")
-_CONTRACTS = ("BALLAST_EXPECTS", "BALLAST_EXPECTS_BELOW", "BALLAST_ASSERT")
+_CONTRACTS = ("BALLAST_EXPECTS", "BALLAST_EXPECTS_BELOW", "BALLAST_EXPECTS_WITHIN", "BALLAST_ASSERT")
 
 
 @dataclass(eq=False)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/group_split.hpp>
 
 #include <doctest/doctest.h>
 #include <support/long_runs.hpp>
@@ -10,7 +11,9 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
+#include <span>
 #include <vector>
 
 using namespace ballast;
@@ -137,4 +140,27 @@ TEST_CASE("sizes that do not match break the contract") {
   CHECK_BREAKS_CONTRACT(balance_of(topology{}, in, 0, loads_t{1, 2}));
   loads_t out(3);
   CHECK_BREAKS_CONTRACT(rank_loads(where, in, 0, loads_t{1, 2}, out));
+}
+
+TEST_CASE("loads that are negative, or more than a layer may have, break the contract") {
+  topology const where{{.num_ranks = 2}};
+  auto const in = trivial_placement({1, 2, 2});
+  loads_t out(2);
+  CHECK(balance_of(where, in, 0, loads_t{max_layer_tokens - 1, 1}).mean == static_cast<double>(max_layer_tokens / 2));
+  for (auto const& wrong :
+       {loads_t{5, -1}, loads_t{max_layer_tokens, 1}, loads_t{std::numeric_limits<load_t>::max(), 1},
+        loads_t{std::numeric_limits<load_t>::min(), 1}}) {
+    CHECK_BREAKS_CONTRACT(rank_loads(where, in, 0, wrong, out));
+    CHECK_BREAKS_CONTRACT(balance_of(where, in, 0, wrong));
+    CHECK_BREAKS_CONTRACT(balancedness(where, in, matrix_view<load_t const>{std::span{wrong}, 1, 2}));
+    CHECK_BREAKS_CONTRACT(split_of_groups(where, in, 1, 0, wrong));
+  }
+#if BALLAST_CONTRACT_LEVEL >= 1
+  CHECK_THROWS_WITH(rank_loads(where, in, 0, loads_t{5, -1}, out),
+                    "rank_loads: tokens of an expert -1 is not in [0, 17592186044416]");
+  CHECK_THROWS_WITH(rank_loads(where, in, 0, loads_t{max_layer_tokens, 1}, out),
+                    "rank_loads: tokens of a layer 17592186044417 is not in [0, 17592186044416]");
+  CHECK_THROWS_WITH(static_cast<void>(split_of_groups(where, in, 1, 0, loads_t{5, -1})),
+                    "split_of_groups: tokens of an expert -1 is not in [0, 17592186044416]");
+#endif
 }

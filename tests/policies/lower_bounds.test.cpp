@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include <ballast/policies/balanced.hpp>
 #include <ballast/policies/detail/balanced/exhaustive.hpp>
 #include <ballast/policies/detail/balanced/lower_bounds.hpp>
 
@@ -61,4 +62,16 @@ TEST_CASE("no packing is below the bounds") {
     // Copies are rounded down, each by less than a unit.
     CHECK(bounds.best(of, ranks, slots) <= best + slots);
   }
+}
+
+TEST_CASE("no bound for loads that are negative, or more than a layer may have") {
+  topology const where{{2, 1, 2, 0}};
+  CHECK(lower_bound(where, loads{max_layer_tokens - 1, 1}).mean == static_cast<double>(max_layer_tokens / 2));
+  CHECK_BREAKS_CONTRACT(lower_bound(where, loads{5, -1}));
+  CHECK_BREAKS_CONTRACT(lower_bound(where, loads{max_layer_tokens, 1}));
+  CHECK_BREAKS_CONTRACT(lower_bound(where, loads{std::numeric_limits<load_t>::max(), 1}));
+  auto dead = where;
+  dead.set_live(0, false);
+  dead.set_live(1, false);
+  CHECK_BREAKS_CONTRACT(lower_bound(dead, loads{}));
 }

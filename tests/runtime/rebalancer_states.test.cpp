@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // What a rebalancer does when it is told to stop, when ranks differ, and when something breaks.
+#include <ballast/load/decay_recorder.hpp>
+#include <ballast/load/pass_recorder.hpp>
+#include <ballast/load/window_recorder.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
@@ -14,6 +17,8 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -398,4 +403,53 @@ TEST_CASE("what does not fit together is refused with the value") {
   auto const no_weights = build({.timeout = 50 * milliseconds}, 1, num_layers, where);
   CHECK(no_weights.code() == errc::invalid_weights);
   CHECK(no_weights.message().find("layer 0") != std::string::npos);
+}
+
+TEST_CASE("a second rebalancer of parts that the first has taken is refused, naming what they hold") {
+  in_process_group group{2};
+  auto& me = group.endpoint(0);
+  host_store store{where, num_layers};
+  topology ranks;
+  placement held;
+  auto const refusal = [&](auto& recorder) -> std::string {
+    try {
+      rebalancer const made{std::move(ranks), std::move(held),
+                            rebalancing{std::move(recorder), keep_placement{}, one_by_one{}}, store, me};
+    } catch (std::system_error const& error) { return error.what(); }
+    return {};
+  };
+  auto const check_taken_twice = [&](auto recorder) {
+    for (std::string const text : {"", "the recorder counts 0 layers x 0 experts"}) {
+      ranks = where;
+      held = initial;
+      auto const why = refusal(recorder);
+      CHECK(why.empty() == text.empty());
+      CHECK(why.find(text) != std::string::npos);
+    }
+  };
+  check_taken_twice(window_recorder{num_layers, 4});
+  check_taken_twice(decay_recorder{num_layers, 4});
+  check_taken_twice(pass_recorder{num_layers, 4});
+  window_recorder window{num_layers, 4};
+  held = initial;
+  CHECK(refusal(window).find("the placement has 6 slots, the topology 1") != std::string::npos);
+  window = window_recorder{num_layers, 4};
+  ranks = where;
+  CHECK(refusal(window).find("the placement has 0 slots, the topology 6") != std::string::npos);
+}
+
+TEST_CASE("a store that was moved from is refused at the start") {
+  in_process_group group{1};
+  topology const alone{{1, 1, 6, 0}};
+  host_store store{alone, num_layers};
+  host_store const taken{std::move(store)};
+  rebalancer moved{alone, initial, rebalancing{window_recorder{num_layers, 4}, keep_placement{}, one_by_one{}}, store,
+                   group.endpoint(0)};
+  CHECK(moved.start().message().find("the store is for 0 layers") != std::string::npos);
+}
+
+TEST_CASE("a topology of another shape than the ranks have is refused with both") {
+  CHECK(ballast::detail::check_topology(topology{{4, 2, 5, 1}}, initial, where, initial.shape(), 0).message() ==
+        "set_topology: 4 ranks on 2 nodes, 5 slots and 1 reserved ones a rank; they must stay 2 ranks on 1 nodes, 3 "
+        "slots and 0 reserved ones a rank");
 }

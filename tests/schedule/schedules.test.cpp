@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,8 @@ TEST_CASE("sizes of zero and below are refused with the value") {
   CHECK(bytes_per_step{0}.validate().message().find("is 0") != std::string::npos);
   CHECK(time_per_step{-1}.validate().message().find("is -1") != std::string::npos);
   CHECK(time_per_step{1, link_model{.bytes_per_microsecond = 0}}.validate().code() == errc::invalid_option);
+  CHECK(time_per_step{1, link_model{.layer_overhead_us = -1}}.validate().message().find("-1 us a layer") !=
+        std::string::npos);
 }
 
 TEST_CASE("no layer, or none that changes, is no chunk") {
@@ -107,6 +110,18 @@ TEST_CASE("time_per_step counts the busiest link and an overhead a layer") {
   link_model const link{.bytes_per_microsecond = 1, .layer_overhead_us = 3};
   CHECK(cut(time_per_step{16, link}, plain(5)) == chunks{{0, 1}, {2, 3}, {4}});
   CHECK(cut(time_per_step{15, link}, plain(3)) == chunks{{0}, {1}, {2}});
+}
+
+TEST_CASE("an overhead of more than an hour a layer is refused by value, and within it no cost overflows") {
+  auto const of = [](std::int64_t overhead) { return time_per_step{1, link_model{1, overhead}}; };
+  constexpr auto most = link_model::most_overhead_us;
+  CHECK(of(most).validate().ok());
+  CHECK(of(most + 1).validate().message() ==
+        "time_per_step: a layer's overhead is 3600000001 us, must be in [0, 3600000000]");
+  CHECK(of(std::numeric_limits<std::int64_t>::max()).validate().code() == errc::invalid_option);
+  auto work = plain(3);
+  for (auto& layer : work) { layer.busiest_rank_bytes = std::numeric_limits<std::int64_t>::max() - most; }
+  CHECK(cut(of(most), work) == chunks{{0}, {1}, {2}});
 }
 
 TEST_CASE("inside a host more layers fit a step than over a network") {

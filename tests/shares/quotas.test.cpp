@@ -22,6 +22,7 @@
 #include <span>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 using namespace ballast;
@@ -502,4 +503,56 @@ TEST_CASE("options out of range are refused by name") {
   CHECK(quota_options{1, 1, 0, 1}.validate().message().find("tolerance_bits is 0") != std::string::npos);
   CHECK(quota_options{1, 1, 32, 1}.validate().message().find("tolerance_bits is 32") != std::string::npos);
   CHECK(quota_options{1, 1, 11, 0}.validate().message().find("tile is 0") != std::string::npos);
+}
+
+TEST_CASE("rows that were moved from, and layers that there cannot be, break the contract") {
+  topology const where{{2, 1, 3, 0}};
+  auto const held = trivial_placement({1, 4, 6});
+  auto rows = rows_of(where, held);
+  quota_rows const taken{std::move(rows)};
+  CHECK(taken.num_layers() == 1);
+  CHECK(rows.num_layers() == 0);
+  CHECK_BREAKS_CONTRACT(rows.row(0));
+  CHECK_BREAKS_CONTRACT(rows.bytes(0));
+  CHECK_BREAKS_CONTRACT(rows.publish(where, held, 0));
+#if BALLAST_CONTRACT_LEVEL >= 1
+  CHECK_THROWS_WITH(static_cast<void>(rows.row(0)), "quota_rows: layer 0 is not in [0, 0)");
+  CHECK_THROWS_WITH((quota_rows{where, -3, 4}), doctest::Contains("quota_rows: number of layers -3"));
+  CHECK_THROWS_WITH((quota_rows{where, 0, 4}), doctest::Contains("quota_rows: number of layers 0"));
+  CHECK_THROWS_WITH((quota_rows{where, 1, -5}), doctest::Contains("quota_rows: number of experts -5"));
+  CHECK_THROWS_WITH((quota_rows{where, 1, 7}), doctest::Contains("quota_rows: number of experts 7"));
+#endif
+}
+
+TEST_CASE("a row without a live rank, and tokens that no batch has, break the contract") {
+  topology where{{2, 1, 3, 0}};
+  auto const held = trivial_placement({1, 4, 6});
+  std::vector<index_t> tokens(4, 5);
+  quota_solver solver;
+  quota_rows rows{where, 1, 4};
+  CHECK_BREAKS_CONTRACT(solver.solve(rows.row(0), tokens));
+  rows.publish(where, held, 0);
+  CHECK(solver.solve(rows.row(0), tokens).max == 10);
+  auto const solve = [&](index_t first, index_t second) {
+    tokens[0] = first;
+    tokens[1] = second;
+    return solver.solve(rows.row(0), tokens);
+  };
+  auto const most = static_cast<index_t>(max_batch_tokens);
+  CHECK_BREAKS_CONTRACT(solve(-1, 5));
+  CHECK_BREAKS_CONTRACT(solve(most, most));
+  tokens = {0, 0, 0, 0};
+  CHECK(solve(most - 1, 1).total == most);
+#if BALLAST_CONTRACT_LEVEL >= 1
+  CHECK_THROWS_WITH(solve(5, -7), "quotas: tokens of an expert -7 is not in [0, 1073741824]");
+  CHECK_THROWS_WITH(solve(most, 1), "quotas: tokens of the batch 1073741825 is not in [0, 1073741824]");
+  CHECK_THROWS_WITH(solve(2'000'000'000, 0), doctest::Contains("2000000000"));
+#endif
+  where.set_live(0, false);
+  where.set_live(1, false);
+  rows.publish(where, held, 0);
+  CHECK_BREAKS_CONTRACT(solve(5, 5));
+#if BALLAST_CONTRACT_LEVEL >= 1
+  CHECK_THROWS_WITH(solve(5, 5), "quotas: the row is not published, or has no live rank");
+#endif
 }

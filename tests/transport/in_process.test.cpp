@@ -230,3 +230,11 @@ TEST_CASE("a rank whose body throws is dead at once, and run throws what came fi
   // The others have thrown because of it, and are dead, too.
   CHECK(group.endpoint(0).trouble().message() == "in_process: rank 2 is dead");
 }
+
+TEST_CASE("a group of no ranks, or fewer, breaks the contract before it has room for them") {
+  CHECK_BREAKS_CONTRACT(ballast::in_process_group{0});
+  CHECK_BREAKS_CONTRACT(ballast::in_process_group{-1});
+#if BALLAST_CONTRACT_LEVEL >= 1
+  CHECK_THROWS_WITH(ballast::in_process_group{-1}, doctest::Contains("in_process_group: number of ranks -1"));
+#endif
+}

@@ -5,6 +5,7 @@
 #include <ballast/contract.hpp>
 #include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
+#include <ballast/detail/reset_by_move.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -133,6 +134,8 @@ struct fixed_membership {
 /// had. A rank that regroups makes no other call until it has succeeded, so whoever meets it elsewhere fails at once.
 /// Its all-gathers settle votes that are undecided, as those of `recall` do.
 ///
+/// What was moved from is of no rank's group: its calls fail with `errc::invalid_option`.
+///
 /// @tparam AllGather   `all_gather_function`.
 /// @tparam Membership  tells the group's membership epoch.
 /// @threads that of the callables.
@@ -162,7 +165,7 @@ public:
   /// Whether the group has shut that rank out, as of the last all-gather that went well here: another rank's words
   /// stood in for its own. @param rank in [0, R)
   [[nodiscard]] bool is_expelled(index_t rank) const {
-    BALLAST_EXPECTS_BELOW(rank, num_ranks_, "is_expelled: rank");
+    BALLAST_EXPECTS_BELOW(rank, num_ranks(), "is_expelled: rank");
     return expelled_[static_cast<std::size_t>(rank)];
   }
 
@@ -185,9 +188,9 @@ public:
   [[nodiscard]] status all_gather(std::span<std::uint64_t const> mine, std::span<std::uint64_t> all,
                                   nanoseconds_t timeout) {
     if (auto refusal = begin_call(); !refusal.ok()) { return refusal; }
-    if (all.size() != mine.size() * static_cast<std::size_t>(num_ranks_)) {
+    if (all.size() != mine.size() * static_cast<std::size_t>(num_ranks())) {
       return {errc::invalid_option, detail::concat("all_gather: the output has ", all.size(), " words, not ",
-                                                   mine.size(), " of each of ", num_ranks_, " ranks")};
+                                                   mine.size(), " of each of ", num_ranks(), " ranks")};
     }
     return call({activity::gathers, 0, mine.size()}, mine, timeout,
                 [&mine, &all](index_t rank, std::size_t first, std::span<std::uint64_t const> words) {
@@ -199,7 +202,7 @@ public:
   [[nodiscard]] status broadcast(std::span<std::byte> bytes, index_t root, nanoseconds_t timeout) {
     if (auto refusal = begin_call(); !refusal.ok()) { return refusal; }
     if (root < 0 || root >= num_ranks_) {
-      return {errc::invalid_option, detail::concat("broadcast: root ", root, " of ", num_ranks_, " ranks")};
+      return {errc::invalid_option, detail::concat("broadcast: root ", root, " of ", num_ranks(), " ranks")};
     }
     std::vector<std::uint64_t> words((bytes.size() + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t));
     if (rank_ == root && !bytes.empty()) { std::memcpy(words.data(), bytes.data(), bytes.size()); }
@@ -229,6 +232,7 @@ public:
   [[nodiscard]] vote_result recall(nanoseconds_t timeout) {
     auto const number = votes_.last_undecided();
     if (number == 0) { return told_again(last_made_); }
+    if (auto refusal = refuse_moved_from(); !refusal.ok()) { return {decision::undecided, std::move(refusal)}; }
     fill_header({activity::recalls, 0, number}, 0);
     if (auto result = gather_again(detail::deadline_after(timeout)); !result.ok()) {
       return {decision::undecided, std::move(result)};
@@ -243,6 +247,7 @@ public:
   ///
   /// @return `errc::deadline_exceeded` naming a rank that does not regroup; or what the all-gather says.
   [[nodiscard]] status regroup(nanoseconds_t timeout) {
+    if (auto refusal = refuse_moved_from(); !refusal.ok()) { return refusal; }
     if (given_up_.ok()) { given_up_ = {errc::transport_failed, "it has to regroup", trouble().rank()}; }
     auto const deadline = detail::deadline_after(timeout);
     for (;;) {
@@ -316,7 +321,12 @@ private:
   // ---- calls ----
 
   // Until it regroups, nothing that needs a rank that has given up can succeed. Calls are counted however they end.
+  // It has no frame left.
+  [[nodiscard]] status refuse_moved_from() const {
+    return frame_.empty() ? status{errc::invalid_option, "engine_control: it was moved from"} : status{};
+  }
   [[nodiscard]] status begin_call() {
+    if (auto refusal = refuse_moved_from(); !refusal.ok()) { return refusal; }
     if (!given_up_.ok() || !out_of_step_.ok()) { return trouble(); }
     ++calls_;
     return {};
@@ -687,7 +697,7 @@ private:
   }
 
   index_t rank_;
-  index_t num_ranks_;
+  detail::reset_by_move<index_t> num_ranks_;
   AllGather all_gather_;
   [[no_unique_address]] Membership membership_;
   std::size_t payload_words_;

@@ -3,6 +3,7 @@
 #define BALLAST_DISPATCH_TABLES_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/reset_by_move.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/dispatch/detail/table_builder.hpp>
 #include <ballast/dispatch/table_view.hpp>
@@ -30,22 +31,27 @@ BALLAST_BEGIN_NAMESPACE
 /// @threads `publish` must not run while others look up.
 class dispatch_tables {
 public:
-  /// No layers.
+  /// No layers. So has what was moved from.
   dispatch_tables() = default;
   /// Tables that map every id to -1 until their layer is published.
   ///
   /// @throws std::system_error for what `validate` refuses
   dispatch_tables(topology const& where, placement_shape shape, rank_id rank, dispatch_mode mode)
       : rank_{to_index(rank)}, mode_{mode}, shape_{shape}, builder_{where} {
-    validate(where, shape, rank).or_throw();
+    validate(where, shape, rank, mode).or_throw();
     ranges_.resize(static_cast<std::size_t>(shape.num_layers) * static_cast<std::size_t>(shape.num_logical));
     entries_.resize(static_cast<std::size_t>(shape.num_layers) * static_cast<std::size_t>(shape.num_slots));
     num_reserved_ = where.reserved_slots();
     first_reserved_ = where.physical_id(where.first_slot(rank_)) + where.slots_per_rank();
   }
 
-  /// Say whether these sizes can have tables, naming the first value that is wrong.
-  [[nodiscard]] static status validate(topology const& where, placement_shape shape, rank_id rank) {
+  /// Say whether these sizes and this mode can have tables, naming the first value that is wrong.
+  [[nodiscard]] static status validate(topology const& where, placement_shape shape, rank_id rank,
+                                       dispatch_mode mode = dispatch_mode::even) {
+    if (mode > dispatch_mode::by_share) {
+      return {errc::invalid_option, detail::concat("dispatch: mode is ", static_cast<std::uint32_t>(mode),
+                                                   ", must be 0 (nearest), 1 (even), 2 (round_robin) or 3 (by_share)")};
+    }
     if (to_index(rank) < 0 || to_index(rank) >= where.num_ranks()) {
       return {errc::invalid_topology,
               detail::concat("dispatch: rank ", to_index(rank), " of a group of ", where.num_ranks())};
@@ -70,15 +76,15 @@ public:
   /// @throws nothing
   /// @determinism depends on the arguments, the rank and the mode alone.
   void publish(topology const& where, placement const& from, index_t layer) {
-    BALLAST_EXPECTS(from.shape() == shape_, "dispatch_tables: a placement of another shape");
-    BALLAST_EXPECTS(where.num_slots() == shape_.num_slots, "dispatch_tables: a topology of another shape");
-    BALLAST_EXPECTS_BELOW(layer, shape_.num_layers, "dispatch_tables: layer");
-    builder_.build(where, from, layer, mode_, rank_, row(ranges_, layer, shape_.num_logical),
-                   row(entries_, layer, shape_.num_slots));
+    BALLAST_EXPECTS(from.shape() == shape(), "dispatch_tables: a placement of another shape");
+    BALLAST_EXPECTS(where.num_slots() == shape_->num_slots, "dispatch_tables: a topology of another shape");
+    BALLAST_EXPECTS_BELOW(layer, shape_->num_layers, "dispatch_tables: layer");
+    builder_.build(where, from, layer, mode_, rank_, row(ranges_, layer, shape_->num_logical),
+                   row(entries_, layer, shape_->num_slots));
   }
   /// Rebuild every layer.
   void publish(topology const& where, placement const& from) {
-    for (index_t layer = 0; layer < shape_.num_layers; ++layer) { publish(where, from, layer); }
+    for (index_t layer = 0; layer < from.num_layers(); ++layer) { publish(where, from, layer); }
   }
 
   /// What lookups read. @lifetime valid until the tables are destroyed, moved or assigned to.
@@ -86,9 +92,9 @@ public:
     dispatch_view result;
     result.ranges = ranges_.data();
     result.entries = entries_.data();
-    result.num_layers = shape_.num_layers;
-    result.num_logical = shape_.num_logical;
-    result.num_slots = shape_.num_slots;
+    result.num_layers = shape_->num_layers;
+    result.num_logical = shape_->num_logical;
+    result.num_slots = shape_->num_slots;
     result.num_reserved = num_reserved_;
     result.first_reserved = first_reserved_;
     result.salt = detail::scramble(static_cast<std::uint32_t>(rank_) + 1);
@@ -96,7 +102,7 @@ public:
     return result;
   }
   [[nodiscard]] dispatch_mode mode() const noexcept { return mode_; }
-  [[nodiscard]] placement_shape const& shape() const noexcept { return shape_; }
+  [[nodiscard]] placement_shape const& shape() const noexcept { return *shape_; }
   /// `[L, E]` for copies into device memory.
   [[nodiscard]] std::span<replica_range const> ranges() const noexcept { return ranges_; }
   /// `[L, P]` for copies into device memory.
@@ -111,8 +117,8 @@ private:
 
   index_t rank_ = 0;
   dispatch_mode mode_ = dispatch_mode::even;
-  placement_shape shape_;
-  index_t num_reserved_ = 0;
+  detail::reset_by_move<placement_shape> shape_;
+  detail::reset_by_move<index_t> num_reserved_;
   index_t first_reserved_ = 0;
   std::vector<replica_range> ranges_;
   std::vector<dispatch_entry> entries_;
@@ -126,7 +132,7 @@ private:
 /// nor locality; and no reserved slots, which are each rank's own.
 class invariant_dispatch_tables {
 public:
-  /// No layers.
+  /// No layers. So has what was moved from.
   invariant_dispatch_tables() = default;
   /// @throws std::system_error for what `validate` refuses
   invariant_dispatch_tables(topology const& where, placement_shape shape, dispatch_mode mode) {
@@ -143,7 +149,7 @@ public:
       return {errc::invalid_topology, detail::concat("dispatch: ", where.reserved_slots(),
                                                      " reserved slots are each rank's own, ranks would disagree")};
     }
-    return dispatch_tables::validate(where, shape, rank_id{0});
+    return dispatch_tables::validate(where, shape, rank_id{0}, mode);
   }
 
   /// Rebuild one layer in place. As `dispatch_tables::publish`.

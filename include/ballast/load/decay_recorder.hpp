@@ -6,6 +6,7 @@
 #include <ballast/load/recorder.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -39,9 +40,9 @@ class decay_recorder : public pass_counter {
 public:
   static constexpr bool clears_on_dump = false;
 
-  /// @throws std::system_error (`errc::invalid_option`) for options that `validate` refuses
+  /// @throws std::system_error (`errc::invalid_option`) for options that `validate` refuses; std::bad_alloc
   decay_recorder(index_t num_layers, index_t num_logical, decay_options options = {})
-      : pass_counter{num_layers, num_logical}, options_{options}, runs_(max_runs + 1) {
+      : pass_counter{num_layers, num_logical}, options_{options} {
     validate(options).or_throw();
     for (auto& run : runs_) { run.sums.assign(pass().size(), 0); }
   }
@@ -209,7 +210,7 @@ private:
   decay_options options_;
   std::int64_t num_passes_ = 0;  // that have ended, counted or not
   std::size_t num_runs_ = 0;
-  std::vector<run_of_passes> runs_;  // oldest first, the unused ones all zero
+  std::array<run_of_passes, max_runs + 1> runs_;  // oldest first, the unused ones all zero
 };
 
 static_assert(load_recorder<decay_recorder> && load_fading<decay_recorder>);

@@ -55,8 +55,12 @@ struct pass_info {
 /// @determinism ranks must share both options. They need not admit the same passes: a pass that one rank counts and
 ///              another does not takes its place in the windows of both (`aligned_history`).
 struct pass_gate {
-  phase_mask phases = all_phases;  ///< phases that count, at least one
-  std::int64_t min_tokens = 0;     ///< smaller batches do not count
+  /// Phases that count, at least one. Fewer than all need `pass_info::phase`: a pass is `mixed` unless the engine says
+  /// otherwise, so without `mixed` here none counts where `on_forward_pass_end()` is called without arguments.
+  phase_mask phases = all_phases;
+  /// Smaller batches do not count. Needs `pass_info::tokens`: a pass has 0 unless the engine says otherwise, so with
+  /// more than 0 here none counts where `on_forward_pass_end()` is called without arguments.
+  std::int64_t min_tokens = 0;
 
   /// Whether a pass counts. One that `pass_info::validate` refuses never does.
   [[nodiscard]] constexpr bool admits(pass_info const& pass) const noexcept {

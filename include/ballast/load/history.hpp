@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <vector>
@@ -103,6 +104,32 @@ inline constexpr load_t max_layer_tokens = load_t{1} << 44;
 }
 
 namespace detail {
+
+/// Whether none of a layer's tokens is below 0 and all together are at most `max_layer_tokens`. Without branches, which
+/// compilers turn into few instructions; may say no of more than 2^18 experts. @complexity O(E)
+[[nodiscard]] inline bool are_usable(std::span<load_t const> loads) noexcept {
+  constexpr std::size_t most_experts = std::size_t{1} << 18;
+  std::uint64_t bits = 0;
+  std::uint64_t sum = 0;
+  for (auto const tokens : loads) {
+    bits |= static_cast<std::uint64_t>(tokens);
+    sum += static_cast<std::uint64_t>(tokens);
+  }
+  constexpr auto most = static_cast<std::uint64_t>(max_layer_tokens);
+  return loads.size() <= most_experts && bits < 2 * most && sum <= most;
+}
+
+/// The caller's promise that planners can use a layer's tokens. `of_expert` and `of_layer` say which are named.
+inline void expect_usable(std::span<load_t const> loads, [[maybe_unused]] char const* of_expert,
+                          [[maybe_unused]] char const* of_layer) {
+  if (are_usable(loads)) { return; }
+  load_t sum = 0;
+  for (auto const tokens : loads) {
+    BALLAST_EXPECTS_WITHIN(tokens, 0, max_layer_tokens, of_expert);
+    sum += tokens;
+    BALLAST_EXPECTS_WITHIN(sum, 0, max_layer_tokens, of_layer);
+  }
+}
 
 /// What is left of a cell that is divided by 2^shift.
 [[nodiscard]] constexpr load_t fitted(load_t tokens, int shift) noexcept {

@@ -3,6 +3,7 @@
 #define BALLAST_LOAD_MAP_HISTORY_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/reset_by_move.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
 #include <ballast/types.hpp>
@@ -23,7 +24,7 @@ BALLAST_BEGIN_NAMESPACE
 /// after it, before call k + 1, is in force from pass k + 1 on.
 ///
 /// A layer's last `depth` maps are kept, `[L, depth, P]` in all; nothing but the constructor allocates. Commits that
-/// change shares alone have no map of their own and are not noted.
+/// change shares alone have no map of their own and are not noted. What was moved from has no layers.
 ///
 /// @determinism holds what it is given; nothing is shared by ranks.
 class map_history {
@@ -58,7 +59,7 @@ public:
   /// @complexity O(P), no allocation.
   /// @throws nothing
   void note_commit(index_t layer, std::int64_t pass, std::span<index_t const> old_row) {
-    BALLAST_EXPECTS_BELOW(layer, num_layers_, "map_history: layer");
+    BALLAST_EXPECTS_BELOW(layer, *num_layers_, "map_history: layer");
     BALLAST_EXPECTS(old_row.size() == static_cast<std::size_t>(num_slots_), "map_history: map is not [P]");
     auto const at = static_cast<std::size_t>(layer);
     auto& count = count_[at];
@@ -83,7 +84,7 @@ public:
   [[nodiscard]] status row_for(index_t layer, std::int64_t pass, std::int64_t running, std::span<index_t const> current,
                                std::span<index_t const>& out) const {
     if (layer < 0 || layer >= num_layers_) {
-      return {errc::invalid_load, detail::concat("counts of layer ", layer, ": must be in [0, ", num_layers_, ")")};
+      return {errc::invalid_load, detail::concat("counts of layer ", layer, ": must be in [0, ", *num_layers_, ")")};
     }
     if (pass < 1 || pass > running) {
       return {errc::invalid_load,
@@ -133,7 +134,7 @@ private:
     --count;
   }
 
-  index_t num_layers_ = 0;
+  detail::reset_by_move<index_t> num_layers_;
   index_t num_slots_ = 0;
   index_t depth_ = default_depth;
   std::vector<index_t> count_;            // [L] maps that are kept

@@ -33,7 +33,7 @@ class pass_recorder : public pass_counter {
 public:
   static constexpr bool clears_on_dump = true;
 
-  /// @throws std::system_error (`errc::invalid_option`) for options that `validate` refuses
+  /// @throws std::system_error (`errc::invalid_option`) for options that `validate` refuses; std::bad_alloc
   pass_recorder(index_t num_layers, index_t num_logical, pass_options options = {})
       : pass_counter{num_layers, num_logical}, options_{options} {
     validate(options).or_throw();

@@ -3,6 +3,7 @@
 #define BALLAST_LOAD_RECORDER_HPP
 
 #include <ballast/detail/options.hpp>
+#include <ballast/detail/reset_by_move.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/load/history.hpp>
@@ -114,20 +115,28 @@ concept load_recorder = std::movable<R> && pass_recording<R> && load_dumping<R>;
 /// Counting of the pass in progress, `[L, E]`, which every recorder on the host shares.
 ///
 /// Counts are 64 bits wide and stop at `max_layer_tokens` a cell instead of wrapping round. Recording allocates
-/// nothing.
+/// nothing. What was moved from has no layers and no experts: it refuses counts, and its passes hold none.
 ///
 /// @determinism sums of integers: the order of calls in a pass does not matter.
 class pass_counter {
 public:
-  /// @throws std::system_error (`errc::invalid_option`) without layers or experts
+  /// @throws std::system_error (`errc::invalid_option`) without layers or experts, or for more cells than an array can
+  ///         have; std::bad_alloc where there is no memory for them
   pass_counter(index_t num_layers, index_t num_logical) : num_layers_{num_layers}, num_logical_{num_logical} {
     if (num_layers < 0 || num_logical < 1) {
       status{errc::invalid_option,
              detail::concat("recorder: ", num_layers, " layers x ", num_logical, " experts: sizes must be positive")}
           .or_throw();
-    } else {
-      tokens_.assign(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical), 0);
+      return;
     }
+    auto const cells = static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(num_logical);
+    if (cells > tokens_.max_size()) {
+      status{errc::invalid_option,
+             detail::concat("recorder: ", num_layers, " layers x ", num_logical, " experts do not fit memory")}
+          .or_throw();
+      return;
+    }
+    tokens_.assign(cells, 0);
   }
 
   [[nodiscard]] index_t num_layers() const noexcept { return num_layers_; }
@@ -144,7 +153,7 @@ public:
     if (auto result = check_layer(layer); !result.ok()) { return result; }
     auto const row = layer_row(layer);
     for (auto const id : std::span{logical_ids}) {
-      if (std::cmp_greater_equal(id, 0) && std::cmp_less(id, num_logical_)) {
+      if (std::cmp_greater_equal(id, 0) && std::cmp_less(id, num_logical())) {
         auto& tokens = row[static_cast<std::size_t>(id)];
         tokens = detail::add_saturated(tokens, 1);
       }
@@ -162,7 +171,7 @@ public:
   [[nodiscard]] status record_logical(index_t layer, Counts const& counts) {
     auto const values = std::span{counts};
     if (auto result = check_layer(layer); !result.ok()) { return result; }
-    if (auto result = check_size(layer, values.size(), num_logical_, "[E]"); !result.ok()) { return result; }
+    if (auto result = check_size(layer, values.size(), num_logical(), "[E]"); !result.ok()) { return result; }
     return add(
         layer, "expert", values.size(), [&values](std::size_t e) { return values[e]; },
         [](std::size_t e) { return e; });
@@ -240,18 +249,18 @@ protected:
   /// [L, E] tokens of the pass in progress.
   [[nodiscard]] std::span<load_t const> pass() const noexcept { return tokens_; }
   void start_pass() noexcept { std::fill(tokens_.begin(), tokens_.end(), load_t{0}); }
-  void describe_shape(digest& out) const noexcept { out.add(num_layers_).add(num_logical_); }
+  void describe_shape(digest& out) const noexcept { out.add(num_layers()).add(num_logical()); }
   /// The options that every recorder has.
   template <class Visit>
   void visit_shape(Visit&& visit) const {
-    visit(std::string_view{"recorded layers"}, detail::option_bits(num_layers_));
-    visit(std::string_view{"recorded experts"}, detail::option_bits(num_logical_));
+    visit(std::string_view{"recorded layers"}, detail::option_bits(num_layers()));
+    visit(std::string_view{"recorded experts"}, detail::option_bits(num_logical()));
   }
   /// Refuse room for a history that is not `[num_buckets, L, E]`. @throws nothing
   [[nodiscard]] status check_output(std::size_t size, index_t num_buckets) const {
     if (size == static_cast<std::size_t>(num_buckets) * tokens_.size()) { return {}; }
     return {errc::invalid_load, detail::concat("recorder: the output has ", size, " cells, must have ", num_buckets,
-                                               " buckets x ", num_layers_, " layers x ", num_logical_, " experts")};
+                                               " buckets x ", num_layers(), " layers x ", num_logical(), " experts")};
   }
 
 private:
@@ -262,8 +271,8 @@ private:
     return {errc::invalid_load, detail::concat("recorder: layer ", layer, ", ", parts...)};
   }
   [[nodiscard]] status check_layer(index_t layer) const {
-    if (layer >= 0 && layer < num_layers_) { return {}; }
-    return {errc::invalid_load, detail::concat("recorder: layer ", layer, " is not in [0, ", num_layers_, ")")};
+    if (layer >= 0 && layer < num_layers()) { return {}; }
+    return {errc::invalid_load, detail::concat("recorder: layer ", layer, " is not in [0, ", num_layers(), ")")};
   }
   [[nodiscard]] static status check_size(index_t layer, std::size_t size, index_t wanted, char const* shape) {
     if (std::cmp_equal(size, wanted)) { return {}; }
@@ -277,8 +286,8 @@ private:
     }
     for (auto slot = first; slot < first + num_slots; ++slot) {
       auto const expert = logical_of_slot[static_cast<std::size_t>(slot)];
-      if (expert < 0 || expert >= num_logical_) {
-        return refuse(layer, "the map holds expert ", expert, " at slot ", slot, ", must be in [0, ", num_logical_,
+      if (expert < 0 || expert >= num_logical()) {
+        return refuse(layer, "the map holds expert ", expert, " at slot ", slot, ", must be in [0, ", num_logical(),
                       ")");
       }
     }
@@ -299,8 +308,8 @@ private:
 
   /// @pre the layer is in range
   [[nodiscard]] std::span<load_t> layer_row(index_t layer) {
-    return std::span{tokens_}.subspan(static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_logical_),
-                                      static_cast<std::size_t>(num_logical_));
+    return std::span{tokens_}.subspan(static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_logical()),
+                                      static_cast<std::size_t>(num_logical()));
   }
   [[nodiscard]] static std::size_t expert_in(std::span<index_t const> logical_of_slot, std::size_t slot) noexcept {
     return static_cast<std::size_t>(logical_of_slot[slot]);
@@ -336,8 +345,8 @@ private:
     return {};
   }
 
-  index_t num_layers_;
-  index_t num_logical_;
+  detail::reset_by_move<index_t> num_layers_;
+  detail::reset_by_move<index_t> num_logical_;
   std::vector<load_t> tokens_;
 };
 

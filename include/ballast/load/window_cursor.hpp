@@ -27,7 +27,7 @@ struct window_options {
 };
 
 /// Which bucket of a window the next pass goes to, and which passes each bucket holds: all of a `window_recorder` but
-/// the counts, for recorders that keep these elsewhere.
+/// the counts, for recorders that keep these elsewhere. What was moved from has no buckets, and forgets every pass.
 class window_cursor {
 public:
   /// @throws std::system_error (`errc::invalid_option`) for options that `validate` refuses
@@ -58,6 +58,7 @@ public:
   /// Close a counted pass. @complexity O(1), no allocation.
   [[nodiscard]] target count_pass() noexcept {
     ++num_passes_;
+    if (held_.empty()) { return {}; }
     target to{newest_, false};
     if (held().passes == length_of(newest_)) {
       to = {bucket_of_oldest(), true};
@@ -81,7 +82,9 @@ public:
 
   [[nodiscard]] index_t num_buckets() const noexcept { return static_cast<index_t>(held_.size()); }
   /// The stored bucket that comes first in a history; the others follow in a circle.
-  [[nodiscard]] index_t bucket_of_oldest() const noexcept { return (newest_ + 1) % num_buckets(); }
+  [[nodiscard]] index_t bucket_of_oldest() const noexcept {
+    return num_buckets() == 0 ? 0 : (newest_ + 1) % num_buckets();
+  }
   [[nodiscard]] window_options const& options() const noexcept { return options_; }
 
   // ---- what ranks tell each other; see `pass_telling` ----
@@ -112,6 +115,7 @@ public:
   /// @complexity O(n + H log n) for n stretches.
   /// @throws std::bad_alloc
   [[nodiscard]] index_t place(pass_timeline const& counted, std::span<index_t> places) const {
+    if (held_.empty()) { return 0; }
     std::vector<pass_span> mine(held_.size());
     spans(mine);
     auto const first = static_cast<std::size_t>(

@@ -26,8 +26,8 @@ class window_recorder : public pass_counter, public window_telling<window_record
 public:
   static constexpr bool clears_on_dump = true;
 
-  /// @throws std::system_error (`errc::invalid_option`) for options that `validate` refuses, or for sizes that no
-  ///         memory holds
+  /// @throws std::system_error (`errc::invalid_option`) for options that `validate` refuses, or for more cells than an
+  ///         array can have; std::bad_alloc where there is no memory for them
   window_recorder(index_t num_layers, index_t num_logical, window_options options = {})
       : pass_counter{num_layers, num_logical}, cursor_{options} {
     auto const buckets = static_cast<std::size_t>(num_buckets());

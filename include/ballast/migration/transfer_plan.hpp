@@ -3,6 +3,7 @@
 #define BALLAST_MIGRATION_TRANSFER_PLAN_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/reset_by_move.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/migration/rounds.hpp>
@@ -329,7 +330,7 @@ inline void limit_rounds(layer_transfer& transfer, index_t max_moves) {
 /// The moves and local copies that turn one placement into another.
 ///
 /// Layers are in ascending order and only those that differ are listed. The same on every rank: each finds its own
-/// sends and receives in it, so the lists match pairwise by construction.
+/// sends and receives in it, so the lists match pairwise by construction. What was moved from is empty.
 class transfer_plan {
 public:
   /// Work the plan out for the given layers.
@@ -340,19 +341,20 @@ public:
   /// @throws std::bad_alloc
   [[nodiscard]] status assign(topology const& where, placement const& from, placement const& to,
                               std::span<index_t const> layers, transfer_options options = {}) {
-    num_layers_ = 0;
+    clear();
+    std::size_t found = 0;
     for (auto const layer : layers) {
-      if (num_layers_ == layers_.size()) { layers_.emplace_back(); }
-      auto& transfer = layers_[num_layers_];
+      if (found == layers_.size()) { layers_.emplace_back(); }
+      auto& transfer = layers_[found];
       if (auto result = plan_layer_transfer(where, from, to, layer, scratch_, transfer, options); !result.ok()) {
-        num_layers_ = 0;
         return result;
       }
-      if (transfer.tables_change) { ++num_layers_; }
+      if (transfer.tables_change) { ++found; }
     }
+    num_layers_ = found;
     return {};
   }
-  void clear() noexcept { num_layers_ = 0; }
+  void clear() noexcept { num_layers_ = std::size_t{0}; }
   /// Cut the rounds of one listed layer; see the free function. @param index into `layers()`
   void limit_rounds(std::size_t index, index_t max_moves) {
     BALLAST_EXPECTS(index < num_layers_, "transfer_plan: no such layer");
@@ -376,7 +378,7 @@ public:
 
   /// Mix every move and copy into what the ranks compare.
   void describe(digest& out) const {
-    out.add(num_layers_);
+    out.add(*num_layers_);
     for (auto const& transfer : layers()) {
       out.add(transfer.layer).add(transfer.num_rounds).add(transfer.moves.size());
       for (auto const& move : transfer.moves) {
@@ -391,7 +393,7 @@ public:
 
 private:
   std::vector<layer_transfer> layers_;  // beyond num_layers_: spare storage
-  std::size_t num_layers_ = 0;
+  detail::reset_by_move<std::size_t> num_layers_;
   detail::transfer_scratch scratch_;
 };
 

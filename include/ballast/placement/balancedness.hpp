@@ -53,7 +53,7 @@ struct layer_balance {
 /// @param where   R ranks.
 /// @param in      [L, P]
 /// @param layer   in [0, L)
-/// @param loads   [E] tokens, >= 0.
+/// @param loads   [E] tokens, >= 0, at most `max_layer_tokens` together.
 /// @param out     out: [R] load of each rank.
 /// @complexity O(P), no allocation.
 /// @throws nothing
@@ -63,6 +63,7 @@ inline void rank_loads(topology const& where, placement const& in, index_t layer
   BALLAST_EXPECTS(in.num_slots() == where.num_slots(), "rank_loads: placement and topology differ in slots");
   BALLAST_EXPECTS(loads.size() == static_cast<std::size_t>(in.num_logical()), "rank_loads: loads are not [E]");
   BALLAST_EXPECTS(out.size() == static_cast<std::size_t>(where.num_ranks()), "rank_loads: output is not [R]");
+  detail::expect_usable(loads, "rank_loads: tokens of an expert", "rank_loads: tokens of a layer");
   std::fill(out.begin(), out.end(), load_t{0});
   auto const offsets = in.replica_offsets(layer);
   auto const slots = in.replica_slots(layer);
@@ -87,7 +88,7 @@ inline void rank_loads(topology const& where, placement const& in, index_t layer
 
 /// Balance of one layer over the live ranks.
 ///
-/// @param loads  [E] tokens, >= 0.
+/// @param loads  [E] tokens, >= 0, at most `max_layer_tokens` together.
 /// @complexity O(P + R), one allocation of [R].
 /// @throws std::bad_alloc
 [[nodiscard]] inline layer_balance balance_of(topology const& where, placement const& in, index_t layer,
@@ -107,7 +108,7 @@ inline void rank_loads(topology const& where, placement const& in, index_t layer
 
 /// Balancedness over all layers: sum of the layers' mean rank loads / sum of their maxima, in (0, 1].
 ///
-/// @param loads  [L, E] tokens, >= 0.
+/// @param loads  [L, E] tokens, >= 0, at most `max_layer_tokens` a layer.
 /// @complexity O(L (P + R))
 /// @throws std::bad_alloc
 /// @determinism layers are added in ascending order.

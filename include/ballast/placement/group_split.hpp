@@ -29,7 +29,7 @@ struct group_split {
 /// @param in          [L, P]
 /// @param num_groups  G, consecutive experts; divides E.
 /// @param layer       in [0, L).
-/// @param loads       [E] tokens, >= 0.
+/// @param loads       [E] tokens, >= 0, at most `max_layer_tokens` together.
 /// @pre `in` has the topology's P slots and G divides E
 /// @complexity O(P + G N), one allocation of [G, N].
 /// @throws std::bad_alloc
@@ -40,6 +40,7 @@ struct group_split {
   BALLAST_EXPECTS(num_groups >= 1 && in.num_logical() % num_groups == 0,
                   "split_of_groups: groups do not divide experts");
   BALLAST_EXPECTS(loads.size() == static_cast<std::size_t>(in.num_logical()), "split_of_groups: loads are not [E]");
+  detail::expect_usable(loads, "split_of_groups: tokens of an expert", "split_of_groups: tokens of a layer");
   auto const num_nodes = static_cast<std::size_t>(where.num_nodes());
   auto const group_size = in.num_logical() / num_groups;
   std::vector<load_t> tokens(static_cast<std::size_t>(num_groups) * num_nodes, load_t{-1});  // -1: no copy there

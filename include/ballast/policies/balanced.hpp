@@ -420,10 +420,10 @@ struct balance_bound {
 /// Bound the tokens of one layer's busiest rank from below, over all packings and all counts up to R, at equal shares.
 ///
 /// @param where       R ranks of S slots; dead ones are left out.
-/// @param loads       [E] tokens, >= 0, E <= live slots.
+/// @param loads       [E] tokens, >= 0, at most `max_layer_tokens` together; E <= live slots.
 /// @param num_groups  G; more than 1 keeps every group on one node where `balanced_placement` does.
 /// @param work        units of work for the bounds that take a search.
-/// @pre `loads.size() <= live slots`
+/// @pre `loads.size() <= live slots`, and some rank lives
 /// @complexity O(S E log(loads) + work)
 /// @throws std::bad_alloc
 /// @determinism integer arithmetic; loads are rounded down to 1 / 2^18 token a copy.
@@ -433,6 +433,8 @@ struct balance_bound {
   auto const slots = where.slots_per_rank();
   BALLAST_EXPECTS(loads.size() <= static_cast<std::size_t>(num_ranks) * static_cast<std::size_t>(slots),
                   "lower_bound: more experts than live slots");
+  BALLAST_EXPECTS(num_ranks > 0, "lower_bound: no live rank");
+  detail::expect_usable(loads, "lower_bound: tokens of an expert", "lower_bound: tokens of a layer");
   auto const tokens = [](load_t load) { return static_cast<double>(load) / static_cast<double>(detail::load_unit); };
   std::vector<load_t> units(loads.begin(), loads.end());
   for (auto& load : units) { load *= detail::load_unit; }

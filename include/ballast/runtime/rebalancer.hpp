@@ -255,8 +255,7 @@ public:
 
   /// Work out what a rebalance on the loads so far would bring, and do nothing. Call on every rank between two steps.
   /// @param out  out: gain, moves and bytes.
-  /// @return `errc::busy` while a cycle runs, `errc::invalid_topology` before a `set_topology` that is due, otherwise
-  /// the
+  /// @return `errc::busy` while a cycle runs, `errc::invalid_topology` while a `set_topology` is due, otherwise the
   ///         failure of reduction or policy. When the ranks could not reduce the loads the state is `failed`.
   [[nodiscard]] status predict(prediction& out) {
     return call("predict", [this, &out] { return detail::predict(*core_, out); });

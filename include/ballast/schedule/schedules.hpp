@@ -198,7 +198,9 @@ struct bytes_per_step : detail::schedule_base<Filter, Order> {
 /// What one step's moves cost in time: configuration, the same on every rank.
 struct link_model {
   std::int64_t bytes_per_microsecond = 20'000;  ///< of the busiest (rank, direction); 20 GB/s, a network of 200 Gbit/s
-  std::int64_t layer_overhead_us = 50;          ///< agreement, launches and table publication of a layer
+  std::int64_t layer_overhead_us = 50;  ///< agreement, launches and table publication of a layer; at most an hour
+
+  static constexpr std::int64_t most_overhead_us = 3'600'000'000;
 
   /// Between GPUs of one host over NVLink 4, by copy engines: what two and four H200 kept up beside an engine's own
   /// all-to-all. Where every move stays inside a host.
@@ -218,6 +220,10 @@ struct time_per_step : detail::schedule_base<Filter, Order> {
     if (microseconds < 1) {
       return {errc::invalid_option, detail::concat("time_per_step is ", microseconds, " us, must be at least 1")};
     }
+    if (link.layer_overhead_us > link_model::most_overhead_us) {
+      return {errc::invalid_option, detail::concat("time_per_step: a layer's overhead is ", link.layer_overhead_us,
+                                                   " us, must be in [0, ", link_model::most_overhead_us, "]")};
+    }
     if (link.bytes_per_microsecond < 1 || link.layer_overhead_us < 0) {
       return {errc::invalid_option, detail::concat("time_per_step: a link of ", link.bytes_per_microsecond,
                                                    " bytes per us and ", link.layer_overhead_us, " us a layer")};
@@ -230,6 +236,7 @@ struct time_per_step : detail::schedule_base<Filter, Order> {
       return layer.busiest_rank_bytes / model.bytes_per_microsecond + model.layer_overhead_us;
     };
   }
+  /// @pre `validate()` succeeds
   template <class Sink>
   void for_each_chunk(std::span<layer_work const> work, Sink&& sink) const {
     this->sink_chunks(work, detail::cost_limit{microseconds, cost()}, sink);

@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/index.hpp>
+#include <ballast/detail/reset_by_move.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/shares/quota_row.hpp>
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -21,24 +23,21 @@ BALLAST_BEGIN_NAMESPACE
 /// The rows that solvers of quotas read, one for each layer of a placement in force.
 ///
 /// @threads  one thread at a time.
-/// @lifetime it must outlive the rows that it hands out, and stay where it is.
+/// @lifetime it must outlive the rows that it hands out, and stay where it is. What was moved from has no layers.
 class quota_rows {
 public:
   /// No rows are filled yet: `publish` each layer before it is read.
   ///
   /// @param where        R ranks, P slots.
   /// @param num_layers   L > 0
-  /// @param num_logical  E <= P
+  /// @param num_logical  E in [1, P]
   /// @complexity O(L (E + P)) words
   /// @throws std::bad_alloc
   quota_rows(topology const& where, index_t num_layers, index_t num_logical)
-      : layout_{quota_shape{where.num_ranks(), where.num_nodes(), num_logical, where.num_slots()}},
+      : layout_{shape_of(where, num_layers, num_logical)},
         rows_(layout_.size / sizeof(chunk) * static_cast<std::size_t>(num_layers)),
         num_layers_{num_layers},
         degree_(static_cast<std::size_t>(where.num_ranks())) {
-    BALLAST_EXPECTS(num_layers > 0 && num_logical > 0 && num_logical <= where.num_slots(),
-                    "quota_rows: a placement of other sizes than the topology");
-    BALLAST_EXPECTS(where.num_slots() < quota_shape::most_slots, "quota_rows: too many slots");
     replicas_.reserve(static_cast<std::size_t>(where.num_slots()));
     pairs_.reserve(static_cast<std::size_t>(shape().max_pairs()));
     busy_.reserve(degree_.size());
@@ -57,7 +56,7 @@ public:
     BALLAST_EXPECTS(where.num_slots() == shape().num_slots && from.num_slots() == shape().num_slots &&
                         from.num_logical() == shape().num_logical && from.num_layers() == num_layers_,
                     "quota_rows: a placement of other sizes than at construction");
-    BALLAST_EXPECTS_BELOW(layer, num_layers_, "quota_rows: layer");
+    BALLAST_EXPECTS_BELOW(layer, num_layers(), "quota_rows: layer");
     quota_row_writer const row{layout_, begin_of(layer)};
     std::fill_n(row.bytes(), layout_.size, std::byte{0});
     row.sizes().num_live_ranks = where.num_live_ranks();
@@ -79,7 +78,7 @@ public:
   [[nodiscard]] quota_row row(index_t layer) const { return {layout_, bytes(layer).data()}; }
   /// Those of a layer's row. @pre `layer` in [0, L)
   [[nodiscard]] std::span<std::byte const> bytes(index_t layer) const {
-    BALLAST_EXPECTS_BELOW(layer, num_layers_, "quota_rows: layer");
+    BALLAST_EXPECTS_BELOW(layer, num_layers(), "quota_rows: layer");
     return std::as_bytes(std::span{rows_}).subspan(layout_.size * static_cast<std::size_t>(layer), layout_.size);
   }
 
@@ -88,6 +87,13 @@ private:
     std::byte bytes[16];
   };
 
+  /// Before anything is sized by it.
+  [[nodiscard]] static quota_shape shape_of(topology const& where, index_t num_layers, index_t num_logical) {
+    BALLAST_EXPECTS_WITHIN(num_layers, 1, std::numeric_limits<index_t>::max(), "quota_rows: number of layers");
+    BALLAST_EXPECTS_BELOW(where.num_slots(), quota_shape::most_slots, "quota_rows: number of slots");
+    BALLAST_EXPECTS_WITHIN(num_logical, 1, where.num_slots(), "quota_rows: number of experts");
+    return {where.num_ranks(), where.num_nodes(), num_logical, where.num_slots()};
+  }
   [[nodiscard]] std::byte* begin_of(index_t layer) {
     return std::as_writable_bytes(std::span{rows_}).data() + layout_.size * static_cast<std::size_t>(layer);
   }
@@ -205,7 +211,7 @@ private:
 
   quota_layout layout_;
   std::vector<chunk> rows_;
-  index_t num_layers_;
+  detail::reset_by_move<index_t> num_layers_;
   std::vector<index_t> replicas_;
   std::vector<quota_pair> pairs_;
   std::vector<index_t> degree_;      ///< [R] pairs of each rank

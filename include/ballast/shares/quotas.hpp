@@ -93,7 +93,7 @@ public:
   ///                 on the same row; must live while results are read. Empty: the shares in force. Ranks that start
   ///                 from different parts come to different quotas.
   /// @return what was reached: never above the shares in force where it starts from them; from other parts it may be.
-  /// @pre `options.validate().ok()`
+  /// @pre `options.validate().ok()`; the row is published and has a live rank
   /// @complexity O(sweeps * pairs + searches * (movable + R)); allocates only while sizes grow.
   /// @throws std::bad_alloc
   /// @determinism integers, in ascending order of positions.
@@ -101,6 +101,8 @@ public:
                       std::span<index_t const> from = {}) {
     BALLAST_EXPECTS(tokens.size() == static_cast<std::size_t>(row.shape().num_logical), "quotas: tokens are not [E]");
     BALLAST_EXPECTS(options.validate().ok(), "quotas: options");
+    BALLAST_EXPECTS(row.sizes().num_live_ranks > 0, "quotas: the row is not published, or has no live rank");
+    check(tokens);
     auto const movable = static_cast<std::size_t>(row.sizes().num_movable);
     BALLAST_EXPECTS(from.empty() || from.size() == movable, "quotas: parts to start from are not [movable]");
     row_ = row;
@@ -164,6 +166,20 @@ private:
   };
 
   [[nodiscard]] static index_t divide_up(index_t a, index_t b) { return a / b + (a % b != 0 ? 1 : 0); }
+
+  static void check(std::span<index_t const> tokens) {
+    index_t signs = 0;
+    load_t sum = 0;
+    for (auto const of_expert : tokens) {
+      signs |= of_expert;
+      sum += of_expert;
+    }
+    if (signs >= 0 && sum <= max_batch_tokens) { return; }
+    for ([[maybe_unused]] auto const of_expert : tokens) {
+      BALLAST_EXPECTS_WITHIN(of_expert, 0, max_batch_tokens, "quotas: tokens of an expert");
+    }
+    BALLAST_EXPECTS_WITHIN(sum, 0, max_batch_tokens, "quotas: tokens of the batch");
+  }
 
   /// What there is, the bound that follows from it, and every expert split by the shares in force.
   void start(std::span<index_t const> tokens, quota_options const& options) {

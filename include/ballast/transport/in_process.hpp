@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -70,7 +71,12 @@ struct in_process_state {
     [[nodiscard]] bool dead() const noexcept { return died != 0; }
   };
 
-  explicit in_process_state(index_t num_ranks) : ranks(static_cast<std::size_t>(num_ranks)) {}
+  explicit in_process_state(index_t num_ranks) : ranks(size_for(num_ranks)) {}
+  /// Before there is room for them.
+  [[nodiscard]] static std::size_t size_for(index_t num_ranks) {
+    BALLAST_EXPECTS_WITHIN(num_ranks, 1, std::numeric_limits<index_t>::max(), "in_process_group: number of ranks");
+    return static_cast<std::size_t>(num_ranks);
+  }
 
   [[nodiscard]] rank_state& at(index_t rank) { return ranks[static_cast<std::size_t>(rank)]; }
   void wake_all() {
@@ -666,7 +672,6 @@ class in_process_group {
 public:
   /// @pre `num_ranks >= 1`
   explicit in_process_group(index_t num_ranks) : state_{num_ranks} {
-    BALLAST_EXPECTS(num_ranks >= 1, "in_process_group: needs at least one rank");
     endpoints_.reserve(static_cast<std::size_t>(num_ranks));
     for (index_t rank = 0; rank < num_ranks; ++rank) { endpoints_.push_back(in_process_endpoint{state_, rank}); }
   }

@@ -57,6 +57,28 @@ TEST_CASE("join refuses impossible arguments") {
   CHECK_FALSE(group.joined());
 }
 
+TEST_CASE("before it has joined a group knows no rank, and after that only its own") {
+  process_group group;
+  CHECK_BREAKS_CONTRACT(group.is_expelled(0));
+  CHECK_BREAKS_CONTRACT(group.is_live(0));
+  CHECK_BREAKS_CONTRACT(group.is_lost(0));
+  CHECK_BREAKS_CONTRACT(group.has_given_up(0));
+  group.join(ballast_test::fresh_group_name(), 0, 1, patience).or_throw();
+  CHECK(group.is_live(0));
+  CHECK_FALSE(group.is_expelled(0));
+  for (ballast::index_t const other : {-1, 1, 64, 1000}) {
+    CHECK_BREAKS_CONTRACT(group.is_expelled(other));
+    CHECK_BREAKS_CONTRACT(group.is_live(other));
+    CHECK_BREAKS_CONTRACT(group.is_lost(other));
+  }
+#if BALLAST_CONTRACT_LEVEL >= 1
+  CHECK_THROWS_WITH(static_cast<void>(group.is_live(7)), "process_group: rank 7 is not in [0, 1)");
+  CHECK_THROWS_WITH(static_cast<void>(process_group{}.is_live(0)), "process_group: it has not joined a group");
+#endif
+  group.leave();
+  CHECK_BREAKS_CONTRACT(group.is_expelled(0));
+}
+
 TEST_CASE("join names the ranks that are missing and leaves no file") {
   auto const name = ballast_test::fresh_group_name();
   ballast_test::check_complaints(ballast_test::run_processes(2, [&](ballast::index_t rank, process_exit, law_log& log) {

@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <span>
+#include <string>
 
 BALLAST_BEGIN_NAMESPACE
 
@@ -94,11 +95,18 @@ template <class Store>
   return {};
 }
 
+/// "2 ranks on 1 nodes, 3 slots and 0 reserved ones a rank"
+[[nodiscard]] inline std::string text_of(topology_shape const& shape) {
+  return concat(shape.num_ranks, " ranks on ", shape.num_nodes, " nodes, ", shape.slots_per_rank, " slots and ",
+                shape.reserved_slots, " reserved ones a rank");
+}
+
 /// What `set_topology` is given. @param before  the topology so far. @param rank  this one
 [[nodiscard]] inline status check_topology(topology const& where, placement const& in_force, topology const& before,
                                            placement_shape shape, index_t rank) {
   if (where.shape() != before.shape()) {
-    return {errc::invalid_topology, "set_topology: ranks, nodes and slots must stay as they are"};
+    return {errc::invalid_topology,
+            concat("set_topology: ", text_of(where.shape()), "; they must stay ", text_of(before.shape()))};
   }
   if (!where.is_live(rank)) {
     return {errc::invalid_topology, concat("set_topology: this rank, ", rank, ", is marked dead"), rank};

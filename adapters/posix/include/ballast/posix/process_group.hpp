@@ -2,6 +2,7 @@
 #ifndef BALLAST_POSIX_PROCESS_GROUP_HPP
 #define BALLAST_POSIX_PROCESS_GROUP_HPP
 
+#include <ballast/contract.hpp>
 #include <ballast/control/control.hpp>
 #include <ballast/detail/clock.hpp>
 #include <ballast/detail/process_watch.hpp>
@@ -140,7 +141,12 @@ public:
   /// @complexity at most one system call, no wait.
   [[nodiscard]] bool is_live(index_t rank) { return !is_expelled(rank) && !is_lost(rank); }
   /// Whether `expel` has shut that rank out, this one or another. @pre joined
-  [[nodiscard]] bool is_expelled(index_t rank) const { return (segment_.header().expelled.load() >> rank & 1) != 0; }
+  ///
+  /// @param rank  in [0, R).
+  [[nodiscard]] bool is_expelled(index_t rank) const {
+    expect_member(rank);
+    return (segment_.header().expelled.load() >> rank & 1) != 0;
+  }
 
   /// Shut a rank out for good. Any live rank may, without the others; of two that expel each other one succeeds. Waits
   /// for nobody: the others learn of it in their calls.
@@ -366,6 +372,7 @@ public:
   }
   /// Dead, or gone of its own will. @complexity one system call while it lives
   [[nodiscard]] bool is_lost(index_t rank) {
+    expect_member(rank);
     return segment_.member_of(rank).left.load() != 0 || watches_[static_cast<std::size_t>(rank)].dead();
   }
   /// `errc::peer_lost`, with the way in which that rank was lost. @param who begins the message
@@ -379,6 +386,7 @@ public:
   }
   /// It makes no further call before the group regroups: it has said so, or regroups already.
   [[nodiscard]] bool has_given_up(index_t rank) const {
+    expect_member(rank);
     auto const& peer = segment_.member_of(rank);
     return detail::is_of(peer.given_up.load(), generation_) || peer.arrived.load() > generation_;
   }
@@ -500,6 +508,11 @@ public:
 private:
   using cause = detail::cause;
   using suspicion = detail::suspicion;
+
+  void expect_member(index_t rank) const {
+    BALLAST_EXPECTS(joined(), "process_group: it has not joined a group");
+    BALLAST_EXPECTS_BELOW(rank, num_ranks_, "process_group: rank");
+  }
 
   // Nobody rings when a process dies, so sleepers look around this often.
   static constexpr nanoseconds_t nap = 3'000'000;
