@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include <ballast/load/history.hpp>
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/placement.hpp>
+#include <ballast/placement/validate.hpp>
 #include <ballast/policies/detail/incremental/choose_layers.hpp>
 #include <ballast/shares/replica_shares.hpp>
 #include <ballast/topology.hpp>
@@ -173,5 +175,39 @@ TEST_CASE("with optimal shares a layer that stays is split anew") {
   for (index_t layer = 0; layer < num_layers; ++layer) {
     CHECK(std::ranges::equal(plan.logical_of_slot(layer), current.logical_of_slot(layer)));
     CHECK(balance_of(where, plan, layer, history.layer(0, layer)).max == 8);
+  }
+}
+
+TEST_CASE("layers that stay have even shares, as plans have, and the dead none of them") {
+  // Layers 0 to 2 are alike; a budget that suffices changes nothing of the plan, though the shares in force are better.
+  topology where{{3, 1, 2, 0}};
+  auto current = map_of(3, {0, 1, 2, 1, 0, 2, 0, 1, 2, 1, 0, 2, 0, 1, 2, 1, 0, 2});
+  auto const plan = map_of(3, {0, 1, 0, 1, 2, 2, 0, 1, 2, 1, 0, 2, 0, 1, 2, 1, 0, 2});
+  std::vector<load_t> const tokens{900, 100, 100, 900, 100, 100, 900, 100, 100};
+  load_history_view const history{tokens, 1, num_layers, 3};
+  current.make_shares_even();
+  for (index_t layer = 0; layer < num_layers; ++layer) {
+    current.edit_shares(layer)[0] = share_one / 4;
+    current.edit_shares(layer)[4] = share_one - share_one / 4;
+  }
+  auto next = plan;
+  detail::choose_layers(history, current, where, 1000, share_mode::even, next);
+  CHECK(next == plan);
+  where.set_live(2, false);
+  for (std::int64_t const budget : {0, 1000}) {
+    CAPTURE(budget);
+    next = current;
+    next.drop_shares();
+    next.edit(0).logical_of_slot[1] = 0;
+    next.edit(0).logical_of_slot[2] = 1;
+    next.edit(0).logical_of_slot[3] = 2;
+    next.index_replicas(0);
+    detail::finish_plan(current, where, next);
+    detail::choose_layers(history, current, where, budget, share_mode::even, next);
+    for (index_t layer = 0; layer < num_layers; ++layer) {
+      CHECK(next.shares(layer)[4] == 0);
+      CHECK(next.shares(layer)[5] == 0);
+    }
+    CHECK(validate_live(where, next).ok());
   }
 }

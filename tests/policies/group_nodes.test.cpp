@@ -65,6 +65,21 @@ TEST_CASE("a node without live ranks takes no group, and every other one takes o
   CHECK(small.node_of != indices{0, 0, 0});
 }
 
+TEST_CASE("groups that do not all find a place are told so at once, however many there are") {
+  // One place less than groups on twenty nodes: more orders of them than anybody lives to see.
+  loads groups(40);
+  for (std::size_t i = 0; i < groups.size(); ++i) { groups[i] = static_cast<load_t>(1000 + i * i); }
+  indices const ranks(20, 2);
+  indices places(20, 2);
+  places[3] = 1;
+  CHECK_FALSE(assign(groups, ranks, places).fits);
+  places[3] = 2;
+  CHECK(assign(groups, ranks, places).fits);
+  // A node with ranks that no group fits would idle.
+  CHECK_FALSE(assign({8, 5, 4}, {1, 1}, {3, 0}).fits);
+  CHECK_FALSE(assign({8}, {1, 1}, {1, 1}).fits);
+}
+
 TEST_CASE("a search that ends before its end still has an answer, and says so") {
   auto const cut = assign({8, 7, 6, 5, 4, 3, 2, 1}, {1, 1}, {4, 4}, 1);
   CHECK(cut.fits);

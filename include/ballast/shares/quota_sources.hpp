@@ -78,7 +78,7 @@ private:
     auto const near_begin = waiting_on(node, of.rank % per_node, per_node);
     auto const near_end = near_begin + detail::at(leaving_, of.rank);
     far_begin += std::max(index_t{0}, near_begin - room);
-    auto const far_end = far_begin + std::max(index_t{0}, near_end - room) - std::max(index_t{0}, near_begin - room);
+    auto const far_end = far_begin + (std::max(index_t{0}, near_end - room) - std::max(index_t{0}, near_begin - room));
 
     index_t far_before = 0;
     index_t near_before = 0;

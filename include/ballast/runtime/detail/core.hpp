@@ -120,7 +120,7 @@ struct rebalancer_core {
   }
   /// Numbers of what peers read were given out by `start`: those of what came later are another model's, or nobody's.
   [[nodiscard]] status refuse_other_weights() const {
-    if (layout_of_weights() == layout) { return {}; }
+    if (layout_of_weights() == started_layout) { return {}; }
     return {errc::invalid_weights,
             "rebalancer: tensors were added to the store after start: make a rebalancer anew, with all of them"};
   }
@@ -237,7 +237,7 @@ struct rebalancer_core {
   status failure;
   status recording;  // what the recorder refused of this pass
   bool started = false;
-  std::uint64_t layout = 0;  // of the weights, when it did
+  std::uint64_t started_layout = 0;  // of the weights, when it did
   bool enabled = true;
   deferred_switch deferred = deferred_switch::none;
   index_t waited = 0;        // calls since the last plan

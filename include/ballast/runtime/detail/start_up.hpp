@@ -119,7 +119,7 @@ template <class Core>
   }
   core.started = result.ok();
   if (core.started) {
-    core.layout = core.layout_of_weights();
+    core.started_layout = core.layout_of_weights();
     core.state = rebalancer_state::recording;
     core.failure = {};
   } else {

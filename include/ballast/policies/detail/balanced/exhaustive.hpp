@@ -134,12 +134,12 @@ private:
     return false;
   }
   [[nodiscard]] bool can_take(load_t left) const noexcept {
-    load_t room = 0;
-    for (std::size_t r = 0; r < load_.size(); ++r) {
+    // Replica loads are rounded down, by less than a unit a copy.
+    load_t room = free_;
+    for (std::size_t r = 0; r < load_.size() && room < left; ++r) {
       if (room_[r] > 0) { room += best_ - 1 - load_[r]; }
     }
-    // Replica loads are rounded down, by less than a unit a copy.
-    return left <= room + free_;
+    return left <= room;
   }
 
   std::span<load_t const> loads_;

@@ -51,7 +51,15 @@ public:
     best_ = std::numeric_limits<load_t>::max();
     // Every node with ranks must get at least one group, or its ranks would idle.
     empty_ = 0;
-    for (std::size_t n = 0; n < places.size(); ++n) { empty_ += static_cast<std::size_t>(ranks[n] > 0); }
+    std::size_t all_places = 0;
+    for (std::size_t n = 0; n < places.size(); ++n) {
+      if (ranks[n] == 0) { continue; }
+      if (places[n] == 0) { return false; }
+      ++empty_;
+      all_places += static_cast<std::size_t>(places[n]);
+    }
+    // Without an answer nothing would end the search before its end.
+    if (empty_ > num_groups || all_places < num_groups) { return false; }
     nodes_.resize(num_groups * places.size());
     descend(0, 0);
     return best_ != std::numeric_limits<load_t>::max();

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -48,9 +49,14 @@ public:
     bound_ = lower_bounds::mean(loads, num_ranks);
     for (std::size_t e = 0; e < loads.size(); ++e) { bound_ = std::max(bound_, loads[e] / counts_[e]); }
     if constexpr (cost_is_load<Cost>) {
-      good_ = bound_ + bound_ / 1000000 * limit.tolerance_ppm;
-      best_ = bound_ + bound_ / 1000000 * limit.tolerance_ppm / 8;
-      fair_ = bound_ + bound_ / 1000000 * limit.tolerance_ppm * 5;
+      auto const tolerance = bound_ / 1000000 * limit.tolerance_ppm;
+      auto const above_bound = [this](load_t excess, load_t times) {
+        constexpr auto most = std::numeric_limits<load_t>::max();
+        return excess > (most - bound_) / times ? most : bound_ + excess * times;
+      };
+      good_ = above_bound(tolerance, 1);
+      best_ = above_bound(tolerance / 8, 1);
+      fair_ = above_bound(tolerance, 5);
       if (slots == 2) { choose_counts_of_two(num_ranks); }
     } else {
       good_ = best_ = fair_ = 0;

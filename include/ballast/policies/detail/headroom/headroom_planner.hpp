@@ -4,6 +4,7 @@
 
 #include <ballast/contract.hpp>
 #include <ballast/detail/index.hpp>
+#include <ballast/detail/wide_int.hpp>
 #include <ballast/digest.hpp>
 #include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -144,7 +145,8 @@ private:
         auto const expert = at(by_weight_, i);
         if (count(expert) == num_ranks()) { continue; }
         // weight / divisor(expert) >= weight of best / divisor(best), without rounding
-        if (best < 0 || (at(weights, expert) + 1) * divisor(best) >= (at(weights, best) + 1) * divisor(expert)) {
+        if (best < 0 || wide_product(at(weights, expert) + 1, divisor(best)) >=
+                            wide_product(at(weights, best) + 1, divisor(expert))) {
           best = expert;
         }
       }

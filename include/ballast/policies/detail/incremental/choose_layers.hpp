@@ -5,6 +5,7 @@
 #include <ballast/contract.hpp>
 #include <ballast/load/history.hpp>
 #include <ballast/placement/balancedness.hpp>
+#include <ballast/placement/detail/dead_ranks.hpp>
 #include <ballast/placement/moves.hpp>
 #include <ballast/placement/placement.hpp>
 #include <ballast/shares/replica_shares.hpp>
@@ -82,6 +83,7 @@ inline void choose_layers(load_history_view history, placement const& current, t
   std::vector<load_t> on_rank(static_cast<std::size_t>(where.num_ranks()));
   share_solver solver;
   placement kept = current;
+  kept.drop_shares();  // those in force do not count: plans have even ones, or their own
   auto const busiest = [&where, &loads, &on_rank](placement const& in, index_t layer) {
     rank_loads(where, in, layer, loads, on_rank);
     return *std::max_element(on_rank.begin(), on_rank.end());
@@ -107,7 +109,9 @@ inline void choose_layers(load_history_view history, placement const& current, t
       continue;
     }
     sum_buckets(history, layer, loads);
-    if (shares == share_mode::optimal) {
+    if (shares == share_mode::even) {
+      split_among_live(where, kept, layer);
+    } else {
       auto const split = split_planned_layer(where, kept, layer, loads, solver);
       BALLAST_ASSERT(split.ok(), "choose_layers: a layer whose experts all have a home");
     }

@@ -362,15 +362,16 @@ private:
       at(reach_, rank) = at(room_, rank);
       if (!is_outside(rank)) { continue; }
       for (index_t slot = map_->first_slot(rank); slot < map_->first_slot(rank + 1); ++slot) {
-        if (flow(slot) > 0) { at(reach_, rank) += std::min(flow(slot), room_beside(slot)); }
+        if (flow(slot) > 0) { at(reach_, rank) += room_beside(slot); }
       }
     }
   }
-  /// Room on the other ranks that hold the slot's expert.
+  /// Room for the slot's flow on the other ranks that hold its expert: no more than that, as all of it may not be a
+  /// number.
   [[nodiscard]] load_t room_beside(index_t slot) const {
     load_t room = 0;
     map_->for_each_copy(map_->expert(slot), [this, &room, &slot](index_t copy) {
-      room += copy != slot ? at(room_, map_->rank_of(copy)) : load_t{0};
+      room += copy != slot ? std::min(at(room_, map_->rank_of(copy)), flow(slot) - room) : load_t{0};
     });
     return room;
   }
@@ -390,7 +391,7 @@ private:
           singles_.push_back({map_->load(expert), slot, expert});
           lightest = std::min(lightest, map_->load(expert));
         } else if (has_moves || map_->refund(slot) == 1 || map_->changed(rank)) {
-          auto const cost = flow(slot) > 0 ? std::max(flow(slot) - room_beside(slot), load_t{0}) : load_t{0};
+          auto const cost = flow(slot) > 0 ? flow(slot) - room_beside(slot) : load_t{0};
           auto const room = at(reach_, rank) + flow(slot);
           if (room > cost) { spare_.push_back({room, cost, slot}); }
         }

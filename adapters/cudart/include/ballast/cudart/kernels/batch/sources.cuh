@@ -55,7 +55,7 @@ public:
     if (num_nodes_ > 1) {
       auto const room = room_on(node);
       far_begin += max(0, near_begin - room);
-      far_end = far_begin + max(0, near_end - room) - max(0, near_begin - room);
+      far_end = far_begin + (max(0, near_end - room) - max(0, near_begin - room));
     }
 
     // ---- what each replica takes of them: all lanes alike ----
