@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 BALLAST_BEGIN_NAMESPACE
@@ -146,14 +147,18 @@ private:
 
   void list_by_rank(quota_row_writer row) {
     auto const movable = row.sizes().num_movable;
+    auto& next = degree_;  // place of each rank's next one
+    std::fill(next.begin(), next.end(), 0);
+    for (index_t position = 0; position < movable; ++position) { ++next[row.holders()[position].rank]; }
     index_t listed = 0;
     for (index_t rank = 0; rank < shape().num_ranks; ++rank) {
       row.rank_first()[rank] = listed;
-      for (index_t position = 0; position < movable; ++position) {
-        if (row.holders()[position].rank == rank) { row.by_rank()[listed++] = position; }
-      }
+      listed += std::exchange(next[static_cast<std::size_t>(rank)], listed);
     }
     row.rank_first()[shape().num_ranks] = listed;
+    for (index_t position = 0; position < movable; ++position) {
+      row.by_rank()[next[row.holders()[position].rank]++] = position;
+    }
   }
 
   /// All pairs of up to four replicas; of more, each with the next two in a ring.
