@@ -43,8 +43,7 @@ void serve(engine& self, index_t num_ranks, index_t slots_per_rank, index_t num_
                       store, cohort);
   balancer.start().or_throw();
   for (index_t step = 0; step < num_steps; ++step) {
-    // ... the forward pass on `stream`, in which kernels count: cudart::record(stream, balancer.recorder().view(),
-    // layer, ...) ...
+    // ... the forward pass on `stream`, whose kernels count: cudart::record(stream, balancer.recorder().view(), ...)
     balancer.on_forward_pass_end().or_throw();
   }
 }
