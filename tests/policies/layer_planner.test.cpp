@@ -73,7 +73,7 @@ void check_slices(Policy const& policy, load_history_view history, placement con
   whole.drop_shares();
   auto const ended = policy.plan_layers(history, current, where, detail::numbers_below(history.num_layers()), whole);
   auto const check = [&](std::function<std::int64_t()> const& next_slice) {
-    auto const sliced = plan_in_slices(policy, history, current, where, next_slice);
+    auto sliced = plan_in_slices(policy, history, current, where, next_slice);
     CHECK(sliced.ended.code() == ended.code());
     CHECK(sliced.ended.message() == ended.message());
     if (ended.ok() && sliced.ended.ok()) { CHECK(sliced.next == whole); }
@@ -183,7 +183,7 @@ TEST_CASE("a slice takes little more than its work") {
 TEST_CASE("a layer may be given up for another one") {
   topology const where{{8, 1, 9, 0}};
   ballast_test::generator random{45};
-  std::vector<load_t> loads(2 * 64);
+  std::vector<load_t> loads(std::size_t{2} * 64);
   for (auto& load : loads) { load = load_t{1} << random.below(16); }
   load_history_view const history{loads, 1, 2, 64};
   auto const start = trivial_placement({2, 64, 72});
@@ -229,7 +229,6 @@ TEST_CASE("what looks at all loads does so when a plan begins, and anew for the 
   };
   regime_placement<incremental_placement> const policy{};
   auto const planner = policy.make_layer_planner(where, 8);
-  std::vector<std::vector<index_t>> planned;
   std::vector<load_t> held(static_cast<std::size_t>(buckets) * 2 *
                            8);  // as a window does, one plan's after the other's
   for (index_t const change : {4, 0, 3}) {
@@ -255,7 +254,7 @@ TEST_CASE("what looks at all loads does so when a plan begins, and anew for the 
 TEST_CASE("policies that hold another one divide its layers, or say that they cannot") {
   topology const where{{4, 1, 3, 0}};
   ballast_test::generator random{46};
-  std::vector<load_t> loads(3 * 2 * 8);
+  std::vector<load_t> loads(std::size_t{3} * 2 * 8);
   for (auto& load : loads) { load = load_t{1} << random.below(12); }
   load_history_view const history{loads, 3, 2, 8};
   auto const start = trivial_placement({2, 8, 12});

@@ -23,6 +23,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -957,8 +958,9 @@ TEST_CASE("moves while planning are refused where a plan has to be whole") {
   in_process_group group{1};
   group.run([&](in_process_endpoint& wire) {
     topology const alone{{1, 1, 32, 0}};
-    auto const made = [&](auto policy) {
-      member<decltype(policy), layers_per_chunk<>> self{alone, initial, policy, layers_per_chunk<>{1}, wire, options};
+    auto const made = [&](auto const& policy) {
+      member<std::decay_t<decltype(policy)>, layers_per_chunk<>> self{alone, initial, policy, layers_per_chunk<>{1},
+                                                                      wire,  options};
       return self.moved.start();
     };
     CHECK_THROWS_WITH(static_cast<void>(made(incremental_placement{.max_moves_in_all = 9})),

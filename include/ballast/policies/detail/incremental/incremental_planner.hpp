@@ -50,7 +50,7 @@ struct incremental_limits {
 /// with a search, or puts further steps on the agenda. So it may stop between any two, and within a search, and what
 /// comes out is the same. What steps hand on to each other are members.
 template <rank_cost Cost>
-class incremental_planner {
+class incremental_planner {  // NOLINT(clang-analyzer-optin.performance.Padding): members stand by what they are for
 public:
   incremental_planner(topology const& where, index_t num_logical, Cost const& cost, incremental_limits const& limits)
       : where_{where},

@@ -177,7 +177,7 @@ private:
     while (!slice.is_used_up()) {
       auto const work = work_;
       bool goes_on = aim(target) && work_ > 0 && steps_left_-- > 0;
-      goes_on = goes_on && (step() || !(target > 0 || map_->moves() >= limits_.max_moves || !aim_higher()));
+      goes_on = goes_on && (step() || (target <= 0 && map_->moves() < limits_.max_moves && aim_higher()));
       slice.spend((work - work_) / numbers::part_of_slice + 1);
       if (!goes_on) {
         rewind(best_.length);
