@@ -51,7 +51,7 @@ public:
   /// See `divisible_policy`; null where the policy inside is none.
   [[nodiscard]] std::unique_ptr<layer_planner> make_layer_planner(topology const& where, index_t num_logical) const {
     return policy_ == nullptr ? nullptr : policy_->make_layer_planner(where, num_logical);
-  }
+  }  // NOLINT(clang-analyzer-cplusplus.NewDeleteLeaks): the caller has it
   void choose_layers(load_history_view history, placement const& current, topology const& where,
                      placement& next) const {
     if (policy_ != nullptr) { policy_->choose_layers(history, current, where, next); }
