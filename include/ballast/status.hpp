@@ -124,6 +124,15 @@ private:
   index_t rank_ = no_rank;
 };
 
+namespace detail {
+
+/// The code of a failure that other ranks are told: a device's own would be another error to them.
+[[nodiscard]] inline errc code_for_others(status const& why) noexcept {
+  return why.code().category() == category() ? static_cast<errc>(why.code().value()) : errc::transport_failed;
+}
+
+}  // namespace detail
+
 BALLAST_END_NAMESPACE
 
 #endif

@@ -320,11 +320,11 @@ private:
 
   // ---- calls ----
 
-  // Until it regroups, nothing that needs a rank that has given up can succeed. Calls are counted however they end.
-  // It has no frame left.
+  // It has no frame left then.
   [[nodiscard]] status refuse_moved_from() const {
     return frame_.empty() ? status{errc::invalid_option, "engine_control: it was moved from"} : status{};
   }
+  // Until it regroups, nothing that needs a rank that has given up can succeed. Calls are counted however they end.
   [[nodiscard]] status begin_call() {
     if (auto refusal = refuse_moved_from(); !refusal.ok()) { return refusal; }
     if (!given_up_.ok() || !out_of_step_.ok()) { return trouble(); }
@@ -667,9 +667,8 @@ private:
   // blames nobody.
   [[nodiscard]] static std::uint64_t reason_bits(status const& why) noexcept {
     if (why.rank() == status::no_rank) { return 0; }
-    bool const known = why.code().category() == category();
-    auto const code = known ? why.code().value() : static_cast<int>(errc::transport_failed);
-    return static_cast<std::uint64_t>(code) << 56 | (static_cast<std::uint64_t>(why.rank()) + 1) << 32;
+    return static_cast<std::uint64_t>(detail::code_for_others(why)) << 56 | (static_cast<std::uint64_t>(why.rank()) + 1)
+                                                                                << 32;
   }
   [[nodiscard]] static index_t culprit_in(std::uint64_t bits) noexcept {
     return static_cast<index_t>(bits >> 32 & 0xffffff) - 1;

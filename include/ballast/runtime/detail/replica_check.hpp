@@ -60,9 +60,7 @@ public:
   template <control_plane Control>
   [[nodiscard]] status compare(Control& control, nanoseconds_t timeout) {
     auto mine = sums_;
-    bool const is_ours = failure_.code().category() == category();
-    auto const why = is_ours ? failure_.code().value() : static_cast<int>(errc::transport_failed);
-    mine.push_back(failure_.ok() ? 0 : static_cast<std::uint64_t>(why) << 1 | 1);
+    mine.push_back(failure_.ok() ? 0 : static_cast<std::uint64_t>(code_for_others(failure_)) << 1 | 1);
     std::vector<std::uint64_t> all(mine.size() * static_cast<std::size_t>(control.num_ranks()));
     auto gathered = control.all_gather(mine, all, timeout);
     auto own = failure_;

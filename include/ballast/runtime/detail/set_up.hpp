@@ -88,8 +88,7 @@ template <control_plane Control>
 [[nodiscard]] status all_ready(Control& control, status const& own, std::string_view what, nanoseconds_t timeout) {
   std::uint64_t mine[] = {0, 0};  // the code of the failure, and whom it blames
   if (!own.ok()) {
-    bool const known = own.code().category() == category();
-    mine[0] = static_cast<std::uint64_t>(known ? own.code().value() : static_cast<int>(errc::transport_failed));
+    mine[0] = static_cast<std::uint64_t>(code_for_others(own));
     mine[1] = static_cast<std::uint64_t>(own.rank() == status::no_rank ? control.rank() : own.rank());
   }
   std::vector<std::uint64_t> all(2 * static_cast<std::size_t>(control.num_ranks()));

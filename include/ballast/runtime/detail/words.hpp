@@ -29,8 +29,7 @@ struct failure_cause {
 
   /// @param why  a failure of rank `rank`, which is its own where it names nobody.
   [[nodiscard]] static failure_cause of(status const& why, index_t rank) noexcept {
-    failure_cause cause{.culprit = why.rank()};
-    if (why.code().category() == category()) { cause.why = static_cast<errc>(why.code().value()); }
+    failure_cause cause{code_for_others(why), why.rank()};
     if (why.rank() == status::no_rank && cause.why != errc::deadline_exceeded) { cause.culprit = rank; }
     return cause;
   }

@@ -690,8 +690,7 @@ private:
   }
   // What other ranks can make of the code.
   [[nodiscard]] static std::uint64_t code_of(status const& why) {
-    auto const known = why.code().category() == category();
-    return static_cast<std::uint64_t>(known ? why.code().value() : static_cast<int>(errc::transport_failed));
+    return static_cast<std::uint64_t>(ballast::detail::code_for_others(why));
   }
 
   void begin_generation() {
