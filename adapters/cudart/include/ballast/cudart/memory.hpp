@@ -3,6 +3,7 @@
 #define BALLAST_CUDART_MEMORY_HPP
 
 #include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/driver_function.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/detail/text.hpp>
 #include <ballast/status.hpp>
@@ -79,14 +80,11 @@ private:
   template <class Function>
   void find(char const* name, Function& function) {
     if (!loaded.ok()) { return; }
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    constexpr unsigned version = 12000;
-    loaded = to_status(cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found), name);
-    if (loaded.ok() && found != cudaDriverEntryPointSuccess) {
-      loaded = {make_error_code(cudaErrorNotSupported), ballast::detail::concat(name, ": the driver does not have it")};
+    auto const result = find_driver_function(name, function);
+    loaded = to_status(result, name);
+    if (result == cudaErrorNotSupported) {
+      loaded = {make_error_code(result), ballast::detail::concat(name, ": the driver does not have it")};
     }
-    function = reinterpret_cast<Function>(address);
   }
 };
 

@@ -3,6 +3,7 @@
 #define BALLAST_CUDART_PEER_DIRECTORY_HPP
 
 #include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/device_scope.hpp>
 #include <ballast/cudart/error.hpp>
 #include <ballast/cudart/handles.hpp>
 #include <ballast/cudart/memory.hpp>
@@ -39,12 +40,9 @@ using peer_access_test = bool (*)(int from, int to);
   if (from == to) { return true; }
   int possible = 0;
   if (cudaDeviceCanAccessPeer(&possible, to, from) != cudaSuccess || possible == 0) { return false; }
-  int current = 0;
-  static_cast<void>(cudaGetDevice(&current));
-  static_cast<void>(cudaSetDevice(to));
+  detail::device_scope const scope{to};
   auto const result = cudaDeviceEnablePeerAccess(from, 0);
   if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
-  static_cast<void>(cudaSetDevice(current));
   return result == cudaSuccess || result == cudaErrorPeerAccessAlreadyEnabled;
 }
 

@@ -3,6 +3,7 @@
 #define BALLAST_CUDART_DETAIL_DEVICE_SCOPE_HPP
 
 #include <ballast/config.hpp>
+#include <ballast/cudart/detail/driver_function.hpp>
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -14,14 +15,9 @@ namespace cudart::detail {
 /// hundreds of megabytes that nobody asked for.
 [[nodiscard]] inline bool is_in_use(int device) noexcept {
   static auto const ask = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    constexpr unsigned version = 12000;
-    auto const result =
-        cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &address, version, cudaEnableDefault, &found);
-    if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
-    bool const is_there = result == cudaSuccess && found == cudaDriverEntryPointSuccess;
-    return is_there ? reinterpret_cast<decltype(&cuDevicePrimaryCtxGetState)>(address) : nullptr;
+    decltype(&cuDevicePrimaryCtxGetState) function = nullptr;
+    static_cast<void>(find_driver_function("cuDevicePrimaryCtxGetState", function));
+    return function;
   }();
   unsigned flags = 0;
   int active = 1;

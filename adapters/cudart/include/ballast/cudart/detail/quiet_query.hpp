@@ -4,6 +4,7 @@
 
 #include <ballast/config.hpp>
 #include <ballast/cudart/detail/capture_guard.hpp>
+#include <ballast/cudart/detail/driver_function.hpp>
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -30,24 +31,12 @@ public:
 
 private:
   quiet_query() noexcept {
-    find("cuEventQuery", event_);
-    find("cuStreamQuery", stream_);
+    static_cast<void>(find_driver_function("cuEventQuery", event_));
+    static_cast<void>(find_driver_function("cuStreamQuery", stream_));
   }
   [[nodiscard]] static quiet_query const& get() noexcept {
     static quiet_query const driver;
     return driver;
-  }
-  template <class Function>
-  static void find(char const* name, Function& function) noexcept {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    constexpr unsigned version = 12000;
-    auto const result = cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found);
-    if (result == cudaSuccess && found == cudaDriverEntryPointSuccess) {
-      function = reinterpret_cast<Function>(address);
-    } else {
-      static_cast<void>(cudaGetLastError());
-    }
   }
   [[nodiscard]] static cudaError_t cleared(cudaError_t result) noexcept {
     if (result != cudaSuccess) { static_cast<void>(cudaGetLastError()); }
