@@ -309,8 +309,8 @@ public:
   ///
   /// @return as `commit`; nothing is enqueued where one of the layers is not in [0, L).
   /// @complexity as `device_tables::publish` for each layer; as many calls of the driver as a commit of one, or a
-  /// launch
-  ///             for each 42 layers. Followers and columns of an engine's own tables are enqueued layer by layer.
+  ///             launch for each 42 layers. Followers and columns of an engine's own tables are enqueued layer by
+  ///             layer.
   /// @throws std::bad_alloc
   [[nodiscard]] status commit_tables(std::span<index_t const> layers, placement const& tables,
                                      std::span<epoch_t const> /*epochs*/) {

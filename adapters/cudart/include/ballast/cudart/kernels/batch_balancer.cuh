@@ -162,11 +162,9 @@ public:
   /// Then, when all ranks have, each makes the boards known.
   ///
   /// @param peers  whom `expose_board` was called with. Access to their devices is switched on, for which the driver
-  /// may
-  ///               wait for the device.
-  /// @return `errc::invalid_option` naming a rank whose board is not there, or which is on a device that kernels of
-  /// this
-  ///         one cannot write to, or not by atomic operations; `cudart::category()`
+  ///               may wait for the device.
+  /// @return `errc::invalid_option` naming a rank whose board is not there, or is on a device that this one's kernels
+  ///         cannot write to, or not by atomic operations; `cudart::category()`
   template <peer_directory Peers>
   [[nodiscard]] status connect(Peers const& peers) {
     std::vector<segment> boards;

@@ -115,6 +115,14 @@ public:
   /// Forget what was noted down. What is enqueued stays so.
   void clear() noexcept { copies_.clear(); }
   [[nodiscard]] bool empty() const noexcept { return copies_.empty(); }
+  /// Copies that were noted down.
+  [[nodiscard]] std::size_t size() const noexcept { return copies_.size(); }
+  /// Have another batch make them. @throws std::bad_alloc
+  template <class Batch>
+  void hand_over(Batch& to) {
+    for (auto const& each : copies_) { to.add(each.to, each.from, each.bytes); }
+    copies_.clear();
+  }
 
   /// Enqueue everything on `on` and forget it.
   ///

@@ -11,7 +11,6 @@
 #include <ballast/status.hpp>
 
 #include <cstddef>
-#include <vector>
 
 BALLAST_BEGIN_NAMESPACE
 namespace cudart {
@@ -38,15 +37,14 @@ public:
   void add(std::byte* to, std::byte const* from, std::size_t bytes) {
     if (bytes > LongestByKernel) {
       large_.add(to, from, bytes);
-    } else if (bytes > 0) {
-      small_.push_back({to, from, bytes});
+    } else {
+      small_.add(to, from, bytes);
     }
   }
   /// Forget what was noted down. What is enqueued stays so.
   void clear() noexcept {
     small_.clear();
     large_.clear();
-    by_kernel_.clear();
   }
   [[nodiscard]] bool empty() const noexcept { return small_.empty() && large_.empty(); }
 
@@ -60,31 +58,19 @@ public:
   /// @complexity one call of the runtime for the large copies, and a launch for each 128 small ones.
   /// @throws std::bad_alloc on failure
   [[nodiscard]] status submit(cudaStream_t on) {
-    status result;
-    if (small_.size() < fewest_by_kernel) {
-      for (auto const& each : small_) { large_.add(each.to, each.from, each.bytes); }
-    } else {
-      for (auto const& each : small_) { by_kernel_.add(each.to, each.from, each.bytes); }
-      result = by_kernel_.submit(on);
-    }
+    if (small_.size() < fewest_by_kernel) { small_.hand_over(large_); }
+    auto result = small_.submit(on);
     if (result.ok()) { result = large_.submit(on); }
     clear();
     return result;
   }
 
   /// See `kernel_copies::warm_up`.
-  [[nodiscard]] status warm_up() { return by_kernel_.warm_up(); }
+  [[nodiscard]] status warm_up() { return small_.warm_up(); }
 
 private:
-  struct copy {
-    std::byte* to;
-    std::byte const* from;
-    std::size_t bytes;
-  };
-
-  std::vector<copy> small_;
+  kernel_copies small_;
   copy_batch large_;
-  kernel_copies by_kernel_;
 };
 
 }  // namespace cudart
