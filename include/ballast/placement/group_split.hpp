@@ -44,10 +44,10 @@ struct group_split {
   auto const num_nodes = static_cast<std::size_t>(where.num_nodes());
   auto const group_size = in.num_logical() / num_groups;
   std::vector<load_t> tokens(static_cast<std::size_t>(num_groups) * num_nodes, load_t{-1});  // -1: no copy there
+  auto const is_live = [&where](index_t slot) { return where.is_live(where.rank_of_slot(slot)); };
   for (index_t expert = 0; expert < in.num_logical(); ++expert) {
     auto const replicas = in.replicas_of(layer, expert);
     auto const load = loads[static_cast<std::size_t>(expert)];
-    auto const is_live = [&where](index_t slot) { return where.is_live(where.rank_of_slot(slot)); };
     auto const num_live = static_cast<load_t>(std::count_if(replicas.begin(), replicas.end(), is_live));
     for (auto const slot : replicas) {
       if (!is_live(slot)) { continue; }

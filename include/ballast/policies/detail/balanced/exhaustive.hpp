@@ -3,6 +3,7 @@
 #define BALLAST_POLICIES_DETAIL_BALANCED_EXHAUSTIVE_HPP
 
 #include <ballast/contract.hpp>
+#include <ballast/detail/wide_int.hpp>
 #include <ballast/policies/detail/balanced/packing.hpp>
 #include <ballast/types.hpp>
 
@@ -135,8 +136,8 @@ private:
   }
   [[nodiscard]] bool can_take(load_t left) const noexcept {
     // Replica loads are rounded down, by less than a unit a copy.
-    load_t room = free_;
-    for (std::size_t r = 0; r < load_.size() && room < left; ++r) {
+    wide_int room = free_;
+    for (std::size_t r = 0; r < load_.size(); ++r) {
       if (room_[r] > 0) { room += best_ - 1 - load_[r]; }
     }
     return left <= room;
