@@ -190,6 +190,28 @@ TEST_CASE("an executor that makes no plan is named to all after one timeout, and
   });
 }
 
+TEST_CASE("a rank that is shut out while plans are made elsewhere is named by the next call") {
+  in_process_group group{num_ranks};
+  in_process_group channel{num_ranks};
+  group.run([&](in_process_endpoint& wire) {
+    held_work elsewhere;
+    auto options = with(true);
+    options.executor = elsewhere.executor();
+    member<headroom_placement, layers_per_chunk<>> self{
+        where_without(-1), initial, headroom_placement{}, layers_per_chunk<>{num_layers}, wire, options};
+    self.moved.start().or_throw();
+    run(self, 2);
+    CHECK(self.moved.state() == rebalancer_state::planning);
+    CHECK(channel.endpoint(wire.rank()).vote(true, patience).outcome == decision::commit);
+    if (wire.rank() == 3) { return; }
+    wire.expel(3).or_throw();
+    auto const ended = pass(self.moved, some_loads());
+    CHECK(ended.code() == errc::invalid_topology);
+    CHECK(ended.rank() == 3);
+    CHECK(self.moved.current() == initial);
+  });
+}
+
 TEST_CASE("a late executor is named, and not the dead rank that its rank's words stand in for") {
   on_ranks<held_work>(
       headroom_placement{}, with(true, 50 * milliseconds),

@@ -431,6 +431,21 @@ TEST_CASE("replicas of large tensors: both ends at the start, all of it in the b
       CHECK(says(result, "layer 1, expert 1"));
     });
   }
+  // Shares that change in every call leave what was summed up as it is.
+  in_process_group group{2};
+  group.run([&](in_process_endpoint& me) {
+    rank_of_two self{me, {.interval = 9, .share_interval = 1, .timeout = patience, .checked_slots = 1}, {large, large}};
+    if (me.rank() == 1) { self.weights.expert(1, 0, 2)[large / 2] ^= std::byte{1}; }
+    self.moved.start().or_throw();
+    status result;
+    for (int call = 0; call < 10 && result.ok(); ++call) {
+      result = self.step(call % 2 == 0 ? std::vector<index_t>{2, 2, 2, 2, 0, 0, 1, 1}
+                                       : std::vector<index_t>{3, 3, 3, 3, 0, 0, 1, 1});
+    }
+    CHECK(self.moved.epoch(1) >= 8);
+    CHECK(result.code() == errc::corrupted);
+    CHECK(says(result, "layer 1, expert 1"));
+  });
   on_two_ranks({.interval = 9, .timeout = patience, .checked_slots = 9}, [](rank_of_two& self, index_t) {
     for (int call = 0; call < 5; ++call) { self.step().or_throw(); }
     self.moved.apply(rotated()).or_throw();

@@ -85,6 +85,16 @@ TEST_CASE("each message takes its own link, and a failure tells which") {
     CHECK(result.rank() == peer);  // among all ranks, on every link
     return result.message();
   };
+  // Also by a link that refuses a batch at once: rank 3 is the node's second.
+  {
+    ballast::in_process_group own_node{2};
+    wires refused{where, own_node.endpoint(1), remote.endpoint(3)};
+    own_node.expel(1);
+    auto const result = refused.start({}, {});
+    CHECK(result.code() == make_error_code(errc::stale_membership));
+    CHECK(result.rank() == 3);
+    CHECK(result.message().find("inside the node, ranks counted from 2: ") == 0);
+  }
   CHECK(waits_for(3).find("ranks counted from 2: in_process: rank 0 waited in vain for a message of rank 1") !=
         std::string::npos);
   CHECK(waits_for(1).find("in_process: rank 2 waited in vain for a message of rank 1") == 0);

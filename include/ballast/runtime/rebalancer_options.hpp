@@ -21,7 +21,7 @@ BALLAST_BEGIN_NAMESPACE
 struct rebalancer_options {
   index_t interval = 1000;  ///< N, forward passes between plans, >= 1
   /// M, passes between refreshes of the shares alone; 0: shares change with plans only. One that falls due while a plan
-  /// is being made comes after it.
+  /// is being made, or in asynchronous mode while layers move, comes after that.
   index_t share_interval = 0;
   double utilization_threshold = 1.0;      ///< do not plan while balancedness is above this; in [0, 1], 1 always plans
   nanoseconds_t timeout = 10'000'000'000;  ///< ns, of each wait for the other ranks; ranks may differ

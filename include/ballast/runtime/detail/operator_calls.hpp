@@ -170,7 +170,7 @@ template <class Core>
   if (!result.ok()) { return result; }
   using pair = typename Core::live_placement;
   auto next = std::make_unique<pair>(pair{where, in_force});  // before anybody may have committed
-  auto layers = numbers_below(core.books.num_layers());
+  auto const layers = numbers_below(core.books.num_layers());
   core.ranks.begin();
   auto taken = detail::tell_store(*core.store, where);
   auto vote = core.ranks.decide(taken);

@@ -276,8 +276,8 @@ template <class Core>
 /// Plan what one call may plan, and go on once that was all.
 template <class Core>
 [[nodiscard]] status plan_step(Core& core) {
-  if (core.elsewhere.plan != nullptr) { return detail::take_plan_back(core); }
   if (auto result = core.refuse_expelled(); !result.ok()) { return core.fail(std::move(result)); }
+  if (core.elsewhere.plan != nullptr) { return detail::take_plan_back(core); }
   auto const start = now() - core.planning->spent;
   if (core.planning->planner == nullptr) {
     detail::plan_next_layers(core);
