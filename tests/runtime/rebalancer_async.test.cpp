@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // Asynchronous moves: bytes travel while passes run, commits follow the words that the engine exchanges.
 #include <ballast/policies/balanced.hpp>
+#include <ballast/policies/incremental.hpp>
 #include <ballast/runtime/rebalancer.hpp>
 #include <ballast/schedule/schedules.hpp>
 #include <ballast/transport/in_process.hpp>
@@ -14,6 +15,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -233,14 +235,17 @@ void record_some(Member& self, int call) {
 }  // namespace
 
 TEST_CASE("shares that fall due while layers move are refreshed when all ranks are done, and hold nothing up") {
-  // The exchange may overlap the pass, and the words may come before the call or after it.
-  for (bool const words_first : {false, true}) {
+  // The exchange may overlap the pass, and the words may come before the call or after it; a plan may take several
+  // calls.
+  auto const goes_on = [](auto const& policy, bool words_first) {
     CAPTURE(words_first);
     on_three_ranks([&](in_process_endpoint& me) {
       auto options = asynchronous();
       options.interval = 6;
       options.share_interval = 1;
-      member<balanced_placement, layers_per_chunk<>> self{roomy, doubled, {}, layers_per_chunk{1}, me, options};
+      options.work_per_plan_call = 1000;
+      member<std::decay_t<decltype(policy)>, layers_per_chunk<>> self{roomy, doubled, policy, layers_per_chunk{1},
+                                                                      me,    options};
       self.moved.start().or_throw();
       for (int call = 0; call < 60; ++call) {
         auto const word = self.moved.outgoing();
@@ -253,6 +258,10 @@ TEST_CASE("shares that fall due while layers move are refreshed when all ranks a
       CHECK(self.log.steps_of("commit").size() >= num_layers);
       CHECK(self.log.steps_of("shares").size() >= 4);
     });
+  };
+  for (bool const words_first : {false, true}) {
+    goes_on(balanced_placement{}, words_first);
+    goes_on(incremental_placement{}, words_first);
   }
 }
 
